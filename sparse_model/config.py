@@ -1,0 +1,88 @@
+"""What a model is and how it is trained: frozen configurations that check themselves when built."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Config(BaseModel):
+    """Frozen; an unknown field is an error that names it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelConfig(Config):
+    """Architecture of a `SparseTransformer` (METHOD 2). Everything else is learned."""
+
+    vocab_size: int = Field(2048, ge=2, description="tokens in the vocabulary")
+    context: int = Field(128, ge=2, description="longest sequence, in tokens")
+    n_layer: int = Field(4, ge=1, description="transformer blocks")
+    d_model: int = Field(128, ge=1, description="channels of the residual stream")
+    d_head: int = Field(16, ge=1, description="channels per attention head; must divide d_model")
+    d_mlp: int | None = Field(None, ge=1, description="neurons per MLP; 4 * d_model when left out")
+    activation_fraction: float = Field(
+        0.25, gt=0, le=1, description="share of channels AbsTopK keeps at every node site; 1 turns it off"
+    )
+    norm_gain: bool = Field(False, description="learned RMSNorm gains (they fold into the next matrix without)")
+    positions: Literal["none", "learned"] = Field("none", description="learned absolute positions, or none")
+    attention_sink: bool = Field(False, description="per head, a learned logit whose value vector is zero")
+    bigram: bool = Field(True, description="dense vocab x vocab table added to the logits")
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelConfig:
+        if self.d_model % self.d_head:
+            raise ValueError(f"d_model {self.d_model} is not divisible by d_head {self.d_head}")
+        if int(self.activation_fraction * self.d_model) < 1:
+            raise ValueError(
+                f"activation_fraction {self.activation_fraction} of d_model {self.d_model} keeps no channel; "
+                f"allowed: at least {1 / self.d_model:.4g}"
+            )
+        return self
+
+    @property
+    def n_head(self) -> int:
+        """Attention heads."""
+        return self.d_model // self.d_head
+
+    @property
+    def d_mlp_(self) -> int:
+        """Neurons per MLP, default applied."""
+        return self.d_mlp or 4 * self.d_model
+
+
+class TrainConfig(Config):
+    """One training run (METHOD 3). Defaults are the paper's where the paper has one."""
+
+    tokens: int = Field(2_000_000, ge=1, description="training tokens in all")
+    batch_size: int = Field(16, ge=1, description="sequences per optimiser step, over all workers")
+    fraction: float = Field(1.0, gt=0, le=1, description="share of each weight tensor that stays nonzero; 1 is dense")
+    embedding_fraction: float | None = Field(
+        None, gt=0, le=1, description="share for the two embeddings when it is to differ from `fraction`"
+    )
+    anneal: float = Field(
+        0.5, ge=0, le=1, description="share of training over which L0 falls to `fraction`; 0: at once"
+    )
+    min_alive: int = Field(4, ge=0, description="nonzeros kept per neuron and per attention channel (j)")
+    dense_biases: bool = Field(False, description="leave biases out of the projection")
+    lr: float = Field(1.28e-2, gt=0, description="peak learning rate at the target sparsity")
+    warmup: float = Field(0.01, ge=0, lt=1, description="share of training with rising learning rate")
+    lr_decay: bool = Field(True, description="linear decay of the learning rate to 0")
+    sharkfin: bool = Field(True, description="multiply the learning rate by 1/sqrt(L0 now / L0 target)")
+    gradient: Literal["normalize", "clip", "none"] = Field(
+        "normalize", description="divide the gradient by its global RMS, clip that RMS to 1, or leave it"
+    )
+    betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW moment decays")
+    eps: float = Field(0.1, gt=0, description="AdamW epsilon (the paper's is 0.1)")
+    weight_decay: float = Field(0.1, ge=0, description="AdamW decay; not on the bigram table")
+    seed: int = Field(0, ge=0, description="of the initial weights and the data order")
+    dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="of activations; weights stay float32")
+    eval_tokens: int = Field(65_536, ge=1, description="held-out tokens per validation")
+    eval_every: int = Field(200, ge=1, description="steps between validations")
+    checkpoint_every: int = Field(200, ge=1, description="steps between checkpoints")
+    log_every: int = Field(20, ge=1, description="steps between progress reports")
+
+    def n_steps(self, context: int) -> int:
+        """Optimiser steps, each of batch_size * context tokens."""
+        return max(1, round(self.tokens / (self.batch_size * context)))

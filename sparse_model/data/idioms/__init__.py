@@ -1,0 +1,12 @@
+"""`idioms`: an endless, seeded stream of small Python programs with typed scopes.
+
+Tiny models see a few megabytes of text, so the idiom behind every task of METHOD section 5 is written often, with both
+answers equally likely and with distractors around it. Read `programs.py` first; `circuit.tasks` builds its prompts
+from the same parts, which is what keeps prompts in distribution.
+"""
+
+from sparse_model.data.idioms.names import Kind
+from sparse_model.data.idioms.programs import program, programs
+from sparse_model.data.idioms.scope import Draw, Scope
+
+__all__ = ["Draw", "Kind", "Scope", "program", "programs"]

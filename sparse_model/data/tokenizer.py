@@ -1,0 +1,118 @@
+"""Byte-level BPE with the pre-tokenizer of the paper's released code; any text survives a round trip."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Self
+
+import tokenizers
+from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+
+from sparse_model.data.config import TokenizerConfig
+from sparse_model.errors import InputError
+from sparse_model.storage import read_bytes, write_bytes_atomic
+
+# The released pattern: brackets and quotes can fuse with their neighbours, so that `("` or `],` is one token.
+PATTERN = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+END_OF_TEXT = "<|endoftext|>"
+
+
+class Tokenizer:
+    """Text to token ids and back; `eot` is the id that separates documents and no text contains it."""
+
+    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        """Wrap a byte-level BPE that has the separator; raises InputError for any other tokenizer."""
+        eot = backend.token_to_id(END_OF_TEXT)
+        missing = [symbol for symbol in _alphabet() if backend.token_to_id(symbol) is None]
+        if eot is None or missing or not isinstance(backend.model, models.BPE):
+            raise InputError(f"tokenizer: not a byte-level BPE with all 256 bytes and a {END_OF_TEXT} token")
+        # Text that happens to contain the separator's name is text, not a separator.
+        backend.encode_special_tokens = True
+        self._backend = backend
+        self.eot: int = eot
+
+    @classmethod
+    def train(cls, texts: Iterable[str], config: TokenizerConfig) -> Self:
+        """Train on documents; the same documents give the same tokenizer.
+
+        Raises InputError when the text is too small or too uniform for `config.vocab_size` tokens.
+        """
+        backend = tokenizers.Tokenizer(models.BPE())
+        backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(PATTERN), "isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
+        backend.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=config.vocab_size,
+            min_frequency=2,
+            special_tokens=[END_OF_TEXT],
+            initial_alphabet=_alphabet(),
+            show_progress=False,
+        )
+        backend.train_from_iterator(texts, trainer)
+        reached = backend.get_vocab_size()
+        if reached < config.vocab_size:
+            raise InputError(
+                f"vocab_size: {config.vocab_size} cannot be reached: this text gives only {reached} tokens; "
+                "allow fewer or give more text"
+            )
+        return cls(backend)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """From the content of a tokenizer.json; raises InputError if it is damaged or of another kind."""
+        try:
+            backend = tokenizers.Tokenizer.from_str(text)
+        except Exception as error:  # the library raises nothing narrower
+            raise InputError(f"tokenizer: not a tokenizer.json: {error}") from error
+        return cls(backend)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """From a tokenizer.json on disk or at a URI; raises InputError naming it if it cannot be used."""
+        raw = read_bytes(str(path))
+        try:
+            return cls.from_json(raw.decode("utf-8"))
+        except (InputError, UnicodeDecodeError) as error:
+            raise InputError(f"{path}: {error}") from error
+
+    def to_json(self) -> str:
+        """The content of tokenizer.json, readable by Hugging Face libraries."""
+        return self._backend.to_str(pretty=False)
+
+    def save(self, path: str | Path) -> None:
+        """Write one tokenizer.json, on disk or at a URI."""
+        write_bytes_atomic(str(path), self.to_json().encode("utf-8"))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # The library's own pickling forgets that separators in text are text.
+        return type(self).from_json, (self.to_json(),)
+
+    @property
+    def vocab_size(self) -> int:
+        return self._backend.get_vocab_size()
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text; never contains `eot`."""
+        return self._backend.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, computed on all cores."""
+        encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids; bytes that form no character become U+FFFD."""
+        return self._backend.decode(list(ids), skip_special_tokens=False)
+
+    def token_text(self, token_id: int) -> str:
+        """The text of one token; raises InputError when there is no such token."""
+        if not 0 <= token_id < self.vocab_size:
+            raise InputError(f"token {token_id} does not exist: allowed are 0 to {self.vocab_size - 1}")
+        return self.decode([token_id])
+
+
+def _alphabet() -> list[str]:
+    return sorted(pre_tokenizers.ByteLevel.alphabet())

@@ -1,0 +1,62 @@
+"""What is measured of a model on held-out tokens: loss, dead neurons, kurtosis of the residual stream."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from sparse_model.config import ModelConfig
+from sparse_model.loss import next_token_loss
+from sparse_model.model import SparseTransformer
+from sparse_model.sites import FINAL_SITE
+
+
+@torch.no_grad()
+def evaluate(model: SparseTransformer, batches: Iterable[Tensor]) -> dict[str, float]:
+    """Mean over all tokens of batches (B, T + 1): `val_loss` (nats), `dead_neurons` (share never active), `kurtosis`.
+
+    Kurtosis is that of the channels of the final residual stream, normed, averaged over positions (3 for a Gaussian).
+    With several workers each brings its own batches and all get the figures over all of them.
+    """
+    watch = _Watch(model.config, model.embedding.device)
+    loss = torch.zeros((), dtype=torch.float64, device=model.embedding.device)
+    for batch in batches:
+        logits = model(batch[:, :-1], watch)
+        loss += next_token_loss(logits, batch[:, 1:], reduction="sum")
+    watch.sums[0] = loss
+    if dist.is_initialized():
+        dist.all_reduce(watch.sums)
+        dist.all_reduce(watch.alive, op=dist.ReduceOp.MAX)
+    loss_sum, kurtosis_sum, n_tokens = watch.sums.tolist()
+    return {
+        "val_loss": loss_sum / n_tokens,
+        "kurtosis": kurtosis_sum / n_tokens,
+        "dead_neurons": 1 - float(watch.alive.float().mean()),
+    }
+
+
+class _Watch:
+    """A site function that looks at neurons and at the final residual stream while they pass."""
+
+    def __init__(self, config: ModelConfig, device: torch.device) -> None:
+        self.alive = torch.zeros(config.n_layer, config.d_mlp_, dtype=torch.uint8, device=device)
+        self.sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, kurtosis, tokens
+
+    def __call__(self, name: str, x: Tensor) -> Tensor:
+        if name.endswith("mlp.act"):
+            self.alive[int(name.split(".")[1])] |= (x != 0).flatten(0, -2).any(0)
+        elif name == FINAL_SITE:
+            z = x.float() - x.float().mean(-1, keepdim=True)
+            self.sums[1] += ((z**4).mean(-1) / (z**2).mean(-1).square().clamp_min(1e-30)).sum()
+            self.sums[2] += z[..., 0].numel()
+        return x
+
+
+def flops_per_token(config: ModelConfig) -> float:
+    """Training FLOPs per token as if dense: 6 per matrix weight, and 12 * n_layer * d_model * context for attention."""
+    layer = 4 * config.d_model**2 + 2 * config.d_model * config.d_mlp_
+    matrices = config.n_layer * layer + config.vocab_size * config.d_model
+    return 6.0 * matrices + 12.0 * config.n_layer * config.d_model * config.context

@@ -1,0 +1,215 @@
+"""The weight-sparse transformer (METHOD 2). Which weights are zero is training's business; see `sparsity`.
+
+Shapes: B batch, T time, D = d_model channels, H heads, K = d_head, F = d_mlp neurons, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparse_model.abstopk import abs_topk
+from sparse_model.config import ModelConfig
+from sparse_model.loss import unembedding_loss
+from sparse_model.sites import FINAL_SITE, SiteFunction, site_name, site_names
+
+
+class SparseTransformer(nn.Module):
+    """A GPT-2 style decoder with AbsTopK activations at every node site.
+
+    `forward` gives logits (B, T, V) in float32 for tokens (B, T). Parameters are float32; activations are of
+    `compute_dtype`, which is a property of the run and not of the model.
+    """
+
+    def __init__(self, config: ModelConfig, compute_dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.config = config
+        self.compute_dtype = compute_dtype
+        V, D = config.vocab_size, config.d_model
+        self.embedding = nn.Parameter(torch.empty(V, D))
+        self.positions = nn.Parameter(torch.empty(config.context, D)) if config.positions == "learned" else None
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.final_norm = Norm(config)
+        self.unembedding = nn.Parameter(torch.empty(V, D))
+        self.unembedding_bias = nn.Parameter(torch.zeros(V))
+        self.bigram = nn.Parameter(torch.zeros(V, V)) if config.bigram else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """GPT-2 initialisation; the matrices that write to the residual stream are scaled by 1/sqrt(2 * n_layer)."""
+        residual_scale = 1 / math.sqrt(2 * self.config.n_layer)
+        for name, parameter in self.named_parameters():
+            if name.endswith("weight"):
+                std = 1 / math.sqrt(parameter.shape[1])
+                nn.init.normal_(parameter, std=std * (residual_scale if ".out." in name or ".down." in name else 1))
+            elif name in ("embedding", "unembedding", "positions"):
+                nn.init.normal_(parameter, std=1 / math.sqrt(self.config.d_model))
+
+    def forward(self, tokens: Tensor, at_site: SiteFunction | None = None, targets: Tensor | None = None) -> Tensor:
+        """Logits (B, T, V) for tokens (B, T); with targets (B, T), their mean cross-entropy in nats instead.
+
+        `at_site` may look at or replace the activation of every node site.
+        """
+        final = self.final(tokens, at_site)
+        if targets is None:
+            return self.logits(final, tokens)
+        weights = self.unembedding, self.unembedding_bias, self.bigram
+        return unembedding_loss(final.flatten(0, 1), *weights, tokens.flatten(), targets.flatten())
+
+    def final(self, tokens: Tensor, at_site: SiteFunction | None = None) -> Tensor:
+        """Activation of the last node site, final.in, (B, T, D): everything but the unembedding."""
+        if tokens.shape[-1] > self.config.context:
+            raise ValueError(f"sequence of {tokens.shape[-1]} tokens; the model's context is {self.config.context}")
+        x: Tensor = F.embedding(tokens, self.embedding)
+        if self.positions is not None:
+            x = x + self.positions[: tokens.shape[-1]]
+        for layer in self.layers:
+            x = layer(x, self.compute_dtype, at_site)
+        return _visit(at_site, FINAL_SITE, self.final_norm(x).to(self.compute_dtype))
+
+    def logits(self, final: Tensor, tokens: Tensor) -> Tensor:
+        """Logits (..., V) from final.in (..., D) and the tokens (...) at the same positions."""
+        dtype = final.dtype
+        logits = F.linear(final, self.unembedding.to(dtype), self.unembedding_bias.to(dtype)).float()
+        return logits if self.bigram is None else logits + F.embedding(tokens, self.bigram)
+
+    @torch.no_grad()
+    def capture(self, tokens: Tensor, names: Iterable[str] | None = None) -> dict[str, Tensor]:
+        """Activations (B, T, channels) at the named sites (all by default); an unknown name is a KeyError."""
+        wanted = self._known(site_names(self.config) if names is None else names)
+        seen: dict[str, Tensor] = {}
+
+        def keep(name: str, x: Tensor) -> Tensor:
+            if name in wanted:
+                seen[name] = x
+            return x
+
+        self.final(tokens, keep)
+        return seen
+
+    def replace(self, tokens: Tensor, values: Mapping[str, Tensor]) -> Tensor:
+        """Logits (B, T, V) with the named sites held at the given values (broadcast to (B, T, channels))."""
+        self._known(values)
+        return self.forward(tokens, lambda name, x: values[name].to(x.dtype).expand_as(x) if name in values else x)
+
+    def _known(self, names: Iterable[str]) -> set[str]:
+        wanted, known = set(names), set(site_names(self.config))
+        if wanted - known:
+            raise KeyError(f"no node site {sorted(wanted - known)[0]!r}; sites are layers.<i>.<kind> and {FINAL_SITE}")
+        return wanted
+
+
+class Block(nn.Module):
+    """Attention and MLP, each reading the normed residual stream and adding to it."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.attn = Attention(config, layer)
+        self.mlp = MLP(config, layer)
+
+    def forward(self, x: Tensor, dtype: torch.dtype, at_site: SiteFunction | None) -> Tensor:
+        x = x + self.attn(x, dtype, at_site)
+        x = x + self.mlp(x, dtype, at_site)
+        return x
+
+
+class Attention(nn.Module):
+    """Causal attention; AbsTopK on the input, on q, k and v over all heads jointly, and on the output."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.config, self.layer = config, layer
+        self.norm = Norm(config)
+        self.qkv = Linear(config.d_model, 3 * config.d_model)
+        self.out = Linear(config.d_model, config.d_model)
+        self.sink = nn.Parameter(torch.zeros(config.n_head)) if config.attention_sink else None
+
+    def forward(self, x: Tensor, dtype: torch.dtype, at_site: SiteFunction | None) -> Tensor:
+        def node(kind: str, value: Tensor) -> Tensor:
+            return _visit(at_site, site_name(self.layer, kind), _sparse(value, self.config))
+
+        qkv: Tensor = self.qkv(node("attn.in", self.norm(x).to(dtype)))
+        q, k, v = qkv.chunk(3, dim=-1)
+        mixed = self.attend(node("attn.q", q), node("attn.k", k), node("attn.v", v))
+        return node("attn.out", self.out(mixed))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Causal softmax attention of q, k, v, each (B, T, D), scaled by 1/sqrt(d_head)."""
+        x_dtype = q.dtype
+        q, k, v = (z.view(*z.shape[:-1], -1, self.config.d_head).transpose(1, 2) for z in (q, k, v))
+        if self.sink is None:
+            # On CPU the bfloat16 kernel's backward takes 5 times as long as float32's (benchmarks/train_step.py)
+            kernel_dtype = q.dtype if q.is_cuda else torch.float32
+            q, k, v = q.to(kernel_dtype), k.to(kernel_dtype), v.to(kernel_dtype)
+            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True).to(x_dtype)
+        else:
+            mixed = _attend_with_sink(q, k, v, self.sink)
+        return mixed.transpose(1, 2).flatten(-2)
+
+
+class MLP(nn.Module):
+    """Up projection, GELU, AbsTopK, down projection."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.config, self.layer = config, layer
+        self.norm = Norm(config)
+        self.up = Linear(config.d_model, config.d_mlp_)
+        self.down = Linear(config.d_mlp_, config.d_model)
+
+    def forward(self, x: Tensor, dtype: torch.dtype, at_site: SiteFunction | None) -> Tensor:
+        def node(kind: str, value: Tensor) -> Tensor:
+            return _visit(at_site, site_name(self.layer, kind), _sparse(value, self.config))
+
+        read = node("mlp.in", self.norm(x).to(dtype))
+        neurons = node("mlp.act", F.gelu(self.up(read)))
+        return node("mlp.out", self.down(neurons))
+
+
+class Linear(nn.Module):
+    """x @ weight.T + bias in the dtype of x; weight (out, in) and bias (out) are kept in float32."""
+
+    def __init__(self, d_in: int, d_out: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(d_out, d_in))
+        self.bias = nn.Parameter(torch.zeros(d_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
+
+
+class Norm(nn.Module):
+    """RMSNorm over channels: zero stays zero. Without a gain, which would fold into the next matrix."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.width = config.d_model
+        self.gain = nn.Parameter(torch.ones(config.d_model)) if config.norm_gain else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, (self.width,), self.gain)
+
+
+def _sparse(x: Tensor, config: ModelConfig) -> Tensor:
+    if config.activation_fraction == 1:
+        return x
+    return abs_topk(x, max(1, int(config.activation_fraction * x.shape[-1])))
+
+
+def _visit(at_site: SiteFunction | None, name: str, x: Tensor) -> Tensor:
+    return x if at_site is None else at_site(name, x)
+
+
+def _attend_with_sink(q: Tensor, k: Tensor, v: Tensor, sink: Tensor) -> Tensor:
+    """q, k, v (B, H, T, K), sink (H): the sink takes its share of the softmax and gives nothing back."""
+    T = q.shape[-2]
+    scores = (q @ k.transpose(-1, -2)).float() / math.sqrt(q.shape[-1])
+    future = torch.ones(T, T, dtype=torch.bool, device=q.device).triu(1)
+    scores = scores.masked_fill(future, -math.inf)
+    column = sink.view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
+    shares = torch.cat([scores, column], dim=-1).softmax(dim=-1)[..., :-1]
+    return shares.to(v.dtype) @ v

@@ -1,0 +1,70 @@
+"""Models on disk: model.safetensors, config.json, tokenizer.json; strict on the way back."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from sparse_model import storage
+from sparse_model.config import ModelConfig
+from sparse_model.data.tokenizer import Tokenizer
+from sparse_model.errors import InputError
+from sparse_model.model import SparseTransformer
+
+FORMAT = {"format": "circuit-sweeps/sparse-transformer", "version": 1}
+
+
+def save_pretrained(model: SparseTransformer, tokenizer: Tokenizer, uri: str) -> None:
+    """Write the three files under a folder or fsspec URI, the weights last: a folder with weights is complete."""
+    config = FORMAT | {"model": model.config.model_dump(mode="json")}
+    weights = {name: p.detach().cpu().contiguous() for name, p in model.state_dict().items()}
+    storage.write_bytes_atomic(storage.join(uri, "config.json"), json.dumps(config, indent=2).encode())
+    storage.write_bytes_atomic(storage.join(uri, "tokenizer.json"), tokenizer.to_json().encode())
+    storage.write_bytes_atomic(storage.join(uri, "model.safetensors"), save(weights))
+
+
+def from_pretrained(uri: str, device: str | torch.device = "cpu") -> tuple[SparseTransformer, Tokenizer]:
+    """Read back what `save_pretrained` wrote; a truncated or foreign file is an InputError that names it."""
+    model = SparseTransformer(_read_config(uri))
+    _load_weights(model, uri)
+    tokenizer = Tokenizer.from_json(storage.read_bytes(storage.join(uri, "tokenizer.json")).decode())
+    if tokenizer.vocab_size != model.config.vocab_size:
+        raise InputError(f"{uri}: tokenizer of {tokenizer.vocab_size} tokens with a model of {model.config.vocab_size}")
+    return model.to(device).eval(), tokenizer
+
+
+def _read_config(uri: str) -> ModelConfig:
+    path = storage.join(uri, "config.json")
+    try:
+        content = json.loads(storage.read_bytes(path))
+        header = {key: content[key] for key in FORMAT}
+        if header != FORMAT:
+            raise InputError(f"{path}: format {header}; allowed: {FORMAT}")
+        return ModelConfig.model_validate(content["model"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, InputError):
+            raise
+        detail = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        raise InputError(f"{path}: not the configuration of a saved model ({detail})") from None
+
+
+def _load_weights(model: SparseTransformer, uri: str) -> None:
+    path = storage.join(uri, "model.safetensors")
+    try:
+        weights = load(storage.read_bytes(path))
+    except SafetensorError as error:
+        raise InputError(f"{path}: truncated or not a safetensors file ({error})") from None
+    expected = model.state_dict()
+    missing, extra = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
+    if missing or extra:
+        raise InputError(f"{path}: missing tensors {missing[:3]}, unknown tensors {extra[:3]}")
+    for name, tensor in weights.items():
+        if tensor.shape != expected[name].shape:
+            raise InputError(
+                f"{path}: {name} has shape {list(tensor.shape)}; config.json asks for {list(expected[name].shape)}"
+            )
+    model.load_state_dict(weights)

@@ -1,0 +1,209 @@
+"""Bytes in a local folder or an object store, named by one URI.
+
+A URI is a plain path (relative ones too), `file://…`, `memory://…`, `s3://bucket/key` or anything else fsspec
+knows. An S3 server other than Amazon's is named by the environment variable AWS_ENDPOINT_URL or, as for
+pyarrow, by `s3://bucket/key?endpoint_override=http://host:port`. Every failure is a one-line `InputError`.
+"""
+
+import os
+import re
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from sparse_model.errors import InputError
+
+SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=+-]*")
+S3_PROTOCOLS = ("s3", "s3a")
+
+
+def filesystem(uri: str) -> tuple[Any, str]:
+    """The fsspec file system of a URI and the path inside it (absolute, without protocol and query).
+
+    Raises InputError for an unknown protocol, a missing driver or an unknown query parameter.
+    """
+    location, options = _split_query(uri)
+    protocol = _protocol(location)
+    with refusing("open", uri):
+        fs = fsspec.filesystem(protocol, **_driver_options(uri, protocol, options))
+        return fs, str(fs._strip_protocol(location))
+
+
+def is_local(uri: str) -> bool:
+    """Whether the URI names this machine's own disk."""
+    return _protocol(uri) in ("file", "local")
+
+
+def join(uri: str, *parts: str) -> str:
+    """The URI of something below `uri`; a query stays at the end. No part can climb out of `uri`.
+
+    Raises InputError for a part that is empty or has an empty, `.` or `..` component.
+    """
+    location, separator, query = uri.partition("?") if _has_query(uri) else (uri, "", "")
+    for part in parts:
+        if any(component in ("", ".", "..") for component in part.split("/")) or "\\" in part:
+            raise InputError(f"storage: {part!r} is not a path below {uri}")
+        # `s3://` and `memory://` alone, and `/`, already end in their slash
+        location += part if location.endswith("/") else f"/{part}"
+    return location + separator + query
+
+
+def safe_name(name: str, what: str = "name") -> str:
+    """`name`, if it can be one component of a path in every store; raises InputError otherwise."""
+    if not SAFE_NAME.fullmatch(name) or len(name) > 200:
+        raise InputError(
+            f"{what} {name!r} cannot name a file: allowed are up to 200 letters, digits, and . _ = + - "
+            "(no dot or sign first)"
+        )
+    return name
+
+
+def exists(uri: str) -> bool:
+    """Whether there is a file or folder at `uri`; raises InputError if the store cannot be reached."""
+    fs, path = filesystem(uri)
+    with refusing("look at", uri):
+        try:
+            fs.info(path)
+        except FileNotFoundError:
+            return False
+        return True
+
+
+def listdir(uri: str) -> list[str]:
+    """Sorted names directly below a folder; none when it is missing (object stores know no empty folders).
+
+    Hidden names, half-written files among them, are left out.
+    """
+    fs, path = filesystem(uri)
+    with refusing("list", uri):
+        try:
+            entries = fs.ls(path, detail=False)
+        except FileNotFoundError:
+            return []
+    names = {str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry.rstrip("/") != path}
+    return sorted(name for name in names if not name.startswith("."))
+
+
+def read_bytes(uri: str) -> bytes:
+    """The whole content of a file; raises InputError if it is missing or cannot be read."""
+    fs, path = filesystem(uri)
+    with refusing("read", uri):
+        return bytes(fs.cat_file(path))
+
+
+def write_bytes_atomic(uri: str, data: bytes) -> None:
+    """Write a file that readers see whole or not at all, replacing an older one. Missing folders are made.
+
+    Raises InputError if the place cannot be written.
+    """
+    fs, path = filesystem(uri)
+    with refusing("write", uri):
+        if isinstance(fs, LocalFileSystem):
+            _replace_local(Path(path), data)
+        else:
+            fs.pipe_file(path, data)  # one PUT, or a multipart upload that appears when it is completed
+
+
+def remove(uri: str) -> None:
+    """Delete a file or a whole folder; nothing happens when it is missing."""
+    fs, path = filesystem(uri)
+    with refusing("delete", uri):
+        try:
+            fs.rm(path, recursive=True)
+        except FileNotFoundError:
+            return
+
+
+def download(uri: str, target: Path) -> None:
+    """Copy one file to a local path, whole or not at all; raises InputError if it cannot be read."""
+    fs, path = filesystem(uri)
+    partial = _partial_name(target)
+    try:
+        with refusing("copy", f"{uri} to {target}"):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            fs.get_file(path, str(partial))
+            os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def check_writable(uri: str) -> None:
+    """Prove by a tiny file, deleted again, that the folder can be written; raises InputError if it cannot."""
+    probe = join(uri, f"_probe-{uuid.uuid4().hex}")
+    write_bytes_atomic(probe, b"circuit-sweeps")
+    remove(probe)
+
+
+def _protocol(location: str) -> str:
+    return location.split("://", 1)[0] if "://" in location else "file"
+
+
+def _has_query(uri: str) -> bool:
+    # Elsewhere a question mark is part of the name: a glob on disk, a signed web address.
+    return _protocol(uri) in S3_PROTOCOLS
+
+
+def _split_query(uri: str) -> tuple[str, dict[str, str]]:
+    if not _has_query(uri) or "?" not in uri:
+        return uri, {}
+    location, query = uri.split("?", 1)
+    return location, dict(parse_qsl(query, keep_blank_values=True))
+
+
+def _driver_options(uri: str, protocol: str, query: dict[str, str]) -> dict[str, Any]:
+    if protocol not in S3_PROTOCOLS:
+        return {}
+    unknown = sorted(set(query) - {"endpoint_override", "scheme", "region"})
+    if unknown:
+        raise InputError(
+            f"storage: unknown parameter {unknown[0]!r} in {uri}: allowed are endpoint_override, scheme, region"
+        )
+    # Named here, not left to botocore, so that a changed environment gets another (cached) file system.
+    endpoint = (
+        query.get("endpoint_override") or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    )
+    if endpoint and "://" not in endpoint:
+        endpoint = f"{query.get('scheme', 'https')}://{endpoint}"
+    region = {"region_name": query["region"]} if query.get("region") else {}
+    # Other processes write to the same folders: a cached listing would hide their files.
+    return {"endpoint_url": endpoint, "client_kwargs": region, "use_listings_cache": False}
+
+
+def _replace_local(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = _partial_name(path)
+    try:
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _partial_name(path: Path) -> Path:
+    # The dot hides it from `listdir` and from Parquet readers should the process be killed.
+    return path.with_name(f".partial-{uuid.uuid4().hex}")
+
+
+@contextmanager
+def refusing(action: str, uri: str) -> Iterator[None]:
+    """Turn whatever a driver raises (each has its own exceptions) into one line that names the URI."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, FileNotFoundError):
+            reason = "it does not exist"
+        elif isinstance(error, OSError) and error.strerror:
+            reason = error.strerror
+        raise InputError(f"storage: cannot {action} {uri}: {reason}") from error

@@ -1,0 +1,195 @@
+"""Batches as a pure function of seed and step, whatever the number of workers; damage is noticed."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sparse_model import storage
+from sparse_model.data import loader, shards
+from sparse_model.data.config import CorpusConfig, SourceConfig, TokenizerConfig
+from sparse_model.data.corpora import Split
+from sparse_model.data.loader import TokenDataset
+from sparse_model.errors import InputError
+
+CORPUS = CorpusConfig(sources=(SourceConfig(source="idioms", megabytes=0.1),), heldout_fraction=0.1)
+CONTEXT = 32
+
+
+def make(root: str) -> TokenDataset:
+    """A dataset of about a dozen shards of 4000 tokens."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards, "SHARD_TOKENS", 4000)
+        return shards.prepare(CORPUS, TokenizerConfig(vocab_size=400), root)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> TokenDataset:
+    return make(str(tmp_path_factory.mktemp("root")))
+
+
+def all_windows(dataset: TokenDataset, split: Split, context: int = CONTEXT) -> list[list[int]]:
+    """The slow, obvious reference: every window in the order of the text."""
+    windows = []
+    for shard in dataset.manifest.split(split).shards:
+        tokens = np.load(Path(dataset.uri, shard.name)).tolist()
+        for start in range(0, len(tokens) - context, context):
+            windows.append(tokens[start : start + context + 1])
+    return windows
+
+
+def batch(dataset: TokenDataset, step: int, size: int = 8, **rest: int) -> npt.NDArray[np.int64]:
+    return dataset.batch("train", step, batch_size=size, context=CONTEXT, **({"seed": 5} | rest))
+
+
+class TestBatches:
+    def test_shape_and_type(self, dataset: TokenDataset) -> None:
+        rows = batch(dataset, 0, rank=1, world=2)
+        assert rows.shape == (4, CONTEXT + 1)
+        assert rows.dtype == np.int64
+
+    def test_an_epoch_visits_every_window_once(self, dataset: TokenDataset) -> None:
+        windows = all_windows(dataset, "train")
+        assert dataset.n_windows("train", CONTEXT) == len(windows)
+        stream = np.concatenate([batch(dataset, step) for step in range(2 * len(windows) // 8 + 1)]).tolist()
+        first, second = stream[: len(windows)], stream[len(windows) : 2 * len(windows)]
+        assert first != windows
+        assert first != second
+        assert sorted(first) == sorted(second) == sorted(windows)
+
+    @given(step=st.integers(0, 400), world=st.sampled_from([1, 2, 4, 8]))
+    def test_workers_together_see_what_one_would(self, dataset: TokenDataset, step: int, world: int) -> None:
+        whole = batch(dataset, step)
+        for rank in range(world):
+            assert np.array_equal(batch(dataset, step, rank=rank, world=world), whole[rank::world])
+
+    def test_only_seed_and_step_matter(self, dataset: TokenDataset) -> None:
+        fresh = TokenDataset.open(dataset.uri)
+        forwards = [batch(dataset, step) for step in range(200)]
+        backwards = [batch(fresh, step) for step in reversed(range(200))]
+        assert all(np.array_equal(a, b) for a, b in zip(forwards, reversed(backwards), strict=True))
+        assert not np.array_equal(batch(dataset, 0), batch(dataset, 0, seed=6))
+
+    def test_a_batch_may_be_larger_than_the_epoch(self, dataset: TokenDataset) -> None:
+        total = dataset.n_windows("heldout", CONTEXT)
+        rows = dataset.batch("heldout", 0, batch_size=3 * total, context=CONTEXT, seed=0).tolist()
+        assert sorted(rows) == sorted(3 * all_windows(dataset, "heldout"))
+
+    @pytest.mark.parametrize("context", [1, 7, 100, 1500])
+    def test_any_context_that_fits(self, dataset: TokenDataset, context: int) -> None:
+        windows = all_windows(dataset, "train", context)
+        rows = dataset.batch("train", 0, batch_size=len(windows), context=context, seed=0)
+        assert sorted(rows.tolist()) == sorted(windows)
+
+    def test_impossible_requests_are_refused(self, dataset: TokenDataset) -> None:
+        with pytest.raises(InputError, match="context: 4000 is too long for the train split"):
+            dataset.batch("train", 0, batch_size=1, context=4000, seed=0)
+        with pytest.raises(InputError, match="batch_size: 8 is not a multiple of the 3 workers"):
+            batch(dataset, 0, rank=0, world=3)
+
+
+class TestHeldoutBatches:
+    def test_all_windows_in_order_the_last_batch_partial(self, dataset: TokenDataset) -> None:
+        windows = all_windows(dataset, "heldout")
+        size = 7
+        assert len(windows) % size != 0
+        batches = list(dataset.heldout_batches(size, CONTEXT))
+        assert [len(rows) for rows in batches] == [size] * (len(windows) // size) + [len(windows) % size]
+        assert np.concatenate(batches).tolist() == windows
+
+    @pytest.mark.parametrize(("max_tokens", "windows"), [(1, 1), (CONTEXT * 5, 5), (CONTEXT * 6 - 1, 5), (10**9, None)])
+    def test_the_limit_counts_targets(self, dataset: TokenDataset, max_tokens: int, windows: int | None) -> None:
+        rows = np.concatenate(list(dataset.heldout_batches(4, CONTEXT, max_tokens)))
+        assert rows.tolist() == all_windows(dataset, "heldout")[:windows]
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def wrong_type(path: Path) -> None:
+    np.save(path, np.load(path).astype(np.int32))
+
+
+def shorter(path: Path) -> None:
+    np.save(path, np.load(path)[:-1])
+
+
+class TestDamage:
+    @pytest.fixture
+    def copy(self, tmp_path: Path) -> Path:
+        return Path(make(str(tmp_path)).uri)
+
+    @pytest.mark.parametrize("harm", [truncate, wrong_type, shorter, Path.unlink])
+    def test_a_damaged_shard_is_refused_by_name(self, copy: Path, harm: Callable[[Path], None]) -> None:
+        harm(copy / "train-00003.npy")
+        with pytest.raises(InputError, match=r"train-00003\.npy") as refused:
+            TokenDataset.open(str(copy))
+        assert "\n" not in str(refused.value)
+
+    @pytest.mark.parametrize("harm", [truncate, Path.unlink])
+    def test_a_damaged_tokenizer_is_refused_by_name(self, copy: Path, harm: Callable[[Path], None]) -> None:
+        harm(copy / "tokenizer.json")
+        with pytest.raises(InputError, match=r"tokenizer\.json"):
+            TokenDataset.open(str(copy))
+
+    @pytest.mark.parametrize(
+        ("change", "reason"),
+        [
+            (lambda text: text[:-20], "damaged manifest.json"),
+            (lambda text: "[]", "damaged manifest.json"),
+            (lambda text: text.replace('"key"', '"kex"'), "damaged manifest.json: key"),
+            (lambda text: text.replace("train-00003.npy", "../../other.npy"), "train.shards.3.name"),
+            (lambda text: json.dumps(json.loads(text) | {"format": 2}), "damaged manifest.json: format"),
+        ],
+    )
+    def test_a_damaged_manifest_is_refused(self, copy: Path, change: Callable[[str], str], reason: str) -> None:
+        manifest = copy / "manifest.json"
+        manifest.write_text(change(manifest.read_text()))
+        with pytest.raises(InputError, match=reason) as refused:
+            TokenDataset.open(str(copy))
+        assert "\n" not in str(refused.value)
+
+    def test_an_unfinished_dataset_is_refused(self, copy: Path) -> None:
+        (copy / "manifest.json").unlink()
+        with pytest.raises(InputError, match="it is missing or was not finished"):
+            TokenDataset.open(str(copy))
+
+
+class TestRemote:
+    @pytest.fixture
+    def remote(self, s3_bucket: str, s3_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+        monkeypatch.setattr(loader, "_default_cache", lambda: tmp_path / "default")
+        return make(f"s3://{s3_bucket}/x?endpoint_override={s3_endpoint}").uri
+
+    def test_it_gives_the_same_batches_as_a_local_one(self, remote: str, dataset: TokenDataset, tmp_path: Path) -> None:
+        opened = TokenDataset.open(remote, cache_dir=tmp_path)
+        assert opened.manifest == dataset.manifest
+        assert np.array_equal(batch(opened, 40), batch(dataset, 40))
+
+    def test_shards_are_copied_once(self, remote: str, tmp_path: Path) -> None:
+        before = TokenDataset.open(remote, cache_dir=tmp_path)
+        for shard in before.manifest.train.shards:
+            storage.remove(storage.join(remote, shard.name))
+        after = TokenDataset.open(remote, cache_dir=tmp_path)
+        assert np.array_equal(batch(after, 3), batch(before, 3))
+
+    def test_a_copy_cut_short_is_made_again(self, remote: str, tmp_path: Path) -> None:
+        key = TokenDataset.open(remote, cache_dir=tmp_path).manifest.key
+        truncate(tmp_path / key / "train-00003.npy")
+        TokenDataset.open(remote, cache_dir=tmp_path)
+
+    def test_damage_in_the_store_is_refused_and_not_kept(self, remote: str, tmp_path: Path) -> None:
+        uri = storage.join(remote, "train-00003.npy")
+        raw = bytearray(storage.read_bytes(uri))
+        raw[-1] ^= 1
+        storage.write_bytes_atomic(uri, bytes(raw))
+        with pytest.raises(InputError, match=r"train-00003\.npy.* is damaged: its sha256"):
+            TokenDataset.open(remote, cache_dir=tmp_path / "new")
+        left = sorted(path.name for path in (tmp_path / "new").rglob("*.npy"))
+        assert left == ["train-00000.npy", "train-00001.npy", "train-00002.npy"]

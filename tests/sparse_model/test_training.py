@@ -1,0 +1,167 @@
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sparse_model.checkpoint import LocalCheckpoints
+from sparse_model.config import ModelConfig, TrainConfig
+from sparse_model.data import CorpusConfig, SourceConfig, TokenDataset, TokenizerConfig, prepare
+from sparse_model.errors import InputError
+from sparse_model.measures import evaluate
+from sparse_model.model import SparseTransformer
+from sparse_model.training import train
+
+MODEL = ModelConfig(vocab_size=300, context=32, n_layer=1, d_model=32, d_head=8)
+RECIPE = TrainConfig(
+    tokens=32 * 8 * 40, batch_size=8, fraction=0.2, min_alive=1, lr=0.05, dtype="float32",
+    log_every=5, eval_every=20, checkpoint_every=8, eval_tokens=2_000,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> TokenDataset:
+    corpus = CorpusConfig(sources=(SourceConfig(source="idioms", megabytes=0.3),), heldout_fraction=0.05)
+    return prepare(corpus, TokenizerConfig(vocab_size=300), str(tmp_path_factory.mktemp("data")))
+
+
+def weights(model: SparseTransformer) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_sparse_model_learns_and_ends_at_its_budget(data):
+    seen = []
+    result = train(MODEL, RECIPE, data, report=lambda m: seen.append(dict(m)))
+    assert result.status == "ok"
+    assert result.metrics["val_loss"] < seen[0]["train_loss"] - 1
+    assert result.metrics["tokens"] == RECIPE.tokens
+    up = result.model.layers[0].mlp.up.weight
+    assert int(up.count_nonzero()) == round(0.2 * up.numel())
+    assert seen[0]["l0"] > seen[-1]["l0"] == result.metrics["l0"]
+    assert {"step", "lr", "tokens_per_second", "dead_neurons", "kurtosis", "val_loss"} <= seen[-1].keys()
+    assert 0 <= result.metrics["dead_neurons"] < 1
+
+
+def test_same_seed_same_weights_other_seed_others(data):
+    first, second = (train(MODEL, RECIPE, data).model for _ in range(2))
+    other = train(MODEL, RECIPE.model_copy(update={"seed": 1}), data).model
+    assert same(weights(first), weights(second))
+    assert not same(weights(first), weights(other))
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("at", [1, 17, 39])
+def test_a_run_broken_off_anywhere_continues_to_the_same_weights_and_figures(data, tmp_path, monkeypatch, at):
+    whole = train(MODEL, RECIPE, data)
+    real_batch, calls = TokenDataset.batch, []
+
+    def breaking(self, split, step, **options):
+        calls.append(step)
+        if len(calls) == at + 1:
+            raise Killed
+        return real_batch(self, split, step, **options)
+
+    monkeypatch.setattr(TokenDataset, "batch", breaking)
+    with pytest.raises(Killed):
+        train(MODEL, RECIPE, data, checkpoints=LocalCheckpoints(tmp_path))
+    resumed = train(MODEL, RECIPE, data, checkpoints=LocalCheckpoints(tmp_path))
+    assert calls[at + 1] == at // 8 * 8  # went on from the newest checkpoint, not from the start
+    assert same(weights(resumed.model), weights(whole.model))
+    for key in ("train_loss", "val_loss", "l0", "tokens", "kurtosis"):
+        assert resumed.metrics[key] == whole.metrics[key], key
+
+
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(data, tmp_path):
+    whole = train(MODEL, RECIPE, data, checkpoints=LocalCheckpoints(tmp_path))
+    newest = sorted(tmp_path.glob("step-*"))[-1] / "state.safetensors"
+    newest.write_bytes(newest.read_bytes()[:1000])
+    with pytest.warns(UserWarning, match="trying the one before"):
+        resumed = train(MODEL, RECIPE, data, checkpoints=LocalCheckpoints(tmp_path))
+    assert same(weights(resumed.model), weights(whole.model))
+
+
+def test_a_checkpoint_of_another_model_is_not_continued(data, tmp_path):
+    train(MODEL, RECIPE, data, checkpoints=LocalCheckpoints(tmp_path))
+    wider = MODEL.model_copy(update={"d_model": 64})
+    with pytest.warns(UserWarning, match="cannot be read"):
+        resumed = train(wider, RECIPE, data, checkpoints=LocalCheckpoints(tmp_path))
+    assert same(weights(resumed.model), weights(train(wider, RECIPE, data).model))
+
+
+def test_a_diverging_run_stops_early_with_its_reason(data):
+    wild = RECIPE.model_copy(update={"lr": 1e4, "gradient": "none", "fraction": 1.0, "warmup": 0.0})
+    result = train(MODEL, wild, data)
+    assert result.status == "diverged"
+    assert "training loss" in result.reason
+    assert result.metrics["step"] < 40
+
+
+def test_what_cannot_be_trained_is_refused(data):
+    with pytest.raises(InputError, match="vocab_size 64; the data's tokenizer has 300"):
+        train(MODEL.model_copy(update={"vocab_size": 64}), RECIPE, data)
+    with pytest.raises(InputError, match="min_alive"):
+        train(MODEL, RECIPE.model_copy(update={"fraction": 0.001}), data)
+
+
+def test_dead_neurons_and_kurtosis_of_a_hand_made_model():
+    model = SparseTransformer(MODEL.model_copy(update={"activation_fraction": 1.0}))
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p.zero_() if "layers" in name else p.normal_()
+        model.layers[0].mlp.up.bias[:32] = 1.0  # a quarter of the 128 neurons always fires; gelu(0) = 0 for the others
+        model.embedding.zero_()
+        model.embedding[:, 0] = 1.0  # one of 32 channels carries everything: kurtosis of a one-hot vector
+    figures = evaluate(model, [torch.randint(0, 300, (2, 9))])
+    one_hot = torch.eye(32)[0]
+    z = one_hot - one_hot.mean()
+    assert figures["dead_neurons"] == pytest.approx(0.75)
+    assert figures["kurtosis"] == pytest.approx(float((z**4).mean() / (z**2).mean() ** 2), rel=1e-4)
+
+
+def start_worker(data: TokenDataset, folder: Path, *place: object) -> subprocess.Popen:
+    script = Path(__file__).parent / "train_worker.py"
+    configs = {"model": MODEL.model_dump(), "recipe": RECIPE.model_dump()}
+    arguments = [data.uri, folder / "checkpoints", folder / "out", *place]
+    environment = os.environ | {"TRAINING": json.dumps(configs)}
+    return subprocess.Popen([sys.executable, script, *map(str, arguments)], env=environment)
+
+
+def test_two_workers_train_the_model_that_one_trains(data, tmp_path):
+    alone = train(MODEL, RECIPE, data)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    workers = [start_worker(data, tmp_path, rank, 2, port) for rank in range(2)]
+    assert [worker.wait(120) for worker in workers] == [0, 0]
+    assert same(load_file(tmp_path / "out-0.safetensors"), load_file(tmp_path / "out-1.safetensors"))
+    # gradients averaged, not summed, over the same rows: the losses of one worker, to rounding
+    metrics = json.loads((tmp_path / "out-0.json").read_text())
+    assert metrics["val_loss"] == pytest.approx(alone.metrics["val_loss"], abs=0.01)
+    assert metrics["train_loss"] == pytest.approx(alone.metrics["train_loss"], abs=0.01)
+    assert metrics["l0"] == alone.metrics["l0"]
+
+
+def test_sigkill_leaves_a_checkpoint_to_continue_from(data, tmp_path):
+    folder = tmp_path / "checkpoints"
+    process = start_worker(data, tmp_path)
+    deadline = time.monotonic() + 60
+    while not list(folder.glob("step-*")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait(10) == -signal.SIGKILL
+    resumed = train(MODEL, RECIPE, data, checkpoints=LocalCheckpoints(folder))
+    assert same(weights(resumed.model), weights(train(MODEL, RECIPE, data).model))
