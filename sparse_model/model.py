@@ -37,7 +37,8 @@ class SparseTransformer(nn.Module):
         self.unembedding = nn.Parameter(torch.empty(V, D))
         self.unembedding_bias = nn.Parameter(torch.zeros(V))
         self.bigram = nn.Parameter(torch.zeros(V, V)) if config.bigram else None
-        self.reset_parameters()
+        if not self.embedding.is_meta:  # shapes alone need no numbers
+            self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """GPT-2 initialisation; the matrices that write to the residual stream are scaled by 1/sqrt(2 * n_layer)."""

@@ -100,10 +100,11 @@ def keep_mask(weight: Tensor, k: int, min_alive: int = 0) -> Tensor:
 def _largest(magnitude: Tensor, k: int) -> Tensor:
     """Mask of exactly the k largest of a tensor of magnitudes, ties to the lower index."""
     threshold = _kth_largest(magnitude, k)
-    keep = magnitude > threshold
-    missing = k - int(keep.sum())
-    tied = (magnitude == threshold).flatten().nonzero().flatten()[:missing]
-    keep.view(-1)[tied] = True
+    keep = magnitude >= threshold
+    surplus = int(keep.sum()) - k
+    if surplus > 0:
+        tied = (magnitude == threshold).flatten().nonzero().flatten()
+        keep.view(-1)[tied[-surplus:]] = False
     return keep
 
 

@@ -1,0 +1,316 @@
+"""The model with most of its nodes ablated, computing only what can still vary.
+
+An ablated node is a constant (its mean), so its column of the next matrix folds into that matrix's bias. A row
+whose inputs are all ablated is a constant too. What must not be dropped is its part in AbsTopK: the k largest are
+taken over *all* channels of a site before ablation, so constants compete with the rest, once sorted, through
+`_kth_largest`. The result equals `SparseTransformer` with its sites replaced, up to rounding.
+
+Shapes: B batch, T time, D = d_model, C channels of a site, S kept channels of a site, H heads, K = d_head.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from circuit.ablation import Means
+from circuit.batches import AnswerBatch
+from sparse_model.config import ModelConfig
+from sparse_model.model import MLP, Attention, Block, Norm, SparseTransformer
+from sparse_model.sites import FINAL_SITE, site_name, site_names, site_width
+
+Gates = Mapping[str, Tensor]
+"""Site name -> (C,) how much of each node's own value passes; the rest is its mean."""
+
+Nodes = Mapping[str, Tensor]
+"""Site name -> (S,) kept channels, ascending; sites without a kept node may be left out."""
+
+
+class AblatedModel:
+    """A `SparseTransformer` in which every node outside `kept` is held at its mean.
+
+    Weights are copied in cut form, without gradient; gradients flow to the gates only.
+    """
+
+    def __init__(self, model: SparseTransformer, means: Means, kept: Nodes) -> None:
+        cut = _Cut(model.config, means, kept)
+        self.embedding = model.embedding.detach()
+        self.positions = None if model.positions is None else model.positions.detach()
+        self.attention = [_Attention(layer.attn, i, cut) for i, layer in enumerate(blocks(model))]
+        self.mlp = [_MLP(layer.mlp, i, cut) for i, layer in enumerate(blocks(model))]
+        self.final = _Read(model.final_norm, FINAL_SITE, cut, sparse=False)
+        self.answers = _Answers(model, cut)
+        self.last_attention = max((i for i, attention in enumerate(self.attention) if attention.writes), default=-1)
+
+    def margins(self, batch: AnswerBatch, gates: Gates | None = None) -> Tensor:
+        """Margins (B,) logit(right) - logit(wrong) at the answer positions, in nats; `gates` default to all ones."""
+        gates = gates or {}
+        x = F.embedding(batch.tokens, self.embedding)
+        if self.positions is not None:
+            x = x + self.positions[: x.shape[1]]
+        if self.last_attention < 0:
+            x = _at(x, batch.last)
+        for i, (attention, mlp) in enumerate(zip(self.attention, self.mlp, strict=True)):
+            x = attention(x, gates, batch.last if i == self.last_attention else None)
+            x = mlp(x, gates)
+        return self.answers(self.final(x, gates).squeeze(1), batch)
+
+
+def blocks(model: SparseTransformer) -> list[Block]:
+    """The layers, with their type."""
+    return [cast(Block, layer) for layer in model.layers]
+
+
+class _Cut:
+    """What is kept, and the constants in place of what is not."""
+
+    def __init__(self, config: ModelConfig, means: Means, kept: Nodes) -> None:
+        device = means[FINAL_SITE].device
+        empty = torch.zeros(0, dtype=torch.long, device=device)
+        self.config, self.means = config, means
+        self.kept = {name: kept.get(name, empty) for name in site_names(config)}
+
+    def survivors(self, site: str) -> int | None:
+        """k of AbsTopK at a site; None where nothing is dropped."""
+        width = site_width(self.config, site)
+        k = max(1, int(self.config.activation_fraction * width))
+        return None if k == width else k
+
+
+class _Gate:
+    """Kept channels x (..., S) of a site, let through as far as their gates are open; the rest is their mean."""
+
+    def __init__(self, site: str, channels: Tensor, cut: _Cut) -> None:
+        self.site, self.channels, self.mean = site, channels, cut.means[site][channels]
+
+    def __call__(self, x: Tensor, gates: Gates) -> Tensor:
+        if self.site not in gates:
+            return x
+        return torch.lerp(self.mean, x, gates[self.site].index_select(0, self.channels))
+
+
+class _Read:
+    """An input site: the normed residual stream. Called with x (B, T, D), gives its kept channels (B, T, S)."""
+
+    def __init__(self, norm: Norm, site: str, cut: _Cut, sparse: bool = True) -> None:
+        self.width, self.gain = norm.width, None if norm.gain is None else norm.gain.detach()
+        self.kept = cut.kept[site]
+        self.gate = _Gate(site, self.kept, cut)
+        self.k = cut.survivors(site) if sparse else None
+
+    def __call__(self, x: Tensor, gates: Gates) -> Tensor:
+        normed = F.rms_norm(x, (self.width,), self.gain)
+        value = normed.index_select(-1, self.kept)
+        if self.k is not None and len(self.kept):
+            value = value * _survive(normed, value, self.k, None)
+        return self.gate(value, gates)
+
+
+class _Project:
+    """A matrix, its activation function and the AbsTopK of the site it writes to, cut to kept channels.
+
+    Called with the kept channels of its source (B, T, S), gives those of its target (B, T, S').
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor,
+        source: tuple[str, Tensor],
+        target: tuple[str, Tensor],
+        cut: _Cut,
+        activation: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        (source_site, inputs), (site, self.kept) = source, target
+        self.gate = _Gate(site, self.kept, cut)
+        self.activation, self.k = activation, cut.survivors(site)
+        constant = cut.means[source_site].clone()
+        constant[inputs] = 0
+        columns, base = weight.detach()[:, inputs], bias.detach() + weight.detach() @ constant
+        self.weight, self.bias = columns[self.kept].contiguous(), base[self.kept]
+        self.all_weight, self.all_bias = self.weight, self.bias
+        self.constants: Tensor | None = None
+        if self.k is not None:
+            self._keep_competitors(columns, base)
+
+    def _keep_competitors(self, columns: Tensor, base: Tensor) -> None:
+        """Rows that vary, the kept ones first; of rows that do not, only their sorted magnitudes."""
+        assert self.k is not None
+        varies = columns.ne(0).any(1)
+        varies[self.kept] = False
+        fixed = ~varies
+        fixed[self.kept] = False
+        others = varies.nonzero().squeeze(1)
+        self.all_weight = torch.cat([self.weight, columns[others]])
+        self.all_bias = torch.cat([self.bias, base[others]])
+        self.constants = self._activate(base[fixed]).abs().sort(descending=True).values[: self.k]
+
+    def __call__(self, x: Tensor, gates: Gates) -> Tensor:
+        value = self._activate(F.linear(x, self.weight, self.bias))
+        if self.k is not None and len(self.kept):
+            with torch.no_grad():
+                complete = len(self.all_bias) == len(self.kept)
+                rivals = value if complete else self._activate(F.linear(x, self.all_weight, self.all_bias))
+            value = value * _survive(rivals, rivals[..., : len(self.kept)], self.k, self.constants)
+        return self.gate(value, gates)
+
+    def _activate(self, x: Tensor) -> Tensor:
+        return x if self.activation is None else self.activation(x)
+
+
+class _Fill:
+    """Kept channels (..., S) spread over `channels` of a site (..., C'), the others being their mean or zero."""
+
+    def __init__(self, site: str, kept: Tensor, channels: Tensor, cut: _Cut) -> None:
+        self.constant = cut.means[site][channels].clone()
+        place = torch.searchsorted(channels, kept)
+        self.complete = len(kept) == len(channels)
+        self.spread = torch.zeros(len(channels), len(kept), device=channels.device)
+        self.spread[place, torch.arange(len(kept), device=channels.device)] = 1
+        self.constant[place] = 0
+
+    def __call__(self, y: Tensor) -> Tensor:
+        return y if self.complete else F.linear(y, self.spread, self.constant)
+
+
+class _Attention:
+    """Attention sublayer: called with the residual stream (B, T, D), gives the next.
+
+    With `last` (B,) queries, outputs and the stream that is returned (B, 1, D) are those of the answer positions.
+    """
+
+    def __init__(self, attention: Attention, layer: int, cut: _Cut) -> None:
+        site = {kind: site_name(layer, f"attn.{kind}") for kind in ("in", "q", "k", "v", "out")}
+        D, self.d_head = cut.config.d_model, cut.config.d_head
+        everything = torch.arange(D, device=attention.qkv.weight.device)
+        self.read = _Read(attention.norm, site["in"], cut)
+        # shares of a softmax without sink add up to 1: an ablated value channel stays its mean, whatever q and k do
+        mixed = cut.kept[site["v"]] if attention.sink is None else everything
+        heads = torch.unique(mixed // self.d_head)
+        channels = (heads[:, None] * self.d_head + torch.arange(self.d_head, device=heads.device)).flatten()
+        self.mixed = torch.searchsorted(channels, mixed)
+        self.sink = None if attention.sink is None else attention.sink.detach()[heads]
+        self.project, self.fill = {}, {}
+        for kind, weight, bias in zip(
+            "qkv", torch.split(attention.qkv.weight, D), torch.split(attention.qkv.bias, D), strict=True
+        ):
+            kept = cut.kept[site[kind]]
+            kept = kept[torch.isin(kept // self.d_head, heads)]
+            target = (site[kind], kept)
+            self.project[kind] = _Project(weight, bias, (site["in"], self.read.kept), target, cut)
+            self.fill[kind] = _Fill(site[kind], kept, channels, cut)
+        out = (site["out"], cut.kept[site["out"]])
+        self.out = _Project(attention.out.weight, attention.out.bias, (site["v"], mixed), out, cut)
+        self.write = _Fill(*out, everything, cut)
+        self.writes = len(out[1]) > 0
+
+    def __call__(self, x: Tensor, gates: Gates, last: Tensor | None) -> Tensor:
+        if not self.writes:
+            return x + self.write.constant
+        read = self.read(x, gates)
+        asking = read if last is None else _at(read, last)
+        q = self._heads("q", asking, gates)
+        k, v = (self._heads(kind, read, gates) for kind in "kv")
+        mixed = self._mix(q, k, v, last).transpose(1, 2).flatten(-2).index_select(-1, self.mixed)
+        x = x if last is None else _at(x, last)
+        return x + self.write(self.out(mixed, gates))
+
+    def _heads(self, kind: str, read: Tensor, gates: Gates) -> Tensor:
+        """(B, H, T, K) of the heads that matter."""
+        channels = self.fill[kind](self.project[kind](read, gates))
+        return torch.unflatten(channels, -1, (-1, self.d_head)).transpose(1, 2)
+
+    def _mix(self, q: Tensor, k: Tensor, v: Tensor, last: Tensor | None) -> Tensor:
+        """Causal attention (B, H, 1 or T, K)."""
+        if self.sink is None and last is None:
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        position = torch.arange(k.shape[-2], device=k.device)
+        seen = position <= (position[:, None] if last is None else last[:, None, None, None])
+        if self.sink is None:
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        scores = (q @ k.transpose(-1, -2) / math.sqrt(self.d_head)).masked_fill(~seen, -math.inf)
+        column = self.sink.view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
+        return torch.cat([scores, column], -1).softmax(-1)[..., :-1] @ v
+
+
+class _MLP:
+    """MLP sublayer: called with the residual stream (B, T, D), gives the next."""
+
+    def __init__(self, mlp: MLP, layer: int, cut: _Cut) -> None:
+        sites = [site_name(layer, f"mlp.{kind}") for kind in ("in", "act", "out")]
+        read, act, out = ((site, cut.kept[site]) for site in sites)
+        self.read = _Read(mlp.norm, sites[0], cut)
+        self.up = _Project(mlp.up.weight, mlp.up.bias, read, act, cut, F.gelu)
+        self.down = _Project(mlp.down.weight, mlp.down.bias, act, out, cut)
+        self.write = _Fill(*out, torch.arange(cut.config.d_model, device=out[1].device), cut)
+        self.writes = len(out[1]) > 0
+
+    def __call__(self, x: Tensor, gates: Gates) -> Tensor:
+        if not self.writes:
+            return x + self.write.constant
+        return x + self.write(self.down(self.up(self.read(x, gates), gates), gates))
+
+
+class _Answers:
+    """The unembedding, of the two answers only: final.in (B, S) to margins (B,)."""
+
+    def __init__(self, model: SparseTransformer, cut: _Cut) -> None:
+        self.unembedding, self.bias = model.unembedding.detach(), model.unembedding_bias.detach()
+        self.bigram = None if model.bigram is None else model.bigram.detach()
+        self.fill = _Fill(
+            FINAL_SITE, cut.kept[FINAL_SITE], torch.arange(cut.config.d_model, device=self.bias.device), cut
+        )
+
+    def __call__(self, final: Tensor, batch: AnswerBatch) -> Tensor:
+        direction = self.unembedding[batch.right] - self.unembedding[batch.wrong]
+        margins = (self.fill(final) * direction).sum(-1) + self.bias[batch.right] - self.bias[batch.wrong]
+        if self.bigram is not None:
+            token = batch.tokens.gather(1, batch.last[:, None]).squeeze(1)
+            margins = margins + self.bigram[token, batch.right] - self.bigram[token, batch.wrong]
+        return margins
+
+
+def _at(x: Tensor, last: Tensor) -> Tensor:
+    """(B, 1, C) of x (B, T, C) at positions `last` (B,)."""
+    return x.take_along_dim(last[:, None, None], 1)
+
+
+@torch.no_grad()
+def _survive(rivals: Tensor, value: Tensor, k: int, constants: Tensor | None) -> Tensor:
+    """Where value (..., S) is among the k largest magnitudes of rivals (..., R) and constants, ties included."""
+    threshold = kth_largest(rivals.detach().abs(), constants, k)
+    return value.detach().abs() >= threshold
+
+
+def kth_largest(magnitude: Tensor, constants: Tensor | None, k: int) -> Tensor:
+    """(..., 1) the k-th largest of each row of magnitude (..., R) joined with constants (C,), descending.
+
+    Of the k largest, i come from the row and k - i from the constants; the smaller of the row's i-th and the
+    constants' (k - i)-th is largest at the right i, which saves sorting the constants into every row.
+    """
+    R, spare = magnitude.shape[-1], 0 if constants is None else len(constants)
+    if constants is None or spare == 0:
+        return _partitioned(magnitude, R - k)[..., R - k : R - k + 1]
+    fewest, most = max(1, k - spare), min(k, R)
+    fixed = F.pad(constants, (1, 0), value=math.inf)[k - most : k - fewest + 1]
+    best = torch.minimum(_ascending(magnitude)[..., R - most : R - fewest + 1], fixed).amax(-1, keepdim=True)
+    return best if spare < k else best.clamp_min(float(constants[k - 1]))
+
+
+# numpy sorts short rows of integers some 30 times faster than torch does on a CPU; floats >= 0 order as their bits
+def _ascending(magnitude: Tensor) -> Tensor:
+    if magnitude.is_cuda:
+        return magnitude.sort(dim=-1).values
+    return torch.from_numpy(np.sort(magnitude.view(torch.int32).numpy(), axis=-1)).view(torch.float32)
+
+
+def _partitioned(magnitude: Tensor, index: int) -> Tensor:
+    if magnitude.is_cuda:
+        return magnitude.sort(dim=-1).values
+    return torch.from_numpy(np.partition(magnitude.view(torch.int32).numpy(), index, axis=-1)).view(torch.float32)

@@ -1,0 +1,40 @@
+"""How circuits are searched for."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from sparse_model.config import Config
+
+
+class PruneConfig(Config):
+    """Search of one circuit (METHOD 6).
+
+    Defaults are the paper's search centres, but for k_coef and lr: ten times theirs, as steps are ten times fewer.
+    """
+
+    target_loss: float = Field(0.15, gt=0, description="calibrated task loss a circuit must reach, in nats")
+    solved_loss: float | None = Field(
+        None,
+        gt=0,
+        description="own loss of the whole model above which a task is unsolved, in nats; default: the target",
+    )
+    pairs: int = Field(64, ge=1, description="prompt pairs a task is searched on, and as many held out")
+    steps: int = Field(200, ge=1, description="optimiser steps of mask learning")
+    batch_pairs: int = Field(8, ge=1, description="prompt pairs per step; all of them if there are fewer")
+    k_coef: float = Field(1e-3, gt=0, description="nats one kept node must be worth, at the least")
+    steer: float = Field(
+        0.05, ge=0, description="speed at which that price rises while the loss is below the target; 0: never"
+    )
+    init_bias: float = Field(0.1, gt=0, le=1, description="mask parameter every node starts at")
+    init_noise: float = Field(1e-2, ge=0, description="standard deviation around init_bias")
+    lr: float = Field(3e-2, gt=0, description="peak learning rate of the masks")
+    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps with rising learning rate")
+    beta2: float = Field(0.95, ge=0, lt=1, description="AdamW second moment decay")
+    weight_decay: float = Field(1e-3, ge=0, description="AdamW decay")
+    temperature: float = Field(1.0, gt=0, description="of the sigmoid whose derivative the backward pass uses")
+    retire: float = Field(
+        0.05, gt=0, le=1, description="a node whose mask parameter is below minus this, and falling, never returns"
+    )
+    eliminate: bool = Field(True, description="after bisection, remove every node that the target loss can spare")
+    seed: int = Field(0, ge=0, description="of the initial noise, the batches and the shuffled control")

@@ -1,0 +1,85 @@
+"""Scores on a task: of a whole model, and of a circuit that was saved."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from circuit.ablation import Means, zero_means
+from circuit.batches import all_batches
+from circuit.calibration import IDENTITY, Calibration, calibrated_loss, task_loss
+from circuit.compact import AblatedModel
+from circuit.graph import Circuit, means_of
+from circuit.masks import NodeIndex
+from circuit.tasks import PairBatch
+from sparse_model.model import SparseTransformer
+
+
+class Score(NamedTuple):
+    """Two-way cross-entropy in nats, averaged over all prompts, and the share of prompts whose right answer wins,
+    a tie being half a win."""
+
+    loss: float
+    accuracy: float
+
+
+class Judge:
+    """What models with some nodes ablated make of one set of prompts.
+
+    `keep` is boolean (N,) over all nodes of the model, in the order of `NodeIndex`.
+    """
+
+    def __init__(self, model: SparseTransformer, means: Means, data: PairBatch) -> None:
+        self.model, self.means, self.index = model, means, NodeIndex(model)
+        self.batches = all_batches(data, model.embedding.device)
+        self.sides = torch.cat([batch.sides for batch in self.batches])
+
+    def everything(self) -> Tensor:
+        """`keep` of the whole model."""
+        return torch.ones(self.index.total, dtype=torch.bool, device=self.sides.device)
+
+    @torch.no_grad()
+    def margins(self, keep: Tensor) -> Tensor:
+        """Margins of all prompts, in the order of `sides`, with the nodes outside `keep` at their means."""
+        compact = AblatedModel(self.model, self.means, self.index.channels(keep))
+        return torch.cat([compact.margins(batch) for batch in self.batches])
+
+    def calibrated(self, keep: Tensor) -> tuple[float, Calibration]:
+        """Task loss after calibration, and the calibration."""
+        return calibrated_loss(self.margins(keep), self.sides)
+
+    def reaches(self, target: float) -> bool:
+        """Whether the whole model, calibrated, is at a target loss or below."""
+        return self.calibrated(self.everything())[0] <= target
+
+    def score(self, keep: Tensor, calibration: Calibration = IDENTITY) -> Score:
+        """Loss and accuracy under a given calibration; by default of the logits as they are."""
+        margins = self.margins(keep).double()
+        lead = calibration.scale * margins + calibration.shift * self.sides
+        accuracy = float((lead.sign() + 1).mean() / 2)
+        return Score(float(task_loss(margins, self.sides, calibration)), accuracy)
+
+    def harm(self, keep: Tensor, calibration: Calibration) -> Tensor:
+        """First-order estimate (N,) of the rise in loss when one more kept node is ablated; 0 for the others."""
+        compact = AblatedModel(self.model, self.means, self.index.channels(keep))
+        gates = keep.float().requires_grad_()
+        for batch in self.batches:
+            loss = task_loss(compact.margins(batch, self.index.split(gates)), batch.sides, calibration)
+            (loss * len(batch.sides) / len(self.sides)).backward()  # type: ignore[no-untyped-call]
+        assert gates.grad is not None
+        return -gates.grad * keep
+
+
+def task_scores(model: SparseTransformer, data: PairBatch) -> Score:
+    """Score of the whole model, its logits as they are. In float32; only the answer position's two logits."""
+    judge = Judge(model, zero_means(model), data)
+    return judge.score(judge.everything())
+
+
+def circuit_score(model: SparseTransformer, circuit: Circuit, data: PairBatch) -> Score:
+    """Score of a circuit under its calibration; InputError if it is of another model."""
+    circuit.require(model)
+    judge = Judge(model, means_of(circuit, model.embedding.device), data)
+    return judge.score(judge.index.flat(circuit.nodes), Calibration(circuit.scale, circuit.shift))

@@ -1,0 +1,235 @@
+"""Learning which nodes to keep (METHOD 6, mask learning).
+
+One parameter tau per node, in one flat vector (N,) over all sites; a node is kept where tau > 0. The loss is the
+two-way cross-entropy plus k_coef per kept node, and tau follows its gradient through the step
+function as if that were a sigmoid of temperature T.
+
+Where this differs from the paper: nodes whose tau is below zero and falling are *retired*, they stay ablated and the
+forward pass is cut down to what is left (`AblatedModel`). k_coef, which the paper tunes per model and task, is only
+where the price starts: it rises while the loss is below the target and falls back while it is above, so that learning
+ends with the fewest nodes it can find *at the target*, not wherever a fixed price leads. Two guards keep the task from
+breaking down on the way: `EASE`, and `_Learner.rescue`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from circuit.ablation import Means
+from circuit.batches import AnswerBatch, pair_batch
+from circuit.calibration import Calibration, task_loss
+from circuit.compact import AblatedModel
+from circuit.config import PruneConfig
+from circuit.tasks import PairBatch
+from sparse_model.model import SparseTransformer
+from sparse_model.sites import site_names, site_width
+
+Progress = Callable[[int, int, int, float], None]
+"""Told (step, steps, nodes kept, task loss in nats) after every step of mask learning."""
+
+
+EPSILON = 1e-12
+"""Of Adam: far below any gradient that a mask gets, since a node's price alone can be 1e-4."""
+
+
+EASE = 0.25
+"""Share of the target loss below which masks are learned with a smaller scale of the logits instead.
+
+Where every margin is large no single node has a gradient: all would fall below zero together, and the task with them.
+"""
+
+
+class NodeIndex:
+    """Where each site's nodes lie in a flat vector (N,) over all nodes of a model, in the order of a forward pass."""
+
+    def __init__(self, model: SparseTransformer) -> None:
+        self.widths = {name: site_width(model.config, name) for name in site_names(model.config)}
+        self.total = sum(self.widths.values())
+        self.device = model.embedding.device
+
+    def split(self, flat: Tensor) -> dict[str, Tensor]:
+        """Views (C,) of a flat vector (N,), one per site."""
+        return dict(zip(self.widths, torch.split(flat, list(self.widths.values())), strict=True))
+
+    def channels(self, keep: Tensor) -> dict[str, Tensor]:
+        """Site -> channels where the flat boolean `keep` (N,) is true."""
+        return {name: part.nonzero().squeeze(1) for name, part in self.split(keep).items()}
+
+    def flat(self, nodes: Mapping[str, Sequence[int]]) -> Tensor:
+        """Boolean `keep` (N,) that is true at the given channels of the given sites."""
+        keep = torch.zeros(self.total, dtype=torch.bool, device=self.device)
+        for name, part in self.split(keep).items():
+            part[list(nodes.get(name, ()))] = True
+        return keep
+
+
+class StraightThrough(torch.autograd.Function):
+    """1 where tau > 0, else 0; backward as if it were sigmoid(tau / temperature)."""
+
+    @staticmethod
+    def forward(ctx: Any, tau: Tensor, temperature: float) -> Tensor:
+        ctx.save_for_backward(tau)
+        ctx.temperature = temperature
+        return (tau > 0).to(tau.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (tau,) = ctx.saved_tensors
+        sigmoid = torch.sigmoid(tau / ctx.temperature)
+        return grad * sigmoid * (1 - sigmoid) / ctx.temperature, None
+
+
+def gates_of(tau: Tensor, temperature: float) -> Tensor:
+    """Gates in {0, 1} of mask parameters tau, with a gradient for every one of them."""
+    return StraightThrough.apply(tau, temperature)  # type: ignore[no-any-return,no-untyped-call]
+
+
+class Adam:
+    """AdamW of one tensor. By hand because torch.optim imports torch's compiler, which takes 4 seconds."""
+
+    def __init__(self, parameter: Tensor, beta2: float, weight_decay: float) -> None:
+        self.parameter, self.betas, self.weight_decay = parameter, (0.9, beta2), weight_decay
+        self.first, self.second = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        self.steps = 0
+
+    @torch.no_grad()
+    def step(self, gradient: Tensor, lr: float) -> None:
+        """Move the parameter by its gradient, at the given learning rate."""
+        self.steps += 1
+        self.first.lerp_(gradient, 1 - self.betas[0])
+        self.second.lerp_(gradient.square(), 1 - self.betas[1])
+        mean, square = (m / (1 - b**self.steps) for m, b in zip((self.first, self.second), self.betas, strict=True))
+        self.parameter.mul_(1 - lr * self.weight_decay).sub_(lr * mean / (square.sqrt() + EPSILON))
+
+
+def clipped(gradients: Sequence[Tensor]) -> list[Tensor]:
+    """Gradients scaled down to a joint norm of 1 where it is larger."""
+    norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
+    return [gradient / norm.clamp_min(1.0) for gradient in gradients]
+
+
+def learn_masks(
+    model: SparseTransformer,
+    data: PairBatch,
+    means: Means,
+    config: PruneConfig,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Mask parameters tau (N,) in [-1, 1] after learning; order nodes by it, keep those above 0."""
+    learner = _Learner(model, data, means, config)
+    for step in range(config.steps):
+        loss = learner.step(step)
+        learner.rescue()
+        learner.retire()
+        if progress is not None:
+            progress(step + 1, config.steps, learner.n_kept, loss)
+    return learner.tau.detach()
+
+
+class _Learner:
+    """Everything that changes while masks are learned."""
+
+    def __init__(self, model: SparseTransformer, data: PairBatch, means: Means, config: PruneConfig) -> None:
+        self.model, self.data, self.means, self.config = model, data, means, config
+        self.device = model.embedding.device
+        self.index = NodeIndex(model)
+        self.generator = torch.Generator().manual_seed(config.seed)
+        noise = torch.randn(self.index.total, generator=self.generator) * config.init_noise
+        self.tau = (config.init_bias + noise).clamp(-1, 1).to(self.device).requires_grad_()
+        # the logits' scale (its logarithm) and shift are learned along, as bisection will fit them
+        self.fit = torch.zeros(2, device=self.device, requires_grad=True)
+        self.adam = [Adam(self.tau, config.beta2, config.weight_decay), Adam(self.fit, config.beta2, 0.0)]
+        self.ease = EASE * min(config.target_loss, math.log(2))  # chance is as unsure as can be
+        self.epoch: list[Tensor] = []
+        self.k_coef, self.average_loss = config.k_coef, config.target_loss
+        self.best: tuple[int, Tensor] | None = None
+        self._cut_to(torch.ones(self.index.total, dtype=torch.bool, device=self.device))
+        self._temper()
+
+    @property
+    def n_kept(self) -> int:
+        return int((self.tau > 0).sum())
+
+    def step(self, step: int) -> float:
+        """One optimiser step on a random batch of pairs; the batch's task loss in nats."""
+        gates = gates_of(self.tau, self.config.temperature)
+        loss = self._task_loss(self._batch(), gates)
+        gradients = torch.autograd.grad(loss + self.k_coef * gates.sum(), [self.tau, self.fit])
+        if float(loss.detach()) < self.ease:
+            gradients[1][0].neg_()
+        lr = self.config.lr * self._schedule(step)
+        for adam, gradient in zip(self.adam, clipped(gradients), strict=True):
+            adam.step(gradient, lr)
+        with torch.no_grad():
+            self.tau.clamp_(-1, 1)
+        self._steer(float(loss.detach()))
+        return float(loss.detach())
+
+    def _temper(self) -> None:
+        """Start from a scale at which the whole model is no surer of its answers than `ease`."""
+        with torch.no_grad():
+            batch = self._batch()
+            margins = self.compact.margins(batch)
+            while float(task_loss(margins, batch.sides, Calibration(float(self.fit[0].exp())))) < self.ease:
+                self.fit[0] -= 0.1
+
+    def retire(self) -> None:
+        """Cut nodes that are off and still falling out of the forward pass, once a tenth of those in it are.
+
+        When a model does its task with ease, all nodes fall together until one too many is off. Those that the task
+        then asks back must not be lost for having been as low as the rest, hence the look at the direction.
+        """
+        falling = (self.tau.detach() <= -self.config.retire) & (self.adam[0].first > 0)
+        alive = self.alive & ~falling
+        if int(alive.sum()) <= 0.9 * int(self.alive.sum()):
+            self._cut_to(alive)
+
+    def rescue(self) -> None:
+        """Remember the fewest nodes that did the task; go back to them when the task breaks down.
+
+        With several nodes of a chain off at once none of them has a gradient, so nothing else would bring them back.
+        """
+        target = self.config.target_loss
+        if self.average_loss <= target and (self.best is None or self.n_kept < self.best[0]):
+            self.best = self.n_kept, self.tau.detach().clone()
+        elif self.best is not None and self.average_loss > (target + math.log(2)) / 2:
+            with torch.no_grad():
+                self.tau.copy_(self.best[1])
+            self.adam[0] = Adam(self.tau, self.config.beta2, self.config.weight_decay)
+            self.k_coef, self.average_loss = self.config.k_coef, target
+            self._cut_to(self.tau.detach() > -self.config.retire)
+
+    def _cut_to(self, alive: Tensor) -> None:
+        self.alive = alive
+        self.compact = AblatedModel(self.model, self.means, self.index.channels(alive))
+
+    def _task_loss(self, batch: AnswerBatch, gates: Tensor) -> Tensor:
+        margins = self.compact.margins(batch, self.index.split(gates))
+        return F.softplus(-(self.fit[0].exp() * margins + self.fit[1] * batch.sides)).mean()
+
+    def _batch(self) -> AnswerBatch:
+        """Random pairs of about the same length: padded to their longest, others would be mostly padding."""
+        if not self.epoch:
+            longest = self.data.length.view(-1, 2).amax(1).double()
+            noisy = longest + 4 * torch.rand(len(longest), generator=self.generator, dtype=torch.float64)
+            parts = torch.split(noisy.argsort(), self.config.batch_pairs)
+            self.epoch = [parts[i] for i in torch.randperm(len(parts), generator=self.generator)]
+        return pair_batch(self.data, self.epoch.pop(), self.device)
+
+    def _schedule(self, step: int) -> float:
+        """Linear warm-up, then linear decay to 0."""
+        warmup = max(1, round(self.config.warmup * self.config.steps))
+        return min((step + 1) / warmup, (self.config.steps - step) / max(1, self.config.steps - warmup))
+
+    def _steer(self, loss: float) -> None:
+        """Raise the price of a node while the loss is below the target, lower it again while it is above."""
+        self.average_loss += 0.2 * (loss - self.average_loss)
+        error = math.log(self.config.target_loss / self.average_loss)
+        price = self.k_coef * math.exp(self.config.steer * max(-2.0, min(2.0, error)))
+        self.k_coef = max(price, self.config.k_coef)

@@ -1,0 +1,74 @@
+"""Circuits of a published model, task by task, as files and rows: the work of a pruning task, nothing of Ray."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from circuit.ablation import Means, mean_activations
+from circuit.config import PruneConfig
+from circuit.graph import Circuit
+from circuit.pruning import find_circuit
+from circuit.tasks import build_task, task_named
+from sparse_model import storage
+from sparse_model.data.loader import TokenDataset
+from sparse_model.model import SparseTransformer
+from sparse_model.pretrained import from_pretrained
+from sweeps.study import Study
+
+MEAN_TOKENS = 65_536
+"""Training tokens that mean activations are taken over."""
+
+
+def settings(study: Study) -> list[PruneConfig]:
+    """How circuits of the study are searched, one configuration per target loss; the first decides what is solved."""
+    solved = study.pruning.solved_loss or study.target_loss
+    updates = ({"target_loss": target, "solved_loss": solved} for target in study.target_losses)
+    return [study.pruning.model_copy(update=update) for update in updates]
+
+
+def measure_means(model_uri: str, data_uri: str, threads: int) -> Means:
+    """Mean activations of a published model over training text."""
+    torch.set_num_threads(threads)
+    model, _ = from_pretrained(model_uri)
+    return model_means(model, TokenDataset.open(data_uri))
+
+
+def model_means(model: SparseTransformer, data: TokenDataset) -> Means:
+    """Mean activations of a model over `MEAN_TOKENS` training tokens, the same ones for every model of a context."""
+    rows, context = 32, model.config.context
+    steps = max(1, min(MEAN_TOKENS // context, data.n_windows("train", context)) // rows)
+    batches = (data.batch("train", step, batch_size=rows, context=context, seed=0) for step in range(steps))
+    return mean_activations(model, (torch.from_numpy(batch[:, :-1]) for batch in batches))
+
+
+def prune_task(
+    model_uri: str, task: str, configs: list[PruneConfig], circuits_uri: str, threads: int, means: Means
+) -> list[dict[str, Any]]:
+    """Find, publish and describe one task's circuits, one per configuration (that is, per target loss)."""
+    torch.set_num_threads(threads)
+    model, tokenizer = from_pretrained(model_uri)
+    pairs = configs[0].pairs
+    data = build_task(task_named(task), tokenizer, n_train=pairs, n_heldout=pairs, seed=configs[0].seed)
+    rows = []
+    for i, config in enumerate(configs):
+        circuit = find_circuit(model, data, means, config)
+        name = task if i == 0 else f"{task}-{config.target_loss:g}"
+        storage.write_bytes_atomic(storage.join(circuits_uri, f"{name}.json"), circuit.to_json().encode())
+        rows.append(circuit_row(circuit))
+    return rows
+
+
+def circuit_row(circuit: Circuit) -> dict[str, Any]:
+    """The columns of a circuit's row that the circuit knows itself; sizes are null where there is none."""
+    same = ("task", "target_loss", "method", "status", "loss", "heldout_loss", "heldout_accuracy")
+    proofs = ("unpruned_loss", "necessity_loss", "control_loss", "control_edges", "seconds")
+    sizes = {
+        "nodes": circuit.n_nodes,
+        "edges": circuit.n_edges,
+        "embedding_edges": circuit.n_embedding_edges,
+        "unembedding_edges": circuit.n_unembedding_edges,
+    }
+    row = {name: getattr(circuit, name) for name in (*same, *proofs)} | {"reason": ""}
+    return row | (sizes if circuit.status == "ok" else dict.fromkeys(sizes))

@@ -1,0 +1,60 @@
+"""The command line: `sweeps`. Each command is a function in `sweeps.commands`."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from pydantic import ValidationError
+
+from sparse_model.errors import InputError
+from sweeps.commands import data, doctor, frontier, one, run
+
+app = typer.Typer(
+    name="sweeps",
+    help="Train weight-sparse transformers, prune them to circuits, read the capability-interpretability frontier.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for command in (run.run, one.train, one.prune, frontier.frontier, data.tasks, data.corpus, data.tokenizer):
+    app.command()(command)
+app.command("doctor")(doctor.doctor)
+
+OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command and exit: 0 ok, 1 failed, 2 bad input (one line per mistake on stderr), 130 interrupted."""
+    sys.exit(status_of(arguments))
+
+
+def status_of(arguments: list[str] | None = None) -> int:
+    """Run a command; its exit status, after saying on stderr what was wrong."""
+    try:
+        status = app(arguments, standalone_mode=False) or OK
+        if status == INTERRUPTED:  # typer has caught the Ctrl-C and says nothing
+            raise KeyboardInterrupt
+        return status
+    except typer.TyperException as error:
+        _say(" ".join(str(error).split()))
+        return BAD_INPUT
+    except ValidationError as error:
+        for detail in error.errors():
+            _say(f"{'.'.join(map(str, detail['loc']))}: {detail['input']!r}: {detail['msg']}")
+        return BAD_INPUT
+    except InputError as error:
+        for line in str(error).splitlines():
+            _say(line)
+        return BAD_INPUT
+    except (KeyboardInterrupt, typer.Abort):
+        _say("interrupted; the same command continues from here")
+        return INTERRUPTED
+    except Exception as error:
+        _say(f"failed: {type(error).__name__}: {' '.join(str(error).split())}")
+        return FAILED
+
+
+def _say(line: str) -> None:
+    print(f"sweeps: {line}", file=sys.stderr)

@@ -1,0 +1,63 @@
+"""`sweeps doctor`: is everything there that a study needs?"""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import version
+from typing import Annotated
+
+import torch
+import typer
+
+from sparse_model import storage
+from sparse_model.errors import InputError
+from sweeps.cluster import capacity
+from sweeps.study import load_study
+from sweeps.table import terminal
+
+PACKAGES = ("torch", "ray", "optuna", "pyarrow", "duckdb", "tokenizers", "fsspec")
+
+
+def doctor(
+    study: Annotated[str, typer.Argument(help="a study file, or the name of a shipped study")] = "quickstart",
+    storage_uri: Annotated[
+        str | None, typer.Option("--storage", help="folder or URI for results, instead of the study's own")
+    ] = None,
+    address: Annotated[str | None, typer.Option(help="of a Ray cluster the study is to run on")] = None,
+) -> int:
+    """Show versions and devices; check that the study is sound, its storage writable, its resources there.
+
+    Exits 2, naming what is wrong, if the study cannot be run here.
+    """
+    console = terminal()
+    console.print(f"python {platform.python_version()} on {platform.platform()}")
+    console.print(" · ".join(f"{name} {version(name)}" for name in PACKAGES))
+    cpus, gpus = os.cpu_count() or 1, torch.cuda.device_count()
+    devices = [torch.cuda.get_device_name(i) for i in range(gpus)]
+    console.print(f"{cpus} CPU cores; {', '.join(devices) or 'no GPU'}")
+    asked = load_study(study, storage_uri)
+    console.print(f"study {asked.name}: sound")
+    storage.check_writable(asked.storage_root)
+    console.print(f"storage {asked.storage_root}: writable")
+    if address is None:
+        fits = capacity(asked.resources, {"CPU": cpus, "GPU": gpus}, can_grow=False)
+        console.print(f"resources: {fits.concurrency} of {asked.resources.concurrency} trials at a time fit here")
+    else:
+        console.print(f"cluster at {address}: {_cluster(address)}")
+    return 0
+
+
+def _cluster(address: str) -> str:
+    from sweeps.cluster import quiet
+
+    quiet()
+    import ray
+
+    try:
+        ray.init(address=address, log_to_driver=False)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise InputError(f"address {address}: Ray cannot be reached ({error})") from None
+    offered = ray.cluster_resources()
+    ray.shutdown()
+    return f"{offered.get('CPU', 0):g} CPU cores, {offered.get('GPU', 0):g} GPUs"

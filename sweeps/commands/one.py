@@ -1,0 +1,115 @@
+"""`sweeps train` and `sweeps prune`: one model, one circuit, without a sweep and without Ray."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from circuit.pruning import find_circuit
+from circuit.tasks import build_task, task_named
+from sparse_model import storage
+from sparse_model.checkpoint import LocalCheckpoints
+from sparse_model.errors import InputError
+from sparse_model.pretrained import from_pretrained, save_pretrained
+from sparse_model.training import train as train_model
+from sweeps.circuits import circuit_row, model_means
+from sweeps.commands.data import StorageOption, prepared
+from sweeps.progress import Show, StudyProgress
+from sweeps.space import Space, TrialConfig
+from sweeps.study import load_study
+from sweeps.table import terminal
+from sweeps.yamlfile import parse_yaml
+
+
+def train(
+    out: Annotated[str, typer.Argument(help="folder or URI for the model; its name is the run's")],
+    study: Annotated[str, typer.Option(help="a study file, or a shipped name: the model's corpus and space")] = (
+        "quickstart"
+    ),
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="one field of the space, e.g. kind=dense or training.fraction=0.05; repeatable"),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="of weights and data order")] = 0,
+    checkpoints: Annotated[
+        str | None, typer.Option(help="local folder for checkpoints; the same command then resumes from there")
+    ] = None,
+    storage_uri: StorageOption = None,
+) -> int:
+    """Train one model of a study's space. Fields of the space that are not --set have to be constants."""
+    asked = load_study(study, storage_uri)
+    config = chosen(asked.space, set_ or [], seed)
+    console = terminal()
+    storage.check_writable(out)
+    data = prepared(asked, console)
+    with Show(console) as show:
+        progress = StudyProgress(show, asked)
+        progress.started("model", config)
+        result = train_model(
+            config.model,
+            config.training,
+            data,
+            checkpoints=LocalCheckpoints(Path(checkpoints)) if checkpoints else None,
+            report=lambda metrics: progress.training("model", metrics),
+        )
+    if result.status != "ok":
+        console.print(f"{result.status}: {result.reason}")
+        return 1
+    save_pretrained(result.model, data.tokenizer, out)
+    console.print(f"validation loss {result.metrics['val_loss']:.4f} nats per token; model in {out}")
+    return 0
+
+
+def prune(
+    model: Annotated[str, typer.Argument(help="folder or URI of a model, as `sweeps train` or a trial left it")],
+    task: Annotated[str, typer.Argument(help="name of a task (see `sweeps tasks`)")],
+    out: Annotated[str | None, typer.Option(help="write the circuit into this JSON file")] = None,
+    target: Annotated[float | None, typer.Option(help="task loss in nats, instead of the study's target")] = None,
+    study: Annotated[str, typer.Option(help="whose corpus and pruning settings: a file or a shipped name")] = (
+        "quickstart"
+    ),
+    storage_uri: StorageOption = None,
+) -> int:
+    """Find the circuit of one task in one model. Exits 1 if the model cannot do the task."""
+    asked, wanted = load_study(study, storage_uri), task_named(task)
+    trained, tokenizer = from_pretrained(model)
+    settings = type(asked.pruning).model_validate(
+        asked.pruning.model_dump() | {"target_loss": asked.target_loss if target is None else target}
+    )
+    data = prepared(asked, Console(stderr=True))
+    if data.tokenizer.to_json() != tokenizer.to_json():
+        raise InputError(f"{model}: its tokenizer is not that of study {asked.name}; name the model's own with --study")
+    pairs = settings.pairs
+    prompts = build_task(wanted, tokenizer, n_train=pairs, n_heldout=pairs, seed=settings.seed)
+    circuit = find_circuit(trained, prompts, model_means(trained, data), settings)
+    if out is not None:
+        storage.write_bytes_atomic(out, circuit.to_json().encode())
+    for name, value in circuit_row(circuit).items():
+        terminal().print(f"{name:>17}: {value}")
+    return 0 if circuit.status == "ok" else 1
+
+
+def chosen(space: Space, assignments: list[str], seed: int) -> TrialConfig:
+    """The one trial of a space that `field=value` texts single out; InputError where they leave a choice."""
+    entry: dict[str, Any] = {}
+    given = {text.partition("=")[0] for text in assignments}
+    for text in assignments:
+        field, equals, value = text.partition("=")
+        section, dot, name = field.partition(".")
+        if not equals or (field != "kind" and not (dot and name)):
+            raise InputError(f"--set {text!r}; allowed: kind=…, model.<field>=… or training.<field>=…")
+        if dot:
+            entry.setdefault(section, {})[name] = parse_yaml(f"value: {value}", f"--set {text!r}")["value"]
+        else:
+            entry[field] = value
+    try:
+        params = space.params(entry)
+    except ValueError as error:
+        raise InputError(f"--set: {error}") from None
+    for field, distribution in space.sampled(params.get("kind", space.kinds()[0])).items():
+        if field not in given:
+            raise InputError(f"--set {field}=… is needed; allowed: {distribution}")
+    return space.config(params, seed)

@@ -1,0 +1,62 @@
+"""`sweeps run`: a whole study."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from sparse_model import storage
+from sweeps.cluster import quiet
+from sweeps.frontier import Frontier
+from sweeps.plot import plot_frontier
+from sweeps.progress import Show, StudyProgress
+from sweeps.study import Study, load_study
+from sweeps.table import frontier_table, terminal
+
+
+def run(
+    study: Annotated[str, typer.Argument(help="a study file, or the name of a shipped study (quickstart, smoke)")],
+    storage_uri: Annotated[
+        str | None, typer.Option("--storage", help="folder or URI for results, instead of the study's own")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="of a Ray cluster (auto: the one this runs on); none: one is started here")
+    ] = None,
+    retry_failed: Annotated[bool, typer.Option(help="run trials again that failed before")] = False,
+) -> int:
+    """Run a study, or resume it: trials that have a row already are not repeated.
+
+    Exits 1 if no trial of the study ended well, 2 on bad input (nothing is run), 130 when interrupted.
+    """
+    quiet()
+    from sweeps.runner import run_study
+
+    asked = load_study(study, storage_uri)
+    console = terminal()
+    with Show(console) as show:
+        show.line(f"study {asked.name}: {asked.search.trials} configurations, results in {asked.root}")
+        done = run_study(asked, StudyProgress(show, asked), address=address, retry_failed=retry_failed)
+    return _summary(asked, done, console)
+
+
+def _summary(study: Study, done: Frontier, console: Console) -> int:
+    """The frontier's table, its picture, and where everything lies."""
+    trials = done.trials()
+    front = set(done.pareto()["trial"].to_pylist())
+    picture = storage.join(study.root, "frontier.png")
+    plot_frontier(done, picture)
+    console.print(frontier_table(trials, front, f"Frontier of {study.name}", console.width))
+    for what, where in (
+        ("rows", storage.join(study.root, "frontier")),
+        ("models", storage.join(study.root, "models")),
+        ("circuits", storage.join(study.root, "circuits")),
+        ("picture", picture),
+    ):
+        console.print(f"{what:>9}: {where}", soft_wrap=True)
+    statuses = trials["status"].to_pylist()
+    bad = len(statuses) - statuses.count("ok")
+    if bad:
+        console.print(f"{bad} of {len(statuses)} trials did not end well; their rows say why")
+    return 0 if "ok" in statuses else 1

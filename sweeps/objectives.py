@@ -1,0 +1,35 @@
+"""The two figures a study minimises, and what the search is told of a trial that has none."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+METRICS = ("val_loss", "circuit_edges")
+"""Validation loss in nats per token; geometric mean over solved tasks of the number of circuit edges."""
+
+PENALTIES = (20.0, 1e9)
+"""Told in place of a figure that does not exist (Optuna wants finite numbers): worse than any real trial's."""
+
+FINAL = ("ok", "diverged", "failed", "truncated")
+"""Statuses of a trial that will not be run again."""
+
+
+def geometric_mean_edges(edges: Sequence[int]) -> float | None:
+    """Geometric mean of numbers of edges, a circuit without any counted as one; None of no circuit."""
+    if not edges:
+        return None
+    return math.exp(sum(math.log(max(1, n)) for n in edges) / len(edges))
+
+
+def objectives(row: Mapping[str, Any]) -> tuple[float, float]:
+    """What the search is told of a trial's row, in the order of `METRICS`.
+
+    A trial that failed, diverged or was cut short is told at the penalties. One that solves fewer tasks than the
+    study asks for keeps its loss, but its few circuits, of the easiest tasks, do not make it look interpretable.
+    A trial that was run again after a failure stays told as failed: what came after it was drawn knowing that.
+    """
+    if row["status"] != "ok" or row["retried"]:
+        return PENALTIES
+    return row["val_loss"], row["circuit_edges"] if row["eligible"] else PENALTIES[1]

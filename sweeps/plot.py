@@ -1,0 +1,100 @@
+"""The picture of a frontier: validation loss against circuit size, the non-dominated trials joined."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from sparse_model import storage
+from sparse_model.errors import InputError
+from sweeps.frontier import Frontier
+
+LOOKS = {"sparse": ("o", "#0b6e99"), "dense": ("s", "#c8553d")}
+INK, FAINT = "#222222", "#9a9a9a"
+FORMATS = ("png", "svg", "pdf")
+
+
+def plot_frontier(frontier: Frontier, uri: str, title: str | None = None) -> None:
+    """Draw a frontier into an image at a path or URI that ends in .png, .svg or .pdf; InputError for any other."""
+    form = uri.split("?")[0].rsplit(".", 1)[-1].lower()
+    if form not in FORMATS:
+        raise InputError(f"plot {uri}; allowed endings: {', '.join('.' + name for name in FORMATS)}")
+    buffer = io.BytesIO()
+    draw(frontier, title).savefig(buffer, format=form, dpi=160, facecolor="white")
+    storage.write_bytes_atomic(uri, buffer.getvalue())
+
+
+def draw(frontier: Frontier, title: str | None = None) -> Figure:
+    """The picture as a matplotlib figure; trials that are not eligible are counted below it, not drawn."""
+    trials = frontier.trials().to_pylist()
+    shown = [row for row in trials if row["eligible"]]
+    figure = Figure(figsize=(8, 5.6), layout="constrained")
+    axes = figure.subplots()
+    _front(axes, frontier.pareto().to_pylist())
+    for kind in LOOKS:
+        _trials(axes, [row for row in shown if row["kind"] == kind], kind)
+    _dress(axes, shown)
+    name = trials[0]["study"]
+    axes.set_title(title or f"Capability and interpretability: {name}", loc="left", fontsize=13, color=INK, pad=12)
+    figure.supxlabel(_caption(trials, shown), fontsize=8, color=FAINT, x=0.01, ha="left")
+    return figure
+
+
+def _trials(axes: Axes, rows: list[dict[str, Any]], kind: str) -> None:
+    marker, color = LOOKS[kind]
+    x, y = [row["val_loss"] for row in rows], [max(1, row["circuit_edges"]) for row in rows]
+    label = f"{kind} (n = {len(rows)})"
+    axes.scatter(x, y, s=70, marker=marker, color=color, edgecolor="white", linewidth=1.2, zorder=3, label=label)
+    for row, edge, loss in zip(rows, y, x, strict=True):
+        axes.annotate(
+            _label(row), (loss, edge), xytext=(7, 5), textcoords="offset points", fontsize=7.5, color=color, zorder=4
+        )
+
+
+def _label(row: dict[str, Any]) -> str:
+    """What distinguishes a trial: its width, how sparse it is, how many tasks it solves."""
+    share = f" · {row['fraction']:.2g}" if row["kind"] == "sparse" else ""
+    return f"{row['d_model']}{share} · {row['tasks_solved']}/{row['tasks_tried']}"
+
+
+def _front(axes: Axes, rows: list[dict[str, Any]]) -> None:
+    """The staircase through the non-dominated trials: what lies above and right of it is bettered by one of them."""
+    if rows:
+        x, y = [row["val_loss"] for row in rows], [max(1, row["circuit_edges"]) for row in rows]
+        axes.step(x, y, where="post", color=INK, linewidth=1.4, alpha=0.75, zorder=2, label=f"Pareto front ({len(x)})")
+
+
+def _dress(axes: Axes, shown: list[dict[str, Any]]) -> None:
+    if shown:
+        _scale(axes, [max(1, row["circuit_edges"]) for row in shown])
+    axes.margins(x=0.12)
+    axes.set_xlabel("validation loss (nats per token)", color=INK)
+    axes.set_ylabel("circuit edges (geometric mean over solved tasks)", color=INK)
+    axes.grid(True, which="major", color="#e6e6e6", linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    if shown:
+        axes.legend(frameon=False, fontsize=9)
+    else:
+        axes.text(0.5, 0.5, "no trial solves enough tasks yet", transform=axes.transAxes, ha="center", color=FAINT)
+
+
+def _scale(axes: Axes, edges: list[float]) -> None:
+    """A logarithmic axis of edges that shows more than the points, so that small differences look small."""
+    axes.set_yscale("log")
+    axes.set_ylim(min(edges) / 1.8, max(edges) * 1.8)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _caption(trials: list[dict[str, Any]], shown: list[dict[str, Any]]) -> str:
+    left_out = len(trials) - len(shown)
+    hidden = f" {left_out} of {len(trials)} trials not drawn (failed, or too few tasks solved)." if left_out else ""
+    target = trials[0]["target_loss"]
+    return f"Beside each trial: width · share of weights kept · tasks solved at loss {target:g}.{hidden}"

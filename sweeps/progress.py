@@ -1,0 +1,112 @@
+"""What a running study shows: bars on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from sweeps.space import TrialConfig
+from sweeps.study import Study
+
+STEP = 0.25
+"""Share of a stage after which a plain line says where it is."""
+
+
+class Show:
+    """Everything `sweeps run` prints while it works."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        columns = (TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.fields[note]}"))
+        self._bars = Progress(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal)
+        self._tasks: dict[str, TaskID] = {}
+        self._shares: dict[str, float] = {}
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def line(self, text: str) -> None:
+        """One lasting line."""
+        self.console.print(text, highlight=False, soft_wrap=True)
+
+    def stage(self, name: str, share: float, note: str = "") -> None:
+        """Where something with a beginning and an end is, as a share of it done."""
+        if name not in self._tasks:
+            self._tasks[name] = self._bars.add_task(name, total=1.0, note=note)
+            self._shares[name] = 0.0
+        self._bars.update(self._tasks[name], completed=share, note=note)
+        if not self.console.is_terminal and (share - self._shares[name] >= STEP or share == 1.0 > self._shares[name]):
+            self._shares[name] = share
+            self.line(f"{name}: {int(100 * share)}%{' · ' if note else ''}{note}")
+
+    def end(self, name: str) -> None:
+        """Take a stage's bar away."""
+        if name in self._tasks:
+            self._bars.remove_task(self._tasks.pop(name))
+            del self._shares[name]
+
+
+class StudyProgress:
+    """The events of a study's trials as they are shown."""
+
+    def __init__(self, show: Show, study: Study) -> None:
+        self.show, self.study = show, study
+        self._counts = {"done": 0, "all": study.search.trials * len(study.seeds)}
+
+    def data(self, stage: str, share: float) -> None:
+        """Preparation of the corpus."""
+        self.show.stage(f"data: {stage}", share)
+
+    def replayed(self, count: int) -> None:
+        """Trials of an earlier run that need no other."""
+        self._counts["done"] = count
+        if count:
+            self.show.line(f"{count} of {self._counts['all']} trials are finished already")
+
+    def started(self, key: str, config: TrialConfig) -> None:
+        self.show.line(f"{key} started: {described(config)}")
+
+    def training(self, key: str, metrics: Mapping[str, Any]) -> None:
+        loss = f"val {metrics['val_loss']:.3f}" if "val_loss" in metrics else f"train {metrics['train_loss']:.3f}"
+        note = f"step {metrics['step']}/{metrics['steps']} · {loss} · L0 {metrics['l0']:,.0f}"
+        self.show.stage(f"{key} training", metrics["step"] / metrics["steps"], note)
+
+    def pruning(self, key: str, done: int, total: int) -> None:
+        self.show.end(f"{key} training")
+        self.show.stage(f"{key} pruning", done / total, f"{done}/{total} tasks")
+
+    def finished(self, key: str, row: Mapping[str, Any]) -> None:
+        """A trial's row is written."""
+        self.show.end(f"{key} training")
+        self.show.end(f"{key} pruning")
+        self._counts["done"] += 1
+        self.show.line(f"{key} {outcome(row)} ({self._counts['done']}/{self._counts['all']})")
+
+
+def described(config: TrialConfig) -> str:
+    """A configuration in a few words."""
+    model, training = config.model, config.training
+    sparsity = f", fraction {training.fraction:.3g}, anneal {training.anneal:g}" if config.kind == "sparse" else ""
+    return (
+        f"{config.kind}, {model.n_layer} layers of width {model.d_model}{sparsity}, "
+        f"{training.tokens:,} tokens, seed {training.seed}"
+    )
+
+
+def outcome(row: Mapping[str, Any]) -> str:
+    """How a trial ended, in a few words."""
+    if row["status"] != "ok":
+        return f"{row['status']}: {row['reason']}"
+    edges = row["circuit_edges"]
+    circuits = f", {edges:,.0f} edges per circuit" if edges is not None else ""
+    return f"ok: loss {row['val_loss']:.3f}, {row['tasks_solved']}/{row['tasks_tried']} tasks solved{circuits}"

@@ -1,0 +1,53 @@
+"""Circuits of a trial's model by Ray tasks: one per task of the study, each writing its circuits and giving rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import ray
+
+from sweeps.circuits import measure_means, prune_task, settings
+from sweeps.study import Study
+from sweeps.trial import Row, Trial, one_line
+
+
+def find_circuits(trial: Trial, report: Callable[[int, int], None]) -> list[Row]:
+    """Circuit rows of every task and target loss. A task whose search raises has rows of status failed."""
+    resources = trial.study.resources
+    options = {"num_cpus": resources.cpus_per_pruning_task, "scheduling_strategy": "SPREAD"}
+    threads = resources.cpus_per_pruning_task
+    means = ray.remote(measure_means).options(**options).remote(trial.model_uri, trial.plan.data, threads)
+    prune = ray.remote(prune_task).options(**options)
+    names = trial.study.task_names
+    rows: dict[str, list[Row]] = {}
+    report(0, len(names))
+    for name, outcome in _bounded(
+        {name: (trial.model_uri, name, settings(trial.study), trial.circuits_uri, threads, means) for name in names},
+        prune.remote,
+        resources.pruning_parallel,
+    ):
+        found = _failed(trial.study, name, outcome) if isinstance(outcome, Exception) else outcome
+        rows[name] = [{"study": trial.study.name, "trial": trial.key, **row} for row in found]
+        report(len(rows), len(names))
+    return [row for name in names for row in rows[name]]
+
+
+def _failed(study: Study, task: str, error: Exception) -> list[Row]:
+    common = {"task": task, "method": "node", "status": "failed", "reason": one_line(error)}
+    return [common | {"target_loss": target} for target in study.target_losses]
+
+
+def _bounded(jobs: dict[str, tuple[Any, ...]], submit: Callable[..., Any], parallel: int) -> Iterator[tuple[str, Any]]:
+    """(name, result or the exception our code raised) of jobs as they end, at most `parallel` at a time."""
+    waiting, running = list(jobs), dict[Any, str]()
+    while waiting or running:
+        while waiting and len(running) < parallel:
+            name = waiting.pop(0)
+            running[submit(*jobs[name])] = name
+        (done, *_), _ = ray.wait(list(running), num_returns=1)
+        try:
+            outcome = ray.get(done)
+        except ray.exceptions.RayTaskError as error:  # a worker that died raises something else, and is tried again
+            outcome = error
+        yield running.pop(done), outcome

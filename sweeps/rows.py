@@ -1,0 +1,118 @@
+"""The frontier's tables: Arrow schemas, and rows written whole, one Parquet file per trial and table.
+
+A row's file is named after its trial, so a trial that is run again replaces its rows. Circuits are written before the
+trial's own row, which is written last of all: where it exists, everything it speaks of exists.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sparse_model import storage
+
+SCHEMA_VERSION = 1
+
+
+def _schema(columns: Mapping[str, tuple[Any, str]]) -> Any:
+    fields = [pa.field(name, kind, metadata={"description": text}) for name, (kind, text) in columns.items()]
+    return pa.schema(fields, metadata={"schema_version": str(SCHEMA_VERSION)})
+
+
+TEXT, INT, FLOAT, BOOL = pa.string(), pa.int64(), pa.float64(), pa.bool_()
+
+TRIAL_SCHEMA = _schema(
+    {
+        "study": (TEXT, "the study's name"),
+        "trial": (TEXT, "the trial's key: number of the suggestion and hash of the configuration"),
+        "suggestion": (INT, "number of the search's suggestion; seeds of one configuration share it"),
+        "kind": (TEXT, "sparse or dense"),
+        "status": (TEXT, "ok, failed, diverged or truncated"),
+        "reason": (TEXT, "why the status is not ok"),
+        "retried": (BOOL, "run again after a failure, which is what the search was told"),
+        "eligible": (BOOL, "may stand on the frontier: ok, and at least min_tasks_solved tasks solved"),
+        "seed": (INT, "of weights and data order"),
+        "d_model": (INT, "width of the residual stream"),
+        "n_layer": (INT, "blocks"),
+        "fraction": (FLOAT, "share of weights kept"),
+        "l0": (INT, "nonzero weights, biases and embeddings; the bigram table not counted"),
+        "total_params": (INT, "parameters, zeros and bigram table included"),
+        "tokens": (INT, "training tokens seen"),
+        "train_loss": (FLOAT, "nats per token, over the last logged steps"),
+        "val_loss": (FLOAT, "nats per token on held-out text"),
+        "tasks_solved": (INT, "tasks with a circuit at the study's target loss"),
+        "tasks_tried": (INT, "tasks of the study"),
+        "circuit_edges": (FLOAT, "geometric mean of edges over the solved tasks, at the study's target loss"),
+        "target_loss": (FLOAT, "the study's target: task loss of those circuits, in nats"),
+        "dead_neurons": (FLOAT, "share of MLP neurons never active on held-out text"),
+        "kurtosis": (FLOAT, "of the final residual stream's channels"),
+        "flops": (FLOAT, "of training, counted as if dense"),
+        "train_seconds": (FLOAT, "spent in training steps, by each worker"),
+        "prune_seconds": (FLOAT, "from the first to the last circuit, on the wall clock"),
+        "data": (TEXT, "key of the token dataset: it changes with the text it was made from"),
+        "config": (TEXT, "the trial's configuration as JSON"),
+        "schema_version": (INT, "of this table"),
+    }
+)
+
+CIRCUIT_SCHEMA = _schema(
+    {
+        "study": (TEXT, "the study's name"),
+        "trial": (TEXT, "the trial's key"),
+        "task": (TEXT, "the task's name"),
+        "target_loss": (FLOAT, "task loss the circuit was to reach, in nats"),
+        "method": (TEXT, "what was pruned: node or edge"),
+        "status": (TEXT, "ok, unsolved or failed"),
+        "reason": (TEXT, "why the search failed"),
+        "nodes": (INT, "kept nodes"),
+        "edges": (INT, "nonzero weights between kept nodes, embeddings not counted"),
+        "embedding_edges": (INT, "nonzero embedding weights the circuit reads; never part of edges"),
+        "unembedding_edges": (INT, "nonzero unembedding weights of the answers; never part of edges"),
+        "loss": (FLOAT, "task loss of the circuit, calibrated, on the pairs it was searched on"),
+        "heldout_loss": (FLOAT, "the same on held-out pairs"),
+        "heldout_accuracy": (FLOAT, "share of held-out prompts answered right by the circuit"),
+        "unpruned_loss": (FLOAT, "task loss of the whole model"),
+        "necessity_loss": (FLOAT, "task loss of the model with only the circuit ablated"),
+        "control_loss": (FLOAT, "loss the same search reaches when answers are shuffled"),
+        "control_edges": (INT, "edges of the circuit for shuffled answers, if one reaches the target"),
+        "seconds": (FLOAT, "spent on this circuit"),
+        "schema_version": (INT, "of this table"),
+    }
+)
+
+TABLES = {"trials": TRIAL_SCHEMA, "circuits": CIRCUIT_SCHEMA}
+
+
+def table_uri(root: str, table: str) -> str:
+    """Folder of one of the frontier's `TABLES` below a study's folder."""
+    assert table in TABLES, table
+    return storage.join(root, "frontier", table)
+
+
+def row_uri(root: str, table: str, trial: str) -> str:
+    """File of a trial's rows."""
+    return storage.join(table_uri(root, table), f"{storage.safe_name(trial)}.parquet")
+
+
+def write_trial_row(root: str, row: Mapping[str, Any]) -> None:
+    """Write a trial's row below the study's folder `root`, replacing an older one. Columns left out are null."""
+    _write(root, "trials", row["trial"], [row])
+
+
+def write_circuit_rows(root: str, trial: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write all circuit rows of a trial, replacing older ones; none of them leaves an empty table."""
+    _write(root, "circuits", trial, rows)
+
+
+def _write(root: str, table: str, trial: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    schema = TABLES[table]
+    unknown = {name for row in rows for name in row} - set(schema.names)
+    assert not unknown, unknown
+    content = pa.Table.from_pylist([{**row, "schema_version": SCHEMA_VERSION} for row in rows], schema=schema)
+    buffer = io.BytesIO()
+    pq.write_table(content, buffer)
+    storage.write_bytes_atomic(row_uri(root, table, trial), buffer.getvalue())

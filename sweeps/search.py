@@ -1,0 +1,147 @@
+"""Which configurations a study tries: Optuna inside Ray Tune, as a pure function of the study and its stored rows.
+
+Suggestion n is drawn when, and only when, the results of suggestions 0 … n - in_flight have been told, in that order.
+Results that come early wait. So neither the order in which trials finish nor any number of kills changes what is
+drawn; a study that is started again draws the same suggestions, and those with a stored row are told from it.
+
+A configuration that was drawn before would train the same model to the last bit: it is forgotten and another drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from statistics import fmean
+from typing import Any
+
+import optuna
+from ray.tune.search.optuna import OptunaSearch
+from ray.tune.search.searcher import Searcher
+
+from sweeps.objectives import METRICS, PENALTIES
+from sweeps.space import TrialConfig, suggest
+from sweeps.study import SearchConfig, Study
+
+Objectives = tuple[float, float]
+
+MOST_REPEATS = 100
+"""Configurations drawn before, in a row, after which the space counts as exhausted."""
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """One model to train: the trial's key, its configuration, and the suggestion it belongs to."""
+
+    key: str
+    index: int
+    config: TrialConfig
+
+
+class StudySearch(Searcher):  # type: ignore[misc]
+    """Hands a study's trials to Tune, one per suggestion and seed; `num_samples` is to be -1.
+
+    `known` maps keys of trials that need no run to their objectives.
+    """
+
+    def __init__(self, study: Study, known: Mapping[str, Objectives]) -> None:
+        super().__init__(metric=list(METRICS), mode=["min"] * len(METRICS))
+        self._study, self._known = study, dict(known)
+        self._optuna = optuna_search(study)
+        self._asked = self._told = 0
+        self._seen: set[str] = set()
+        self._exhausted = False
+        self._names: dict[int, str] = {}  # of each suggestion that was not told yet: its name in Optuna,
+        self._keys: dict[int, list[str]] = {}  # and its trials' keys, one per seed
+        self._waiting: list[Assignment] = []
+        self._running: dict[str, Assignment] = {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """The next trial as Tune's config; None until a result is in; Searcher.FINISHED when all were handed out."""
+        while not self._waiting:
+            self._tell()
+            if self._asked == self._study.search.trials or self._exhausted:
+                return str(Searcher.FINISHED)
+            if self._asked - self._told >= self._study.search.in_flight:
+                return None
+            self._ask()
+        self._running[trial_id] = assignment = self._waiting.pop(0)
+        return {
+            "key": assignment.key,
+            "index": assignment.index,
+            "trial": assignment.config.model_dump(mode="json"),
+        }
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Take note of a result; a crashed trial has none and gets the penalties."""
+        assignment = self._running.pop(trial_id)
+        found = result is not None and all(metric in result for metric in METRICS)
+        self._known[assignment.key] = (
+            (result[METRICS[0]], result[METRICS[1]]) if found and result and not error else PENALTIES
+        )
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Progress reports mean nothing to the search."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the state follows from the study and its rows."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: the state follows from the study and its rows."""
+
+    def _ask(self) -> None:
+        index = self._asked
+        params = self._draw(index)
+        if params is None:
+            self._exhausted = True
+            return
+        configs = [self._study.space.config(params, seed) for seed in self._study.seeds]
+        assignments = [Assignment(config.key(index), index, config) for config in configs]
+        self._keys[index] = [assignment.key for assignment in assignments]
+        self._waiting += [assignment for assignment in assignments if assignment.key not in self._known]
+        self._asked += 1
+
+    def _draw(self, index: int) -> dict[str, Any] | None:
+        """Parameters that were not drawn before; None if none can be found."""
+        for attempt in range(MOST_REPEATS):
+            name = f"{index}.{attempt}"
+            params: dict[str, Any] = self._optuna.suggest(name)
+            written = self._study.space.config(params, self._study.seeds[0]).canonical_json()
+            if written not in self._seen:
+                self._seen.add(written)
+                self._names[index] = name
+                return params
+            self._optuna.on_trial_complete(name, error=True)  # which samplers leave out of account
+        return None
+
+    def _tell(self) -> None:
+        """Tell Optuna what the next question may know, in order, and no more than that."""
+        while self._told <= self._asked - self._study.search.in_flight:
+            values = [self._known.get(key) for key in self._keys[self._told]]
+            if None in values:
+                return
+            means = {m: fmean(v[i] for v in values if v is not None) for i, m in enumerate(METRICS)}
+            self._optuna.on_trial_complete(self._names.pop(self._told), means)
+            del self._keys[self._told]
+            self._told += 1
+
+
+def optuna_search(study: Study) -> Any:
+    """Ray's Optuna searcher for a study: its space, sampler, and the trials to begin with."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return OptunaSearch(
+        partial(suggest, study.space),
+        metric=list(METRICS),
+        mode=["min"] * len(METRICS),
+        sampler=_sampler(study.search),
+        study_name=study.name,
+        points_to_evaluate=[study.space.params(entry) for entry in study.search.try_first],
+    )
+
+
+def _sampler(search: SearchConfig) -> optuna.samplers.BaseSampler:
+    if search.sampler == "tpe":
+        return optuna.samplers.TPESampler(seed=search.seed, n_startup_trials=search.startup)
+    if search.sampler == "nsga2":
+        return optuna.samplers.NSGAIISampler(seed=search.seed, population_size=max(2, search.in_flight))
+    return optuna.samplers.RandomSampler(seed=search.seed)

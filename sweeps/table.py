@@ -1,0 +1,90 @@
+"""Frontier rows as text: a table for people, CSV, JSON or Parquet for programs."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from typing import Any, Literal
+
+import pyarrow.csv
+import pyarrow.parquet
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+Format = Literal["table", "csv", "json", "parquet"]
+
+WIDTH = 110
+"""Columns of text where there is no terminal to ask."""
+
+COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "trial": ("trial", str),
+    "kind": ("kind", str),
+    "d_model": ("width", str),
+    "fraction": ("fraction", "{:.3g}".format),
+    "l0": ("L0", "{:,}".format),
+    "val_loss": ("val loss", "{:.3f}".format),
+    "tasks_solved": ("solved", str),
+    "circuit_edges": ("edges", "{:,.1f}".format),
+    "train_seconds": ("train s", "{:.0f}".format),
+    "prune_seconds": ("prune s", "{:.0f}".format),
+    "status": ("status", str),
+}
+"""What the table in the terminal shows of a trial, under which heading, written how."""
+
+
+LEAST_WIDTH = {"train_seconds": 104, "prune_seconds": 104, "status": 88}
+"""Columns of text below which a column is left out."""
+
+CAPTION = "* Pareto front · losses in nats · edges: geometric mean over the circuits of solved tasks"
+
+
+def terminal() -> Console:
+    """Standard output, wide enough for the table if it is a file."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=WIDTH)
+
+
+def frontier_table(trials: Any, front: set[str], title: str, width: int) -> Table:
+    """Trials (a `pyarrow.Table`) for `width` columns of text; `front` holds the keys of those on the Pareto front."""
+    shown = {name: column for name, column in COLUMNS.items() if width >= LEAST_WIDTH.get(name, 0)}
+    table = Table(title=title, caption=CAPTION, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.title_justify = table.caption_justify = "left"
+    for heading, _ in shown.values():
+        words = heading in ("trial", "kind", "status")
+        table.add_column(heading, justify="left" if words else "right", no_wrap=True)
+    for row in trials.to_pylist():
+        on_front = row["trial"] in front
+        cells = ["–" if row[name] is None else write(row[name]) for name, (_, write) in shown.items()]
+        table.add_row(f"{'*' if on_front else ' '} {cells[0]}", *cells[1:], style="bold" if on_front else None)
+    return table
+
+
+def any_table(answer: Any) -> Table:
+    """Any Arrow table for the terminal."""
+    table = Table()
+    for name in answer.column_names:
+        table.add_column(name)
+    for row in answer.to_pylist():
+        table.add_row(*(_cell(value) for value in row.values()))
+    return table
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
+def encoded(answer: Any, form: Format) -> bytes:
+    """An Arrow table as the bytes of a CSV, JSON (a list of objects) or Parquet file."""
+    buffer = io.BytesIO()
+    if form == "csv":
+        pyarrow.csv.write_csv(answer, buffer)
+    elif form == "parquet":
+        pyarrow.parquet.write_table(answer, buffer)
+    else:
+        assert form == "json", form
+        buffer.write(json.dumps(answer.to_pylist(), indent=1, default=str).encode() + b"\n")
+    return buffer.getvalue()

@@ -1,0 +1,178 @@
+"""What a trial is: train a model, publish it, find a circuit for every task, write rows, report to the search.
+
+`run_trial` is the table of contents. It runs as Tune's trainable and holds almost no resources: training workers and
+pruning tasks are placed by themselves.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray import tune
+
+from sparse_model import storage
+from sweeps.objectives import FINAL, METRICS, geometric_mean_edges, objectives
+from sweeps.rows import write_circuit_rows, write_trial_row
+from sweeps.space import TrialConfig
+from sweeps.study import Study
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all trials of a study share: the study, the URI of its tokens, and the trials that failed before."""
+
+    study: Study
+    data: str
+    failed_before: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial and where its things go. The key is the name of everything it writes."""
+
+    plan: Plan
+    key: str
+    index: int
+    config: TrialConfig
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any], plan: Plan) -> Trial:
+        """The trial that the search handed to Tune as `config`."""
+        return cls(plan, config["key"], config["index"], TrialConfig.model_validate(config["trial"]))
+
+    @property
+    def study(self) -> Study:
+        return self.plan.study
+
+    @property
+    def model_uri(self) -> str:
+        return storage.join(self.study.root, "models", self.key)
+
+    @property
+    def circuits_uri(self) -> str:
+        return storage.join(self.study.root, "circuits", self.key)
+
+    @property
+    def train_root(self) -> str:
+        """Where Ray Train keeps checkpoints; the run in it bears the trial's key, by which it is continued."""
+        return storage.join(self.study.root, "ray", "train")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """How training ended, and its figures."""
+
+    status: str
+    reason: str
+    metrics: Mapping[str, float]
+
+
+def run_trial(config: Mapping[str, Any], plan: Plan) -> None:
+    """Everything a trial does; Tune calls it with what `StudySearch` suggested.
+
+    What our own code raises becomes a row with status failed. A process that dies is Tune's to try again, and if
+    that fails too, the driver writes the row.
+    """
+    from sweeps.ray_prune import find_circuits
+    from sweeps.ray_train import train_model
+
+    trial = Trial.of(config, plan)
+    circuits: list[Row] = []
+    prune_seconds = 0.0
+    try:
+        trained = train_model(trial)
+        if trained.status == "ok":
+            started = time.monotonic()
+            circuits = find_circuits(trial, report_pruning)
+            prune_seconds = time.monotonic() - started
+        row = trial_row(trial, trained, circuits) | {"prune_seconds": prune_seconds}
+    except Exception as error:
+        if is_crash(error):
+            raise
+        row = failed_row(trial, one_line(error))
+    publish(trial, circuits, row)
+    tune.report(dict(zip(METRICS, objectives(row), strict=True)) | {"stage": "done", "row": row})
+
+
+def report_pruning(done: int, total: int) -> None:
+    """Progress of pruning, for the driver to show."""
+    tune.report({"stage": "pruning", "tasks_done": done, "tasks": total})
+
+
+def publish(trial: Trial, circuits: list[Row], row: Row) -> None:
+    """Write the trial's rows, its own last, and drop the checkpoints nobody needs any more."""
+    assert row["status"] in FINAL, row["status"]
+    write_circuit_rows(trial.study.root, trial.key, circuits)
+    write_trial_row(trial.study.root, row)
+    storage.remove(storage.join(trial.train_root, trial.key))
+
+
+def trial_row(trial: Trial, trained: Trained, circuits: list[Row]) -> Row:
+    """The trial's row: configuration, figures of training, and what the circuits come to."""
+    study, metrics = trial.study, trained.metrics
+    solved = [c["edges"] for c in circuits if c["status"] == "ok" and c["target_loss"] == study.target_loss]
+    figures = ("train_loss", "val_loss", "dead_neurons", "kurtosis", "flops", "train_seconds")
+    counts = ("l0", "total_params", "tokens")
+    return (
+        _described(trial)
+        | {name: metrics.get(name) for name in figures}
+        | {name: int(metrics[name]) for name in counts if name in metrics}
+        | {
+            "status": trained.status,
+            "reason": trained.reason,
+            "eligible": trained.status == "ok" and len(solved) >= study.min_tasks_solved,
+            "tasks_solved": len(solved),
+            "circuit_edges": geometric_mean_edges(solved),
+        }
+    )
+
+
+def failed_row(trial: Trial, reason: str) -> Row:
+    """The row of a trial that came to nothing."""
+    return _described(trial) | {"status": "failed", "reason": reason, "eligible": False}
+
+
+def _described(trial: Trial) -> Row:
+    """What is known of a trial before it is run."""
+    config, study = trial.config, trial.study
+    return {
+        "study": study.name,
+        "trial": trial.key,
+        "suggestion": trial.index,
+        "kind": config.kind,
+        "retried": trial.key in trial.plan.failed_before,
+        "seed": config.training.seed,
+        "d_model": config.model.d_model,
+        "n_layer": config.model.n_layer,
+        "fraction": config.training.fraction,
+        "target_loss": study.target_loss,
+        "tasks_tried": len(study.task_names),
+        "data": trial.plan.data.split("?")[0].rsplit("/", 1)[-1],
+        "config": config.canonical_json(),
+    }
+
+
+def is_crash(error: BaseException) -> bool:
+    """Whether a process or node died (to be tried again) rather than our code raised (which would raise again)."""
+    causes = getattr(error, "worker_failures", None) or {0: getattr(error, "controller_failure", error)}
+    return any(
+        (isinstance(cause, ray.exceptions.RayError) and not isinstance(cause, ray.exceptions.RayTaskError))
+        or type(cause).__name__ in ("WorkerHealthCheckFailedError", "PreemptionError")
+        for cause in causes.values()
+    )
+
+
+def one_line(error: BaseException) -> str:
+    """The innermost reason of an error, as one line."""
+    causes = getattr(error, "worker_failures", None)
+    if causes:
+        error = next(iter(causes.values()))
+    error = getattr(error, "_base_exc", None) or getattr(error, "cause", None) or error
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}"[:500]

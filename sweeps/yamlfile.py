@@ -1,0 +1,46 @@
+"""YAML read safely and strictly: no key twice, and 1e-3 is a number."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+from sparse_model.errors import InputError
+
+
+class _Loader(yaml.SafeLoader):
+    """`yaml.SafeLoader` without its two traps."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise yaml.MarkedYAMLError(problem=f"key {key!r} is not a word", problem_mark=key_node.start_mark)
+            if key in seen:
+                raise yaml.MarkedYAMLError(problem=f"key {key!r} is there twice", problem_mark=key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+# YAML 1.1 wants a dot and a signed exponent, and would make a text of 1e-3.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def parse_yaml(text: str, name: str) -> dict[str, Any]:
+    """The mapping in a YAML document; anything else raises InputError with `name` and the line."""
+    try:
+        content = yaml.load(text, _Loader)  # a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        line = f" line {mark.line + 1}" if mark else ""
+        raise InputError(f"{name}:{line} {error.problem or error.context}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{name}: not YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{name}: a mapping is expected, not {type(content).__name__}")
+    return content

@@ -1,0 +1,111 @@
+"""The compact forward pass against the model itself with its sites replaced."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from circuit.ablation import Means, mean_activations, zero_means
+from circuit.batches import all_batches, pair_batch
+from circuit.compact import AblatedModel
+from circuit.tasks import PairBatch
+from sparse_model.config import ModelConfig
+from sparse_model.model import SparseTransformer
+from sparse_model.sites import site_names, site_width
+
+VARIANTS = {
+    "plain": {},
+    "dense": {"activation_fraction": 1.0},
+    "everything": {"norm_gain": True, "positions": "learned", "attention_sink": True},
+    "no_bigram": {"bigram": False, "activation_fraction": 0.1},
+}
+
+
+def random_model(variant: str, weight_fraction: float = 1.0, seed: int = 0) -> SparseTransformer:
+    torch.manual_seed(seed)
+    options = {"vocab_size": 30, "context": 16, "n_layer": 3, "d_model": 32, "d_head": 8} | VARIANTS[variant]
+    model = SparseTransformer(ModelConfig.model_validate(options))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+            parameter.mul_(torch.rand_like(parameter) < weight_fraction)
+    return model
+
+
+def random_pairs(n_pairs: int = 9, longest: int = 12, vocabulary: int = 30) -> PairBatch:
+    generator = torch.Generator().manual_seed(1)
+
+    def draw(low: int, high: int, *size: int) -> Tensor:
+        return torch.randint(low, high, size, generator=generator)
+
+    length = draw(3, longest + 1, 2 * n_pairs)
+    length[0] = longest
+    right = draw(0, vocabulary, 2 * n_pairs)
+    wrong = (right + draw(1, vocabulary, 2 * n_pairs)) % vocabulary
+    return PairBatch(draw(0, vocabulary, 2 * n_pairs, longest), length, right, wrong)
+
+
+def random_nodes(model: SparseTransformer, share: float, seed: int = 0) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    widths = {name: site_width(model.config, name) for name in site_names(model.config)}
+    return {n: (torch.rand(w, generator=generator) < share).nonzero().squeeze(1) for n, w in widths.items()}
+
+
+def reference_margins(model: SparseTransformer, means: Means, gates: dict[str, Tensor], data: PairBatch) -> Tensor:
+    """One prompt at a time, without padding, through the model's own forward pass."""
+    margins = []
+    for row in range(len(data.length)):
+        tokens = data.tokens[row : row + 1, : data.length[row]]
+        logits = model(tokens, lambda name, x: means[name] + gates[name] * (x - means[name]))[0, -1]
+        margins.append(logits[data.right[row]] - logits[data.wrong[row]])
+    return torch.stack(margins)
+
+
+def all_margins(model: AblatedModel, data: PairBatch, gates: dict[str, Tensor] | None = None) -> Tensor:
+    rows = torch.arange(data.n_pairs)
+    return model.margins(pair_batch(data, rows, torch.device("cpu")), gates)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("weight_fraction", [1.0, 0.1])
+@pytest.mark.parametrize("share", [0.0, 0.03, 0.2, 0.7, 1.0])
+def test_equals_the_model_with_its_sites_replaced(variant: str, weight_fraction: float, share: float) -> None:
+    model, data = random_model(variant, weight_fraction), random_pairs()
+    means = mean_activations(model, [torch.randint(0, 30, (8, 16))])
+    kept = random_nodes(model, share)
+    gates = {name: torch.zeros_like(means[name]).index_fill(0, kept[name], 1.0) for name in means}
+    with torch.no_grad():
+        expected = reference_margins(model, means, gates, data)
+        actual = all_margins(AblatedModel(model, means, kept), data)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_gates_and_their_gradients_equal_those_of_the_model(variant: str) -> None:
+    model, data = random_model(variant, 0.3), random_pairs()
+    means = mean_activations(model, [torch.randint(0, 30, (8, 16))])
+    kept = random_nodes(model, 0.4)
+    inside = {name: torch.zeros_like(means[name]).index_fill(0, kept[name], 1.0) for name in means}
+    torch.manual_seed(3)
+    gates = {name: (torch.rand_like(mean) * inside[name]).requires_grad_() for name, mean in means.items()}
+    compact = all_margins(AblatedModel(model, means, kept), data, gates)
+    reference = reference_margins(model, means, gates, data)
+    torch.testing.assert_close(compact, reference, rtol=1e-5, atol=1e-5)
+
+    weights = torch.randn(len(reference))
+    wanted = torch.autograd.grad((reference * weights).sum(), list(gates.values()))
+    got = torch.autograd.grad((compact * weights).sum(), list(gates.values()), materialize_grads=True)
+    for name, a, b in zip(gates, wanted, got, strict=True):
+        torch.testing.assert_close(b, a * inside[name], rtol=1e-3, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_batches_hold_every_prompt_once_and_no_longer_than_needed() -> None:
+    model, data = random_model("plain"), random_pairs(40)
+    compact = AblatedModel(model, zero_means(model), random_nodes(model, 1.0))
+    batches = all_batches(data, torch.device("cpu"))
+    assert all(batch.tokens.shape[1] == int(batch.last.max()) + 1 for batch in batches)
+    with torch.no_grad():
+        together = torch.cat([compact.margins(batch) for batch in batches])
+        expected = all_margins(compact, data)
+    torch.testing.assert_close(together.sort().values, expected.sort().values, rtol=1e-5, atol=1e-5)

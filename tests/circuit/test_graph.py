@@ -1,0 +1,120 @@
+"""The saved object and its edges."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from circuit.config import PruneConfig
+from circuit.edges import count_edges, count_embedding_edges, count_unembedding_edges, edges_between
+from circuit.evaluation import circuit_score
+from circuit.graph import Circuit, Node, fingerprint, to_networkx
+from circuit.masks import NodeIndex
+from circuit.pruning import find_circuit
+from sparse_model.errors import InputError
+from sparse_model.model import SparseTransformer
+
+
+@pytest.fixture(scope="module")
+def found(planted: Any) -> Circuit:
+    # a large circuit, so that round trips and edges have something to get wrong
+    return find_circuit(planted.model, planted.task, planted.means, PruneConfig(steps=2, eliminate=False))
+
+
+def brute_force_edges(model: SparseTransformer, kept: dict[str, torch.Tensor]) -> set[tuple[str, int, str, int, float]]:
+    edges: set[tuple[str, int, str, int, float]] = set()
+    D = model.config.d_model
+    for i, layer in enumerate(model.layers):
+        matrices = [
+            ("attn.in", "attn.q", layer.attn.qkv.weight[:D]),
+            ("attn.in", "attn.k", layer.attn.qkv.weight[D : 2 * D]),
+            ("attn.in", "attn.v", layer.attn.qkv.weight[2 * D :]),
+            ("attn.v", "attn.out", layer.attn.out.weight),
+            ("mlp.in", "mlp.act", layer.mlp.up.weight),
+            ("mlp.act", "mlp.out", layer.mlp.down.weight),
+        ]
+        for source, target, weight in matrices:
+            a, b = f"layers.{i}.{source}", f"layers.{i}.{target}"
+            for s, t in itertools.product(kept[a].tolist(), kept[b].tolist()):
+                if weight[t, s] != 0:
+                    edges.add((a, s, b, t, weight[t, s].item()))
+    return edges
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_edges_equal_a_loop_over_pairs_of_kept_nodes(planted: Any, share: float) -> None:
+    index = NodeIndex(planted.model)
+    keep = torch.rand(index.total, generator=torch.Generator().manual_seed(1)) < share
+    kept = index.channels(keep)
+    edges = edges_between(planted.model, kept)
+    got = {(e.source.site, e.source.channel, e.target.site, e.target.channel, e.weight) for e in edges}
+    assert got == brute_force_edges(planted.model, kept)
+    assert len(got) == len(edges) == count_edges(planted.model, kept)
+    assert {e.matrix for e in edges} <= {"qkv", "out", "up", "down"}
+
+
+def test_embedding_and_unembedding_edges_are_counted_apart(planted: Any) -> None:
+    model, data = planted.model, planted.task.train
+    kept = NodeIndex(model).channels(NodeIndex(model).flat(planted.nodes))
+    used = {int(t) for row, n in zip(data.tokens, data.length, strict=True) for t in row[:n]}
+    read = {0, 1, 2, 5}  # channels of the planted attn.in and final.in nodes
+    wanted = sum(model.embedding[token, channel].item() != 0 for token in used for channel in read)
+    assert count_embedding_edges(model, kept, data) == wanted > 0
+    assert count_unembedding_edges(model, kept, data) == 2
+
+
+def test_round_trip_gives_an_equal_circuit_and_the_same_loss(planted: Any, found: Circuit, tmp_path: Path) -> None:
+    path = str(tmp_path / "circuit.json")
+    found.save(path)
+    loaded = Circuit.load(path)
+    assert loaded == found
+    assert loaded.n_nodes > 8
+    score = circuit_score(planted.model, loaded, planted.task.heldout)
+    assert score.loss == found.heldout_loss
+    assert score.accuracy == found.heldout_accuracy
+    assert circuit_score(planted.model, loaded, planted.task.train).loss == found.loss
+
+
+def test_another_model_is_refused(planted: Any, found: Circuit) -> None:
+    other = SparseTransformer(planted.model.config)
+    other.load_state_dict(planted.model.state_dict())
+    assert fingerprint(other) == found.model
+    with torch.no_grad():
+        other.layers[0].mlp.up.bias[3] += 1e-6
+    with pytest.raises(InputError, match="is of model"):
+        circuit_score(other, found, planted.task.train)
+
+
+def test_truncated_foreign_and_inconsistent_json_are_refused(found: Circuit, tmp_path: Path) -> None:
+    text = found.to_json()
+    broken = [
+        text[: len(text) // 2],
+        "",
+        "[]",
+        '{"task": "x"}',
+        text.replace('"schema_version":1', '"schema_version":2'),
+    ]
+    broken.append(text.replace(f'"n_nodes":{found.n_nodes}', f'"n_nodes":{found.n_nodes + 1}'))
+    for content in broken:
+        assert content != text
+        path = tmp_path / "circuit.json"
+        path.write_text(content)
+        with pytest.raises(InputError, match="not a saved circuit") as error:
+            Circuit.load(str(path))
+        assert "\n" not in str(error.value)
+        assert str(path) in str(error.value)
+    with pytest.raises(InputError):
+        Circuit.load(str(tmp_path / "missing.json"))
+
+
+def test_networkx_graph_has_all_nodes_and_edges(found: Circuit) -> None:
+    graph = to_networkx(found)
+    assert graph.number_of_nodes() == found.n_nodes
+    assert graph.number_of_edges() == found.n_edges
+    edge = found.edges[0]
+    assert graph.edges[edge.source, edge.target] == {"matrix": edge.matrix, "layer": edge.layer, "weight": edge.weight}
+    assert graph.nodes[Node(*edge.source)] == {"site": edge.source.site, "channel": edge.source.channel}

@@ -1,0 +1,198 @@
+"""The command line: exit statuses, one line per mistake, never a traceback."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from circuit.tasks import TASKS
+from sparse_model.errors import InputError
+from sweeps import cli
+from sweeps.cli import status_of
+from sweeps.cluster import HOLDER, capacity
+from sweeps.commands.one import chosen
+from sweeps.rows import write_circuit_rows, write_trial_row
+from sweeps.study import ResourceConfig, read_study
+
+Text = Callable[..., str]
+COMMANDS = ("run", "train", "prune", "frontier", "tasks", "corpus", "tokenizer", "doctor")
+
+
+@pytest.fixture
+def study_folder(tmp_path: Path) -> Path:
+    """A study's folder with two trials."""
+    for i, kind in enumerate(("sparse", "dense")):
+        row = {"study": "s", "trial": f"t{i}", "kind": kind, "status": "ok", "eligible": True, "val_loss": 2.0 + i}
+        row |= {"circuit_edges": 10.0, "tasks_solved": 1, "tasks_tried": 2, "d_model": 32, "fraction": 0.1}
+        write_circuit_rows(str(tmp_path), f"t{i}", [{"trial": f"t{i}", "task": "x", "edges": 10}])
+        write_trial_row(str(tmp_path), row | {"target_loss": 0.15})
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of([command, "--help"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) > 5
+
+
+@pytest.mark.parametrize("command", ["run", "doctor", "corpus"])
+def test_ten_mistakes_exit_2(
+    command: str, study_text: Text, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = {
+        "nmae": "x",
+        "corpus.heldout_fraction": 2,
+        "tokenizer.vocab_size": 1,
+        "tasks": ["nonsense"],
+        "search.trials": -1,
+        "seeds": [],
+        "trial.model.d_model": {"choice": [32, 33]},
+        "trial.training.lr": {"loguniform": [1, 0.1]},
+        "trial.sparse.training.fraction": {"uniform": [0.5, 1.5]},
+        "trial.dense.training.warmup": 1.5,
+    }
+    path = tmp_path / "bad.yaml"
+    path.write_text(study_text(wrong))
+    assert status_of([command, str(path)]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 10
+    assert all(line.startswith(f"sweeps: {path}: ") for line in lines)
+    assert [p.name for p in tmp_path.iterdir()] == ["bad.yaml"], "something was written"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "no_such_study"], "shipped studies: quickstart, smoke"),
+        (["frontier", "/nowhere"], "no frontier here"),
+        (["frontier", "nosuch://x"], "nosuch"),
+        (["frontier", "{folder}", "--sql", "SELECT 1", "--where", "1=1"], "one of them"),
+        (["frontier", "{folder}", "--where", "nothing = 1"], "nothing"),
+        (["frontier", "{folder}", "--format", "xml"], "xml"),
+        (["frontier", "{folder}", "--plot", "{folder}/p.exe"], ".png"),
+        (["prune", "/nowhere", "else_elif"], "/nowhere"),
+        (["prune", "/nowhere", "nonsense"], "nonsense"),
+        (["train", "{folder}/m", "--set", "kind=dense"], "model.d_model"),
+        (["train", "{folder}/m", "--set", "nonsense"], "'nonsense'"),
+        (["dance"], "dance"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(
+    arguments: list[str], words: str, study_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert status_of([argument.format(folder=study_folder) for argument in arguments]) == 2
+    said = capsys.readouterr().err
+    assert words in said
+    assert "Traceback" not in said
+    assert len([line for line in said.splitlines() if line.startswith("sweeps:")]) == 1
+
+
+def test_storage_that_cannot_be_written(study_text: Text, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("in the way")
+    path = tmp_path / "s.yaml"
+    path.write_text(study_text())
+    for command in ("run", "doctor"):
+        assert status_of([command, str(path), "--storage", str(tmp_path / "file")]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "storage: cannot write" in line
+
+
+def test_a_changed_study_is_refused(study_text: Text, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stored = read_study(study_text(), "s")
+    folder = Path(stored.root)
+    folder.mkdir(parents=True)
+    (folder / "study.yaml").write_text(stored.to_yaml())
+    path = tmp_path / "s.yaml"
+    for change, words in (
+        ({"trial.training.tokens": 30_000}, "trial.training.tokens is 30000"),
+        ({"search.seed": 4}, "search.seed is 4"),
+        ({"search.trials": 3}, "can be raised, not lowered"),
+    ):
+        path.write_text(study_text(change))
+        assert status_of(["run", str(path)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert words in line
+
+
+def test_failures_and_interrupts(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for error, status, words in (
+        (RuntimeError("broken\nin two lines"), 1, "failed: RuntimeError: broken in two lines"),
+        (KeyboardInterrupt(), 130, "same command continues"),
+        (InputError("bad"), 2, "bad"),
+    ):
+
+        def raising(*_: object, error: BaseException = error, **__: object) -> None:
+            raise error
+
+        monkeypatch.setattr(cli, "app", raising)
+        assert status_of([]) == status
+        (line,) = capsys.readouterr().err.splitlines()
+        assert words in line
+
+
+def test_frontier_formats(study_folder: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+    def answer(*arguments: str) -> bytes:
+        assert status_of(["frontier", str(study_folder), *arguments]) == 0
+        return capsysbinary.readouterr().out
+
+    assert [row["trial"] for row in json.loads(answer("--format", "json"))] == ["t0", "t1"]
+    assert pd.read_csv(io.BytesIO(answer("--format", "csv")))["val_loss"].tolist() == [2.0, 3.0]
+    chosen_rows = pd.read_parquet(io.BytesIO(answer("--format", "parquet", "--where", "kind = 'dense'")))
+    assert chosen_rows["trial"].tolist() == ["t1"]
+    table = answer().decode()
+    assert "* t0" in table
+    assert "* t1" not in table, "only the better trial is on the front"
+    counted = answer(
+        "--sql", "SELECT count(*) AS n FROM circuits", "--format", "json", "--plot", f"{study_folder}/p.svg"
+    )
+    assert json.loads(counted) == [{"n": 2}]
+    assert (study_folder / "p.svg").exists()
+
+
+def test_tasks_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of(["tasks"]) == 0
+    said = capsys.readouterr().out
+    assert all(name in said for name in TASKS)
+    assert said.count("⟶") == 2 * len(TASKS)
+
+
+def test_doctor(study_text: Text, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text(study_text())
+    assert status_of(["doctor", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert all(words in said for words in ("torch", "ray", "sound", "writable", "at a time fit"))
+    path.write_text(study_text({"resources.cpus_per_worker": 1000}))
+    assert status_of(["doctor", str(path)]) == 2
+    assert "1000 CPU cores" in capsys.readouterr().err
+
+
+def test_capacity() -> None:
+    two = ResourceConfig.model_validate({"workers": 2, "concurrency": 3})
+    assert capacity(two, {"CPU": 8, HOLDER: 9}, can_grow=False).concurrency == 3
+    assert capacity(two, {"CPU": 5, HOLDER: 9}, can_grow=False).concurrency == 2
+    assert capacity(two, {"CPU": 1}, can_grow=True).concurrency == 3
+    assert capacity(two, {"CPU": 8}, can_grow=False).holder == {"CPU": 0.01}
+    with pytest.raises(InputError, match="2 CPU cores"):
+        capacity(two, {"CPU": 1}, can_grow=False)
+    with pytest.raises(InputError, match="1 GPUs"):
+        capacity(ResourceConfig.model_validate({"gpus_per_worker": 1}), {"CPU": 4}, can_grow=False)
+
+
+def test_one_trial_of_a_space(study_text: Text) -> None:
+    space = read_study(study_text(), "s").space
+    config = chosen(space, ["kind=dense", "model.d_model=64", "training.lr=1e-2"], seed=3)
+    assert (config.kind, config.model.d_model, config.training.lr, config.training.seed) == ("dense", 64, 0.01, 3)
+    for assignments, words in (
+        (["kind=dense", "model.d_model=64"], "--set training.lr=… is needed"),
+        (["kind=dense", "model.d_model=48", "training.lr=0.01"], "one of 32, 64"),
+        (["model.d_model=64"], "kind"),
+        (["kind=dense", "model.d_model"], "model.d_model"),
+    ):
+        with pytest.raises(InputError, match=words):
+            chosen(space, assignments, seed=0)

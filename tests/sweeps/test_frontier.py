@@ -1,0 +1,187 @@
+"""Rows and the frontier, on every kind of storage."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import boto3
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sparse_model import storage
+from sparse_model.errors import InputError
+from sweeps.frontier import REFERENCE, Frontier, dominated_area, non_dominated
+from sweeps.objectives import geometric_mean_edges
+from sweeps.plot import plot_frontier
+from sweeps.rows import CIRCUIT_SCHEMA, TRIAL_SCHEMA, row_uri, write_circuit_rows, write_trial_row
+
+
+@pytest.fixture(params=["folder", "memory", "s3"])
+def root(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "folder":
+        return str(tmp_path / "study")
+    if request.param == "memory":
+        return f"memory://{uuid4().hex}/study"
+    address = request.getfixturevalue("s3_server")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    bucket = f"b-{uuid4().hex}"
+    boto3.client("s3", endpoint_url=address).create_bucket(Bucket=bucket)
+    return f"s3://{bucket}/study?endpoint_override={address}"
+
+
+def trial(key: str, loss: float, edges: float | None, **more: Any) -> dict[str, Any]:
+    row = {
+        "study": "s", "trial": key, "kind": "sparse", "status": "ok", "reason": "", "retried": False,
+        "eligible": edges is not None, "seed": 0, "d_model": 64, "n_layer": 2, "fraction": 0.1, "l0": 10,
+        "val_loss": loss, "tasks_solved": 3, "tasks_tried": 4, "circuit_edges": edges, "target_loss": 0.15,
+        "config": "{}",
+    }  # fmt: skip
+    return row | more
+
+
+def test_rows_come_back(root: str) -> None:
+    write_circuit_rows(root, "t1", [{"study": "s", "trial": "t1", "task": "x", "target_loss": 0.1, "edges": 5}])
+    write_trial_row(root, trial("t1", 2.0, 10.0))
+    write_trial_row(root, trial("t0", 1.0, 20.0))
+    found = Frontier(root)
+    assert found.trials().schema.equals(TRIAL_SCHEMA)
+    assert found.trials()["trial"].to_pylist() == ["t0", "t1"]
+    assert found.circuits()["edges"].to_pylist() == [5]
+    assert found.where("val_loss > 1.5")["trial"].to_pylist() == ["t1"]
+    joined = found.sql("SELECT t.trial, c.task FROM trials t JOIN circuits c USING (trial)")
+    assert joined.to_pylist() == [{"trial": "t1", "task": "x"}]
+
+
+def test_a_trial_run_again_replaces_its_rows(root: str) -> None:
+    write_trial_row(root, trial("t0", 9.0, None, status="failed"))
+    write_circuit_rows(root, "t0", [{"trial": "t0", "task": "x"}, {"trial": "t0", "task": "y"}])
+    write_circuit_rows(root, "t0", [{"trial": "t0", "task": "x"}])
+    write_trial_row(root, trial("t0", 2.0, 5.0))
+    found = Frontier(root)
+    assert found.trials()["val_loss"].to_pylist() == [2.0]
+    assert found.circuits().num_rows == 1
+
+
+def test_no_frontier_is_said_in_one_line(root: str) -> None:
+    with pytest.raises(InputError, match="no frontier here") as caught:
+        Frontier(root)
+    assert "\n" not in str(caught.value)
+
+
+def test_parent_folder_names_its_studies(root: str) -> None:
+    write_trial_row(storage.join(root, "quick"), trial("t0", 1.0, 1.0))
+    with pytest.raises(InputError, match="quick"):
+        Frontier(root)
+
+
+def test_damaged_rows_are_named(root: str) -> None:
+    write_trial_row(root, trial("t0", 1.0, 1.0))
+    whole = storage.read_bytes(row_uri(root, "trials", "t0"))
+    storage.write_bytes_atomic(row_uri(root, "trials", "t1"), whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="cannot be read"):
+        Frontier(root).trials()
+
+
+def test_bad_queries_are_one_line(tmp_path: Path) -> None:
+    write_trial_row(str(tmp_path), trial("t0", 1.0, 1.0))
+    for query in ("SELECT nothing FROM trials", "SELEC", ""):
+        with pytest.raises(InputError, match="sql: ") as caught:
+            Frontier(str(tmp_path)).sql(query)
+        assert "\n" not in str(caught.value)
+
+
+def test_rows_are_readable_with_plain_pandas(tmp_path: Path) -> None:
+    write_trial_row(str(tmp_path), trial("t0", 1.0, 4.0))
+    write_trial_row(str(tmp_path), trial("t1", 2.0, None))
+    table = pd.read_parquet(tmp_path / "frontier" / "trials")
+    assert list(table.columns) == TRIAL_SCHEMA.names
+    assert table["circuit_edges"].isna().tolist() == [False, True]
+
+
+def test_schemas_have_what_others_rely_on(tmp_path: Path) -> None:
+    """The columns of the design, and a version that any Parquet tool can see."""
+    trials = "study trial kind status reason seed d_model n_layer fraction l0 total_params tokens train_loss val_loss "
+    trials += "tasks_solved circuit_edges flops train_seconds prune_seconds config schema_version"
+    circuits = "study trial task target_loss method status nodes edges loss heldout_loss heldout_accuracy "
+    circuits += "unpruned_loss necessity_loss control_edges control_loss seconds"
+    assert set(trials.split()) <= set(TRIAL_SCHEMA.names)
+    assert set(circuits.split()) <= set(CIRCUIT_SCHEMA.names)
+    write_trial_row(str(tmp_path), trial("t0", 1.0, 4.0))
+    schema = pq.read_schema(row_uri(str(tmp_path), "trials", "t0"))
+    assert schema.metadata[b"schema_version"] == b"1"
+
+
+def test_newer_rows_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sweeps.rows.SCHEMA_VERSION", 2)
+    write_trial_row(str(tmp_path), trial("t0", 1.0, 4.0))
+    with pytest.raises(InputError, match="rows of schema 2"):
+        Frontier(str(tmp_path)).trials()
+
+
+def test_who_stands_on_the_frontier(tmp_path: Path) -> None:
+    for row in (
+        trial("good", 1.0, 50.0),
+        trial("small", 2.0, 5.0),
+        trial("dominated", 2.5, 6.0),
+        trial("diverged", 0.1, None, status="diverged"),
+        trial("too_few_tasks", 0.5, 1.0, eligible=False),
+    ):
+        write_trial_row(str(tmp_path), row)
+    found = Frontier(str(tmp_path))
+    assert found.pareto()["trial"].to_pylist() == ["good", "small"]
+    # By hand: log10 50 = 1.69897 and log10 5 = 0.69897 under 5, between losses 1, 2 and 4.
+    assert found.hypervolume() == pytest.approx((2 - 1) * (5 - 1.69897) + (4 - 2) * (5 - 0.69897))
+    assert found.hypervolume((2.0, 500.0)) == pytest.approx(1.0)
+    assert REFERENCE == (4.0, 1e5)
+
+
+def test_nobody_on_the_frontier_is_no_error(tmp_path: Path) -> None:
+    write_trial_row(str(tmp_path), trial("t0", 2.0, None))
+    found = Frontier(str(tmp_path))
+    assert found.pareto().num_rows == 0
+    assert found.hypervolume() == 0
+    plot_frontier(found, str(tmp_path / "empty.png"))
+
+
+POINTS = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=12)
+
+
+@given(POINTS)
+def test_non_dominated_against_brute_force(points: list[tuple[float, float]]) -> None:
+    def beats(p: tuple[float, float], q: tuple[float, float]) -> bool:
+        return p[0] <= q[0] and p[1] <= q[1] and p != q
+
+    expected = [i for i, q in enumerate(points) if not any(beats(p, q) for p in points)]
+    assert sorted(non_dominated(points)) == expected
+
+
+@given(POINTS)
+def test_dominated_area_against_counting_squares(points: list[tuple[float, float]]) -> None:
+    squares = sum(any(x <= i and y <= j for x, y in points) for i in range(5) for j in range(5))
+    assert dominated_area(points, (5, 5)) == squares
+
+
+def test_geometric_mean() -> None:
+    assert geometric_mean_edges([]) is None
+    assert geometric_mean_edges([4, 9]) == pytest.approx(6)
+    assert geometric_mean_edges([0, 1]) == 1
+
+
+def test_picture(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    for i in range(8):
+        kind = ("sparse", "dense")[i % 2]
+        write_trial_row(str(tmp_path), trial(f"t{i}", rng.uniform(1, 3), rng.uniform(5, 5000), kind=kind))
+    for name, head in (("f.png", b"\x89PNG"), ("f.svg", b"<?xml"), ("f.pdf", b"%PDF")):
+        plot_frontier(Frontier(str(tmp_path)), str(tmp_path / name))
+        assert (tmp_path / name).read_bytes().startswith(head)
+    with pytest.raises(InputError, match="allowed endings"):
+        plot_frontier(Frontier(str(tmp_path)), str(tmp_path / "f.exe"))

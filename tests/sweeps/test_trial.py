@@ -1,0 +1,169 @@
+"""What becomes of a trial, however it ends: its stages are replaced here, Ray's part is tested in tests/cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+from ray import tune
+from ray.train import TrainingFailedError
+from ray.train.v2.api.exceptions import WorkerGroupError
+
+from sparse_model import storage
+from sparse_model.errors import InputError
+from sweeps import ray_prune, ray_train
+from sweeps.frontier import Frontier
+from sweeps.objectives import METRICS, PENALTIES
+from sweeps.progress import StudyProgress
+from sweeps.runner import TrialEvents, differences, stored_results
+from sweeps.search import StudySearch
+from sweeps.study import Study, read_study
+from sweeps.trial import Plan, Trained, is_crash, one_line, run_trial
+
+Text = Callable[..., str]
+FIGURES = {"val_loss": 2.0, "train_loss": 2.1, "l0": 100, "total_params": 200, "tokens": 1000, "flops": 1e9}
+
+
+@pytest.fixture
+def study(study_text: Text) -> Study:
+    return read_study(study_text({"min_tasks_solved": 2}), "s")
+
+
+@pytest.fixture
+def reported(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    reports: list[dict[str, Any]] = []
+    monkeypatch.setattr(tune, "report", reports.append)
+    return reports
+
+
+def suggestion(study: Study) -> dict[str, Any]:
+    config = StudySearch(study, {}).suggest("a")
+    assert isinstance(config, dict)
+    return config
+
+
+def circuit(task: str, status: str, edges: int | None, target: float = 0.15) -> dict[str, Any]:
+    return {"task": task, "status": status, "edges": edges, "target_loss": target}
+
+
+def play(
+    study: Study,
+    monkeypatch: pytest.MonkeyPatch,
+    trained: Trained | Exception,
+    circuits: list[dict[str, Any]] | Exception,
+    failed_before: frozenset[str] = frozenset(),
+) -> dict[str, Any]:
+    """Run a trial whose training and pruning end as given; its row."""
+
+    def ending(outcome: Any) -> Any:
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(ray_train, "train_model", lambda trial: ending(trained))
+    monkeypatch.setattr(ray_prune, "find_circuits", lambda trial, report: ending(circuits))
+    run_trial(suggestion(study), Plan(study, "data", failed_before))
+    (row,) = Frontier(study.root).trials().to_pylist()
+    return dict(row)
+
+
+def test_a_trial_that_ends_well(study: Study, monkeypatch: pytest.MonkeyPatch, reported: list[dict[str, Any]]) -> None:
+    found = [circuit("a", "ok", 4), circuit("b", "ok", 9), circuit("c", "unsolved", None), circuit("a", "ok", 99, 0.5)]
+    row = play(study, monkeypatch, Trained("ok", "", FIGURES), found)
+    assert (row["status"], row["eligible"], row["tasks_solved"], row["l0"]) == ("ok", True, 2, 100)
+    assert row["circuit_edges"] == pytest.approx(6)
+    assert [reported[-1][metric] for metric in METRICS] == [2.0, row["circuit_edges"]]
+    assert Frontier(study.root).circuits().num_rows == 4
+
+
+def test_too_few_tasks_keep_a_trial_off_the_frontier(
+    study: Study, monkeypatch: pytest.MonkeyPatch, reported: list[dict[str, Any]]
+) -> None:
+    row = play(study, monkeypatch, Trained("ok", "", FIGURES), [circuit("a", "ok", 1)])
+    assert (row["status"], row["eligible"], row["circuit_edges"]) == ("ok", False, 1)
+    assert [reported[-1][metric] for metric in METRICS] == [2.0, PENALTIES[1]]
+    assert Frontier(study.root).pareto().num_rows == 0
+
+
+@pytest.mark.parametrize(
+    ("trained", "circuits", "status", "reason"),
+    [
+        (Trained("diverged", "training loss is nan at step 3", {"train_loss": 9.0}), [], "diverged", "nan at step 3"),
+        (InputError("no such thing"), [], "failed", "InputError: no such thing"),
+        (Trained("ok", "", FIGURES), RuntimeError("two\nlines"), "failed", "RuntimeError: two lines"),
+        (WorkerGroupError("x", {0: ValueError("odd shape")}), [], "failed", "ValueError: odd shape"),
+    ],
+)
+def test_other_ends_are_rows_with_a_reason(
+    study: Study,
+    monkeypatch: pytest.MonkeyPatch,
+    reported: list[dict[str, Any]],
+    trained: Any,
+    circuits: Any,
+    status: str,
+    reason: str,
+) -> None:
+    row = play(study, monkeypatch, trained, circuits)
+    assert row["status"] == status
+    assert reason in row["reason"]
+    assert (row["eligible"], row["kind"] in ("sparse", "dense")) == (False, True)
+    assert tuple(reported[-1][metric] for metric in METRICS) == PENALTIES
+    assert Frontier(study.root).circuits().num_rows == 0
+
+
+def test_a_dead_process_is_tried_again_instead(
+    study: Study, monkeypatch: pytest.MonkeyPatch, reported: list[dict[str, Any]]
+) -> None:
+    with pytest.raises(TrainingFailedError):
+        play(study, monkeypatch, WorkerGroupError("x", {0: ray.exceptions.ActorDiedError()}), [])
+    assert not storage.exists(storage.join(study.root, "frontier"))
+    assert not reported
+
+
+def test_what_is_a_crash() -> None:
+    assert is_crash(ray.exceptions.WorkerCrashedError())
+    assert is_crash(ray.exceptions.NodeDiedError("gone"))
+    assert not is_crash(ValueError("ours"))
+    assert one_line(WorkerGroupError("x", {1: KeyError("a\nb")})).startswith("KeyError: ")
+
+
+def test_the_driver_sees_to_a_trial_that_kept_crashing(study: Study) -> None:
+    class Silent:
+        def line(self, text: str) -> None: ...
+        def end(self, name: str) -> None: ...
+
+    events = TrialEvents(Plan(study, "data"), StudyProgress(Silent(), study))  # type: ignore[arg-type]
+    error = ray.exceptions.WorkerCrashedError()
+    events.on_trial_error(1, [], SimpleNamespace(config=suggestion(study), get_error=lambda: error))
+    (row,) = Frontier(study.root).trials().to_pylist()
+    assert (row["status"], row["eligible"]) == ("failed", False)
+    assert "WorkerCrashedError" in row["reason"]
+
+
+def test_retrying_failed_trials(study: Study, monkeypatch: pytest.MonkeyPatch, reported: list[dict[str, Any]]) -> None:
+    """A failed trial is run again when asked for; the search stays told of the failure, so that later trials stay."""
+    key = play(study, monkeypatch, ValueError("once"), [])["trial"]
+    assert stored_results(study, "data", retry_failed=False) == ({key: PENALTIES}, frozenset())
+    known, again = stored_results(study, "data", retry_failed=True)
+    assert (known, again) == ({}, {key})
+    row = play(study, monkeypatch, Trained("ok", "", FIGURES), [circuit("a", "ok", 4)] * 2, again)
+    assert (row["trial"], row["status"], row["eligible"], row["retried"]) == (key, "ok", True, True)
+    assert stored_results(study, "data", retry_failed=True) == ({key: PENALTIES}, frozenset())
+    assert Frontier(study.root).pareto().num_rows == 1
+
+
+def test_results_on_other_text_are_not_continued(
+    study: Study, monkeypatch: pytest.MonkeyPatch, reported: list[dict[str, Any]]
+) -> None:
+    play(study, monkeypatch, Trained("ok", "", FIGURES), [])
+    with pytest.raises(InputError, match="dataset data, now other"):
+        stored_results(study, "other", retry_failed=False)
+
+
+def test_differences_are_named_by_path() -> None:
+    before = {"a": {"b": 1, "c": [1]}, "d": None}
+    assert differences(before, before) == []
+    assert differences(before, {"a": {"b": 2, "c": [1]}, "d": None, "e": 5}) == [("a.b", 1, 2), ("e", None, 5)]
