@@ -31,6 +31,10 @@ _QUIET = {
 }
 
 
+_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
+"""Keep large freed blocks instead of giving them back at every step: a tenth off a training step on CPU."""
+
+
 @dataclass(frozen=True)
 class Capacity:
     """What the trials of a study run on."""
@@ -44,7 +48,7 @@ class Capacity:
 @contextmanager
 def ray_session(resources: ResourceConfig, address: str | None) -> Iterator[Capacity]:
     """Ray, up while the context lasts; InputError where it cannot be reached or is too small for one trial."""
-    quiet()
+    prepare_environment()
     import ray
 
     try:
@@ -82,9 +86,9 @@ def capacity(resources: ResourceConfig, offered: dict[str, float], *, can_grow: 
     return Capacity(cpus, gpus, holder, min(resources.concurrency, fitting))
 
 
-def quiet() -> None:
-    """Keep Ray from talking over us; to be called before anything of Ray is used."""
-    for name, value in _QUIET.items():
+def prepare_environment() -> None:
+    """Settle what Ray and its processes inherit; to be called before anything of Ray is used."""
+    for name, value in (_QUIET | _MEMORY).items():
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     logging.getLogger("ray").setLevel(logging.ERROR)

@@ -49,9 +49,9 @@ def doctor(
 
 
 def _cluster(address: str) -> str:
-    from sweeps.cluster import quiet
+    from sweeps.cluster import prepare_environment
 
-    quiet()
+    prepare_environment()
     import ray
 
     try:

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from sparse_model import storage
-from sweeps.cluster import quiet
+from sweeps.cluster import prepare_environment
 from sweeps.frontier import Frontier
 from sweeps.plot import plot_frontier
 from sweeps.progress import Show, StudyProgress
@@ -30,7 +30,7 @@ def run(
 
     Exits 1 if no trial of the study ended well, 2 on bad input (nothing is run), 130 when interrupted.
     """
-    quiet()
+    prepare_environment()
     from sweeps.runner import run_study
 
     asked = load_study(study, storage_uri)
