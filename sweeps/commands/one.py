@@ -15,7 +15,7 @@ from sparse_model.checkpoint import LocalCheckpoints
 from sparse_model.errors import InputError
 from sparse_model.pretrained import from_pretrained, save_pretrained
 from sparse_model.training import train as train_model
-from sweeps.circuits import circuit_row, model_means
+from sweeps.circuits import circuit_row, model_means, settings
 from sweeps.commands.data import StorageOption, prepared
 from sweeps.progress import Show, StudyProgress
 from sweeps.space import Space, TrialConfig
@@ -76,15 +76,14 @@ def prune(
     """Find the circuit of one task in one model. Exits 1 if the model cannot do the task."""
     asked, wanted = load_study(study, storage_uri), task_named(task)
     trained, tokenizer = from_pretrained(model)
-    settings = type(asked.pruning).model_validate(
-        asked.pruning.model_dump() | {"target_loss": asked.target_loss if target is None else target}
-    )
+    config = settings(asked)[0]
+    if target is not None:
+        config = type(config).model_validate(config.model_dump() | {"target_loss": target})
     data = prepared(asked, Console(stderr=True))
     if data.tokenizer.to_json() != tokenizer.to_json():
         raise InputError(f"{model}: its tokenizer is not that of study {asked.name}; name the model's own with --study")
-    pairs = settings.pairs
-    prompts = build_task(wanted, tokenizer, n_train=pairs, n_heldout=pairs, seed=settings.seed)
-    circuit = find_circuit(trained, prompts, model_means(trained, data), settings)
+    prompts = build_task(wanted, tokenizer, n_train=config.pairs, n_heldout=config.pairs, seed=config.seed)
+    circuit = find_circuit(trained, prompts, model_means(trained, data), config)
     if out is not None:
         storage.write_bytes_atomic(out, circuit.to_json().encode())
     for name, value in circuit_row(circuit).items():
