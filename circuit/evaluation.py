@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -50,9 +51,9 @@ class Judge:
         """Task loss after calibration, and the calibration."""
         return calibrated_loss(self.margins(keep), self.sides)
 
-    def reaches(self, target: float) -> bool:
-        """Whether the whole model, calibrated, is at a target loss or below."""
-        return self.calibrated(self.everything())[0] <= target
+    def at(self, target: float) -> Callable[[Tensor], bool]:
+        """Tells of nodes `keep` (N,) whether they are, calibrated, at a target loss or below."""
+        return lambda keep: self.calibrated(keep)[0] <= target
 
     def score(self, keep: Tensor, calibration: Calibration = IDENTITY) -> Score:
         """Loss and accuracy under a given calibration; by default of the logits as they are."""

@@ -32,7 +32,7 @@ def shuffled_control(model: SparseTransformer, data: PairBatch, means: Means, co
     """The same search on the same prompts with shuffled answers. What it reaches is memorised, not computed."""
     shuffled = data.shuffled(config.seed)
     judge = Judge(model, means, shuffled)
-    tau = learn_masks(model, shuffled, means, config)
+    tau = learn_masks(model, shuffled, means, config, judge.at(config.target_loss))
     reached, _ = judge.calibrated(tau > 0)
     if reached > config.target_loss:
         return Control(reached, None)

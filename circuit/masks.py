@@ -30,6 +30,9 @@ from circuit.tasks import PairBatch
 from sparse_model.model import SparseTransformer
 from sparse_model.sites import site_names, site_width
 
+SNAPSHOT_STEPS = 10
+"""Steps between the states among which the best is chosen."""
+
 Progress = Callable[[int, int, int, float], None]
 """Told (step, steps, nodes kept, task loss in nats) after every step of mask learning."""
 
@@ -119,17 +122,34 @@ def learn_masks(
     data: PairBatch,
     means: Means,
     config: PruneConfig,
+    reaches: Callable[[Tensor], bool],
     progress: Progress | None = None,
 ) -> Tensor:
-    """Mask parameters tau (N,) in [-1, 1] after learning; order nodes by it, keep those above 0."""
+    """Mask parameters tau (N,) in [-1, 1] after learning; order nodes by it, keep those above 0.
+
+    `reaches` tells whether nodes (N,) reach the target on all of the data. Of the states on the way, the one of fewest
+    nodes that does is returned: a batch shows too little to stop learning from drifting past the target.
+    """
     learner = _Learner(model, data, means, config)
+    states = []
     for step in range(config.steps):
         loss = learner.step(step)
         learner.rescue()
         learner.retire()
+        if (step + 1) % SNAPSHOT_STEPS == 0 or step + 1 == config.steps:
+            states.append(learner.tau.detach().clone())
         if progress is not None:
             progress(step + 1, config.steps, learner.n_kept, loss)
-    return learner.tau.detach()
+    return best_state(states, reaches)
+
+
+def best_state(states: Sequence[Tensor], reaches: Callable[[Tensor], bool]) -> Tensor:
+    """The tau (N,) of fewest kept nodes that reach the target, else the last; nodes that are off in it are ordered
+    by how long they were on, which is all that is known of those that were retired early."""
+    by_size = sorted(states, key=lambda tau: int((tau > 0).sum()))
+    tau = next((tau for tau in by_size if reaches(tau > 0)), states[-1])
+    lifetime = torch.stack([state > 0 for state in states]).float().mean(0)
+    return torch.where(tau > 0, tau, lifetime - 1)
 
 
 class _Learner:

@@ -36,8 +36,8 @@ def find_circuit(
     train, heldout = (Judge(model, means, data) for data in (task.train, task.heldout))
     unpruned = train.score(train.everything()).loss
     keep = None
-    if unpruned <= (config.solved_loss or config.target_loss) and train.reaches(config.target_loss):
-        tau = learn_masks(model, task.train, means, config, progress)
+    if unpruned <= (config.solved_loss or config.target_loss) and train.at(config.target_loss)(train.everything()):
+        tau = learn_masks(model, task.train, means, config, train.at(config.target_loss), progress)
         keep = bisect_nodes(train, tau, config.target_loss)
         assert keep is not None, "the whole model reached the target just now"
         keep = eliminate(train, keep, config.target_loss) if config.eliminate else keep

@@ -143,7 +143,7 @@ class Attention(nn.Module):
         x_dtype = q.dtype
         q, k, v = (z.view(*z.shape[:-1], -1, self.config.d_head).transpose(1, 2) for z in (q, k, v))
         if self.sink is None:
-            # On CPU the bfloat16 kernel's backward takes 5 times as long as float32's (benchmarks/train_step.py)
+            # On CPU the bfloat16 kernel's backward is several times slower than float32's (benchmarks/kernels.py)
             kernel_dtype = q.dtype if q.is_cuda else torch.float32
             q, k, v = q.to(kernel_dtype), k.to(kernel_dtype), v.to(kernel_dtype)
             mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True).to(x_dtype)

@@ -31,7 +31,7 @@ def run_study(study: Study, progress: StudyProgress, *, address: str | None, ret
     Raises InputError, before anything is trained, for a study that cannot be run.
     """
     check_storage(study)
-    data = prepare(study.corpus, study.tokenizer, study.storage_root, progress.data)
+    data = prepare(study.corpus, study.tokenizer, study.storage, progress.data)
     check_tasks(study, data)
     known, failed = stored_results(study, data.manifest.key, retry_failed)
     store_study(study)
@@ -44,7 +44,7 @@ def run_study(study: Study, progress: StudyProgress, *, address: str | None, ret
 
 def check_storage(study: Study) -> None:
     """The study's folder can be written, and holds this study if it holds one."""
-    storage.check_writable(study.storage_root)
+    storage.check_writable(study.storage)
     stored = stored_study(study)
     if stored is None:
         return

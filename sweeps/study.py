@@ -70,7 +70,9 @@ class Study(Config):
     """One study, checked. `load_study` reads one from a file and names every mistake in it."""
 
     name: str = Field(description="names the study's folder below the storage")
-    storage: str = Field("./results", min_length=1, description="folder or fsspec URI below which all results go")
+    storage: str = Field(
+        "./results", min_length=1, validate_default=True, description="folder or fsspec URI below which all results go"
+    )
     corpus: CorpusConfig = Field(description="the text")
     tokenizer: TokenizerConfig = Field(TokenizerConfig(), description="how it becomes tokens")
     tasks: Literal["all"] | tuple[str, ...] = Field("all", description="names of tasks, or all (see `sweeps tasks`)")
@@ -94,6 +96,12 @@ class Study(Config):
     @classmethod
     def _check_name(cls, name: str) -> str:
         return storage.safe_name(name)
+
+    @field_validator("storage")
+    @classmethod
+    def _absolute(cls, uri: str) -> str:
+        """A local folder is meant from where the command was given: workers have other working directories."""
+        return str(Path(storage.filesystem(uri)[1])) if storage.is_local(uri) else uri
 
     @field_validator("tasks")
     @classmethod
@@ -144,13 +152,8 @@ class Study(Config):
 
     @property
     def root(self) -> str:
-        """URI of the study's folder; a local one absolute, since workers run elsewhere."""
-        return storage.join(self.storage_root, self.name)
-
-    @property
-    def storage_root(self) -> str:
-        """URI below which this study's and others' folders lie, and the data they share."""
-        return str(Path(storage.filesystem(self.storage)[1])) if storage.is_local(self.storage) else self.storage
+        """URI of the study's folder."""
+        return storage.join(self.storage, self.name)
 
     def to_yaml(self) -> str:
         """The study with every default spelled out, as it is stored beside its results."""

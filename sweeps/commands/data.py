@@ -63,4 +63,4 @@ def tokenizer(
 def prepared(study: Study, console: Console) -> TokenDataset:
     """The tokens of a study, prepared now if need be, with progress shown."""
     with Show(console) as show:
-        return prepare(study.corpus, study.tokenizer, study.storage_root, StudyProgress(show, study).data)
+        return prepare(study.corpus, study.tokenizer, study.storage, StudyProgress(show, study).data)

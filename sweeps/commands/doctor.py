@@ -38,8 +38,8 @@ def doctor(
     console.print(f"{cpus} CPU cores; {', '.join(devices) or 'no GPU'}")
     asked = load_study(study, storage_uri)
     console.print(f"study {asked.name}: sound")
-    storage.check_writable(asked.storage_root)
-    console.print(f"storage {asked.storage_root}: writable")
+    storage.check_writable(asked.storage)
+    console.print(f"storage {asked.storage}: writable")
     if address is None:
         fits = capacity(asked.resources, {"CPU": cpus, "GPU": gpus}, can_grow=False)
         console.print(f"resources: {fits.concurrency} of {asked.resources.concurrency} trials at a time fit here")

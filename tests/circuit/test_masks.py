@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from circuit.config import PruneConfig
-from circuit.masks import Adam, NodeIndex, clipped, gates_of, learn_masks
+from circuit.evaluation import Judge
+from circuit.masks import Adam, NodeIndex, best_state, clipped, gates_of, learn_masks
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
@@ -55,9 +56,14 @@ def test_index_goes_both_ways(planted: Any) -> None:
 def test_learning_is_reproducible_and_bounded(planted: Any) -> None:
     config = PruneConfig(steps=12)
     seen: list[tuple[int, int, int, float]] = []
-    first = learn_masks(planted.model, planted.task.train, planted.means, config, lambda *a: seen.append(a))
-    again = learn_masks(planted.model, planted.task.train, planted.means, config)
-    other = learn_masks(planted.model, planted.task.train, planted.means, config.model_copy(update={"seed": 1}))
+    data, means, reaches = (
+        planted.task.train,
+        planted.means,
+        Judge(planted.model, planted.means, planted.task.train).at(0.15),
+    )
+    first = learn_masks(planted.model, data, means, config, reaches, lambda *a: seen.append(a))
+    again = learn_masks(planted.model, data, means, config, reaches)
+    other = learn_masks(planted.model, data, means, config.model_copy(update={"seed": 1}), reaches)
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert float(first.abs().max()) <= 1
@@ -65,10 +71,26 @@ def test_learning_is_reproducible_and_bounded(planted: Any) -> None:
     assert all(math.isfinite(loss) for *_, loss in seen)
 
 
+def test_the_smallest_state_that_reaches_is_chosen_and_the_rest_ordered_by_lifetime() -> None:
+    states = [
+        torch.tensor([0.5, 0.4, 0.3, 0.2, -0.1]),
+        torch.tensor([0.5, 0.4, 0.3, -0.2, -0.9]),
+        torch.tensor([0.6, 0.5, -0.8, -0.1, -0.9]),
+        torch.tensor([0.7, -0.2, -0.8, -0.9, -0.1]),  # learning drifted past the target
+    ]
+    chosen = best_state(states, lambda keep: bool(keep[:2].all()))
+    assert chosen.argsort(descending=True).tolist() == [0, 1, 2, 3, 4]
+    assert (chosen > 0).tolist() == [True, True, False, False, False]
+    last = best_state(states, lambda keep: False)
+    assert (last > 0).tolist() == [True, False, False, False, False]
+    assert last.argsort(descending=True).tolist() == [0, 1, 2, 3, 4]
+
+
 def test_useless_nodes_go_and_those_that_carry_the_answer_stay(planted: Any) -> None:
     """Masks alone. The planted attention is saturated, so that gradients do not show what its q and k are worth."""
     config = PruneConfig(steps=80, steer=0)
-    tau = learn_masks(planted.model, planted.task.train, planted.means, config)
+    data = planted.task.train
+    tau = learn_masks(planted.model, data, planted.means, config, Judge(planted.model, planted.means, data).at(0.15))
     index = NodeIndex(planted.model)
     useful = index.flat(planted.nodes)
     carriers = {"layers.1.attn.in": (0,), "layers.1.attn.v": (1,), "layers.1.attn.out": (5,), "final.in": (5,)}

@@ -41,7 +41,7 @@ def _nothing_left_running() -> Iterator[None]:
 
 
 def start(study: str, root: str, log: Path, **environment: str) -> subprocess.Popen[bytes]:
-    """`sweeps run` in a process group of its own, as a shell would start it."""
+    """`sweeps run` in a process group of its own, as a shell in the log's folder would start it."""
     with log.open("wb") as out:
         process = subprocess.Popen(
             [sys.executable, "-m", "sweeps", "run", study, "--storage", root],
@@ -49,6 +49,7 @@ def start(study: str, root: str, log: Path, **environment: str) -> subprocess.Po
             stderr=subprocess.STDOUT,
             env=os.environ | environment,
             start_new_session=True,
+            cwd=log.parent,
         )
     STARTED.append(process)
     return process
@@ -84,8 +85,8 @@ def rows(root: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The smoke study, run in one go: its folder, and what was printed."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    said = finish("smoke", str(folder), folder / "log")
-    return folder / "smoke", said
+    said = finish("smoke", "results", folder / "log")
+    return folder / "results" / "smoke", said
 
 
 def test_smoke_leaves_everything_it_promises(undisturbed: tuple[Path, str]) -> None:

@@ -212,3 +212,13 @@ def test_trial_keys_follow_the_configuration(study_text: Text) -> None:
     other = space.config({"kind": "dense", "model.d_model": 32, "training.lr": 0.01}, seed=1)
     assert one.key(3) == same.key(3) != other.key(3)
     assert one.key(3)[1:6] == "00003"
+
+
+def test_a_local_storage_is_meant_from_where_the_command_was_given(
+    study_text: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    study = read_study(study_text({"storage": "./here"}), "tiny.yaml")
+    monkeypatch.chdir("/")  # a worker's directory is another
+    assert study.root == str(tmp_path / "here" / "tiny")
+    assert read_study(study_text(), "tiny.yaml", "s3://bucket/x").root == "s3://bucket/x/tiny"

@@ -1,0 +1,28 @@
+"""Timing things side by side: they take turns, so that a machine that speeds up or slows down does so for all."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+
+
+def medians_ms(things: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 2) -> dict[str, float]:
+    """Median wall milliseconds of each thing over `rounds` calls, taken in turn after `warmup` calls."""
+    times: dict[str, list[float]] = {name: [] for name in things}
+    for turn in range(warmup + rounds):
+        for name, thing in things.items():
+            synchronize()
+            start = time.perf_counter()
+            thing()
+            synchronize()
+            if turn >= warmup:
+                times[name].append(1e3 * (time.perf_counter() - start))
+    return {name: statistics.median(taken) for name, taken in times.items()}
+
+
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

@@ -1,0 +1,136 @@
+"""Time of a training step, ours beside a plain dense GPT's, taking turns: `python benchmarks/train_step.py`.
+
+(a) `plain_dense`: a GPT as people write it (nn.Linear, scaled_dot_product_attention, cross_entropy, fused AdamW,
+bfloat16 autocast); (b) `dense`: ours with nothing sparse; (c) `sparse`: ours at --fraction with AbsTopK at 1/4.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from timing import medians_ms
+from torch import Tensor, nn
+
+from sparse_model.abstopk import abs_topk
+from sparse_model.config import ModelConfig, TrainConfig
+from sparse_model.model import SparseTransformer
+from sparse_model.optimizer import SparseOptimizer
+from sparse_model.sparsity import project
+
+SHAPES = {
+    "tiny": {"d_model": 128, "n_layer": 3, "context": 128, "batch": 16},
+    "small": {"d_model": 256, "n_layer": 4, "context": 256, "batch": 8},
+    "medium": {"d_model": 1024, "n_layer": 8, "context": 256, "batch": 32},
+    "paper": {"d_model": 2048, "n_layer": 8, "context": 256, "batch": 64},
+}
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+D_HEAD = 16
+
+
+class PlainBlock(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.RMSNorm(width) for _ in range(2))
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (z.unflatten(-1, (-1, D_HEAD)).transpose(1, 2) for z in self.qkv(self.norms[0](x)).chunk(3, -1))
+        x = x + self.out(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(-2))
+        return x + self.down(F.gelu(self.up(self.norms[1](x))))
+
+
+class PlainGPT(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.blocks = nn.Sequential(*(PlainBlock(config.d_model) for _ in range(config.n_layer)))
+        self.norm, self.unembedding = nn.RMSNorm(config.d_model), nn.Linear(config.d_model, config.vocab_size)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.unembedding(self.norm(self.blocks(self.embedding(tokens))))
+
+
+def plain_step(config: ModelConfig, tokens: Tensor) -> Callable[[], None]:
+    model = PlainGPT(config).to(DEVICE)
+    adamw = torch.optim.AdamW(model.parameters(), fused=True)
+
+    def step() -> None:
+        with torch.autocast(DEVICE, torch.bfloat16):
+            loss = F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+        loss.backward()
+        adamw.step()
+        adamw.zero_grad()
+
+    return step
+
+
+def our_step(config: ModelConfig, recipe: TrainConfig, tokens: Tensor) -> tuple[Callable[[], None], SparseOptimizer]:
+    model = SparseTransformer(config, torch.bfloat16).to(DEVICE)
+    optimizer = SparseOptimizer(model, recipe, n_steps=1000)
+
+    def step() -> None:
+        model(tokens[:, :-1], targets=tokens[:, 1:]).backward()
+        optimizer.step(0)
+
+    return step, optimizer
+
+
+def abstopk_step(config: ModelConfig, tokens: Tensor) -> Callable[[], None]:
+    """Every AbsTopK of one step, forward and backward, and nothing else."""
+    positions, D = tokens.shape[0] * config.context, config.d_model
+    widths = [w for w in (D, D, D, D, D, D, config.d_mlp_, D) for _ in range(config.n_layer)]
+    inputs = [torch.randn(positions, w, device=DEVICE).bfloat16().requires_grad_() for w in widths]
+    upstream = [torch.randn_like(x) for x in inputs]
+
+    def step() -> None:
+        for x, grad in zip(inputs, upstream, strict=True):
+            abs_topk(x, x.shape[-1] // 4).backward(grad)
+
+    return step
+
+
+def measure(shape: str, fraction: float, rounds: int) -> dict[str, float]:
+    """The figures of one shape, in ms, and the ratio that matters."""
+    sizes = dict(SHAPES[shape])
+    batch = sizes.pop("batch")
+    sparse = ModelConfig(**sizes, d_head=D_HEAD)
+    dense = ModelConfig(**sizes, d_head=D_HEAD, activation_fraction=1)
+    recipe = TrainConfig(fraction=fraction, min_alive=1, anneal=0)
+    tokens = torch.randint(0, sparse.vocab_size, (batch, sparse.context + 1), device=DEVICE)
+    sparse_step, optimizer = our_step(sparse, recipe, tokens)
+    taken = medians_ms(
+        {
+            "plain_dense_ms": plain_step(dense, tokens),
+            "dense_ms": our_step(dense, TrainConfig(), tokens)[0],
+            "sparse_ms": sparse_step,
+            "projection_ms": lambda: project(optimizer.groups, 1.0),
+            "abstopk_ms": abstopk_step(sparse, tokens),
+        },
+        rounds,
+    )
+    return taken | {"sparse_over_plain_dense": taken["sparse_ms"] / taken["plain_dense_ms"]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="small", help="model and batch (default: small)")
+    parser.add_argument("--fraction", type=float, default=1 / 16, help="share of weights kept (default: 1/16)")
+    parser.add_argument("--rounds", type=int, default=10, help="timed steps of each, taken in turn (default: 10)")
+    parser.add_argument("--json", type=Path, help="write the figures into this file as well")
+    options = parser.parse_args()
+    figures = measure(options.shape, options.fraction, options.rounds)
+    print(f"{options.shape}: {SHAPES[options.shape]}, {DEVICE}, {torch.get_num_threads()} threads, medians")
+    for name, value in figures.items():
+        print(f"{name:>24} {value:9.2f}")
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=1))
+
+
+if __name__ == "__main__":
+    main()
