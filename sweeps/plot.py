@@ -49,9 +49,10 @@ def _trials(axes: Axes, rows: list[dict[str, Any]], kind: str) -> None:
     x, y = [row["val_loss"] for row in rows], [max(1, row["circuit_edges"]) for row in rows]
     label = f"{kind} (n = {len(rows)})"
     axes.scatter(x, y, s=70, marker=marker, color=color, edgecolor="white", linewidth=1.2, zorder=3, label=label)
-    for row, edge, loss in zip(rows, y, x, strict=True):
+    for i, (loss, edge, label) in enumerate(sorted(zip(x, y, map(_label, rows), strict=True))):
+        place = (7, 5) if i % 2 == 0 else (7, -12)  # neighbours' labels must not lie on each other
         axes.annotate(
-            _label(row), (loss, edge), xytext=(7, 5), textcoords="offset points", fontsize=7.5, color=color, zorder=4
+            label, (loss, edge), xytext=place, textcoords="offset points", fontsize=7.5, color=color, zorder=4
         )
 
 
