@@ -59,3 +59,20 @@ def s3_server() -> Iterator[str]:
     host, port = server.get_host_and_port()
     yield f"http://{host}:{port}"
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def ten_mistakes() -> dict[str, Any]:
+    """Changes to the study text, each one mistake: what every reader of studies must name, all at once."""
+    return {
+        "nmae": "x",
+        "corpus.heldout_fraction": 2,
+        "tokenizer.vocab_size": 1,
+        "tasks": ["nonsense"],
+        "search.trials": -1,
+        "seeds": [],
+        "trial.model.d_model": {"choice": [32, 33]},
+        "trial.training.lr": {"loguniform": [1, 0.1]},
+        "trial.sparse.training.fraction": {"uniform": [0.5, 1.5]},
+        "trial.dense.training.warmup": 1.5,
+    }

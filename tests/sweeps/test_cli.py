@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -42,22 +43,14 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
 
 @pytest.mark.parametrize("command", ["run", "doctor", "corpus"])
 def test_ten_mistakes_exit_2(
-    command: str, study_text: Text, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: str,
+    study_text: Text,
+    ten_mistakes: dict[str, Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    wrong = {
-        "nmae": "x",
-        "corpus.heldout_fraction": 2,
-        "tokenizer.vocab_size": 1,
-        "tasks": ["nonsense"],
-        "search.trials": -1,
-        "seeds": [],
-        "trial.model.d_model": {"choice": [32, 33]},
-        "trial.training.lr": {"loguniform": [1, 0.1]},
-        "trial.sparse.training.fraction": {"uniform": [0.5, 1.5]},
-        "trial.dense.training.warmup": 1.5,
-    }
     path = tmp_path / "bad.yaml"
-    path.write_text(study_text(wrong))
+    path.write_text(study_text(ten_mistakes))
     assert status_of([command, str(path)]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 10

@@ -98,23 +98,11 @@ def test_one_mistake_is_one_line(study_text: Text, change: dict[str, Any], where
     assert words in line
 
 
-def test_ten_mistakes_are_ten_lines(study_text: Text) -> None:
-    wrong = {
-        "nmae": "x",
-        "corpus.heldout_fraction": 2,
-        "tokenizer.vocab_size": 1,
-        "tasks": ["nonsense"],
-        "search.trials": -1,
-        "seeds": [],
-        "trial.model.d_model": {"choice": [32, 33]},
-        "trial.training.lr": {"loguniform": [1, 0.1]},
-        "trial.sparse.training.fraction": {"uniform": [0.5, 1.5]},
-        "trial.dense.training.warmup": 1.5,
-    }
-    lines = mistakes(study_text(wrong))
+def test_ten_mistakes_are_ten_lines(study_text: Text, ten_mistakes: dict[str, Any]) -> None:
+    lines = mistakes(study_text(ten_mistakes))
     assert len(lines) == len(set(lines)) == 10
     paths = {line.split(": ")[1] for line in lines}
-    assert paths == set(wrong) - {"trial.model.d_model"} | {"trial.model"}
+    assert paths == set(ten_mistakes) - {"trial.model.d_model"} | {"trial.model"}
 
 
 def test_yaml_traps() -> None:
