@@ -14,6 +14,7 @@ from sparse_model.data.shards import prepare
 from sparse_model.errors import InputError
 from sweeps.cluster import Capacity, ray_session
 from sweeps.frontier import Frontier
+from sweeps.interrupts import Interrupts, remembered_interrupts
 from sweeps.objectives import FINAL, objectives
 from sweeps.progress import StudyProgress
 from sweeps.rows import table_uri, write_circuit_rows, write_trial_row
@@ -37,8 +38,9 @@ def run_study(study: Study, progress: StudyProgress, *, address: str | None, ret
     store_study(study)
     progress.replayed(len(known))
     if StudySearch(study, known).suggest("probe") != StudySearch.FINISHED:
-        with ray_session(study.resources, address) as capacity:
-            run_trials(Plan(study, data.uri, failed), known, progress, capacity)
+        with ray_session(study.resources, address) as capacity, remembered_interrupts() as interrupts:
+            plan = Plan(study, data.uri, failed)
+            run_trials(plan, known, TrialEvents(plan, progress, interrupts), capacity)
     return Frontier(study.root)
 
 
@@ -118,7 +120,7 @@ def stored_results(study: Study, data_key: str, retry_failed: bool) -> tuple[dic
     return {row["trial"]: objectives(row) for row in rows if row["trial"] not in again}, again
 
 
-def run_trials(plan: Plan, known: Mapping[str, Objectives], progress: StudyProgress, capacity: Capacity) -> None:
+def run_trials(plan: Plan, known: Mapping[str, Objectives], events: TrialEvents, capacity: Capacity) -> None:
     """Run every trial of the study that has no stored result."""
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(run_trial, plan=plan), capacity.holder),
@@ -133,7 +135,7 @@ def run_trials(plan: Plan, known: Mapping[str, Objectives], progress: StudyProgr
         run_config=tune.RunConfig(
             name="tune",
             storage_path=storage.join(plan.study.root, "ray"),
-            callbacks=[TrialEvents(plan, progress)],
+            callbacks=[events],
             failure_config=tune.FailureConfig(max_failures=CRASHES),
             verbose=0,
         ),
@@ -148,12 +150,15 @@ def _trial_key(trial: Any) -> str:
 class TrialEvents(tune.Callback):  # type: ignore[misc]
     """What the driver does when something happens to a trial: show it, and see to the rows of one that crashed."""
 
-    def __init__(self, plan: Plan, progress: StudyProgress) -> None:
-        self.plan, self.progress = plan, progress
+    def __init__(self, plan: Plan, progress: StudyProgress, interrupts: Interrupts) -> None:
+        self.plan, self.progress, self.interrupts = plan, progress, interrupts
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune stores its callbacks beside its state, from which we never restore."""
         return {}
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self.interrupts.check()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.progress.started(_trial_key(trial), Trial.of(trial.config, self.plan).config)
