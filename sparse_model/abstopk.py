@@ -27,11 +27,10 @@ class _AbsTopK(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, k: int) -> Tensor:
-        magnitude = _ordered_magnitude(x)
-        threshold = _kth_largest(magnitude, k)
-        width = torch.iinfo(magnitude.dtype).bits
-        # below the threshold the difference is negative: its sign, smeared over all bits, marks what goes
-        keep = magnitude.sub_(threshold).bitwise_right_shift_(width - 1).bitwise_not_()
+        rank = _descending_rank(x)
+        last_kept = _kth_smallest(rank, k)
+        # what is kept lies below last_kept + 1: the sign of the difference, smeared over all bits, marks it
+        keep = rank.sub_(last_kept + 1).bitwise_right_shift_(torch.iinfo(rank.dtype).bits - 1)
         ctx.save_for_backward(keep)
         return _masked(x, keep)
 
@@ -48,17 +47,17 @@ def _masked(x: Tensor, keep: Tensor) -> Tensor:
 _BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
 
 
-def _ordered_magnitude(x: Tensor) -> Tensor:
-    """|x| as integers of the same width: IEEE floats without their sign bit order as their bit patterns do."""
+def _descending_rank(x: Tensor) -> Tensor:
+    """Integers below 0 of the width of x, the smaller the larger |x| is: IEEE magnitudes order as their bits do."""
     bits = _BITS[x.dtype]
-    return x.view(bits) & torch.iinfo(bits).max
+    return (x.view(bits) & torch.iinfo(bits).max).bitwise_not_()
 
 
-def _kth_largest(magnitude: Tensor, k: int) -> Tensor:
-    """(..., 1) the k-th largest of each row of integers."""
-    if magnitude.is_cuda:
-        return magnitude.topk(k, dim=-1, sorted=False).values.amin(-1, keepdim=True)
-    index = magnitude.shape[-1] - k
-    # numpy's vectorised partition beats torch.topk on CPU (benchmarks/kernels.py)
-    rows = np.partition(magnitude.numpy(), index, axis=-1)
-    return torch.from_numpy(rows[..., index : index + 1])
+def _kth_smallest(rank: Tensor, k: int) -> Tensor:
+    """(..., 1) the k-th smallest of each row of integers."""
+    if rank.is_cuda:
+        return rank.topk(k, dim=-1, largest=False, sorted=False).values.amax(-1, keepdim=True)
+    # numpy's vectorised partition beats torch.topk on CPU (benchmarks/kernels.py), but takes 30 times longer where the
+    # one it looks for is one of very many at the lower end: zeros, of which there are many, must be at the upper one
+    rows = np.partition(rank.numpy(), k - 1, axis=-1)
+    return torch.from_numpy(rows[..., k - 1 : k])

@@ -1,6 +1,6 @@
-"""Next-token cross-entropy straight from the last activations: the largest tensors of a step are touched once.
+"""Next-token cross-entropy straight from the last activations: the logits exist a block of positions at a time.
 
-Shapes: N positions (batch and time flattened), D channels, V vocabulary.
+Shapes: N positions (batch and time flattened), R positions of a block, D channels, V vocabulary.
 """
 
 from __future__ import annotations
@@ -10,6 +10,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+CPU_BLOCK = 256
+"""Positions at a time on CPU: their logits stay in the cache over a dozen passes."""
+
+GPU_BLOCK = 8192
+"""Positions at a time on a GPU: few kernels, and no more memory for the logits at any batch size."""
 
 
 def next_token_loss(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
@@ -29,32 +35,51 @@ def unembedding_loss(
 
 
 class _UnembeddingLoss(torch.autograd.Function):
-    """The gradient of the logits is computed in their own memory during the forward pass, so none else is made."""
+    """Gradients are computed in the forward pass, while a block's logits are at hand, and scaled in the backward."""
 
     @staticmethod
     def forward(
         ctx: Any, final: Tensor, weight: Tensor, bias: Tensor, bigram: Tensor | None, tokens: Tensor, targets: Tensor
     ) -> Tensor:
         low = weight.to(final.dtype)
-        logits = F.linear(final, low).float().add_(bias)
-        if bigram is not None:
-            logits.add_(bigram[tokens])
-        peak = logits.amax(-1, keepdim=True)
-        chosen = logits.gather(-1, targets.unsqueeze(-1)).sub_(peak)
-        total = logits.sub_(peak).exp_().sum(-1, keepdim=True)
-        loss = (total.log() - chosen).mean()
-        probabilities = logits.div_(total)
-        probabilities.scatter_add_(-1, targets.unsqueeze(-1), -torch.ones_like(total))
-        ctx.save_for_backward(final, low, probabilities.div_(len(targets)), tokens)
-        ctx.has_bigram = bigram is not None
+        size = GPU_BLOCK if final.is_cuda else CPU_BLOCK
+        wanted = any(ctx.needs_input_grad)
+        loss = torch.zeros((), device=final.device)
+        grad_low = final.new_empty(len(final), len(weight)) if wanted else None
+        grad_bias, grad_bigram = torch.zeros_like(bias), None if bigram is None else torch.zeros_like(bigram)
+        for start in range(0, len(final), size):
+            rows = slice(start, start + size)
+            logits = F.linear(final[rows], low).float().add_(bias)
+            if bigram is not None:
+                logits.add_(F.embedding(tokens[rows], bigram))
+            block_loss, grad = _cross_entropy(logits, targets[rows], 1 / len(final))
+            loss += block_loss
+            if grad_low is not None:
+                grad_low[rows] = grad
+                grad_bias += grad.sum(0)
+                if grad_bigram is not None:
+                    grad_bigram.index_add_(0, tokens[rows], grad)
+        if grad_low is not None:
+            grad_weight = (grad_low.T @ final).float()
+            ctx.grads = (grad_low @ low, grad_weight, grad_bias, grad_bigram)
         return loss
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        final, low, grad, tokens = ctx.saved_tensors
-        grad = grad.mul_(upstream)  # ours alone, so in place; a second backward would need the forward again
-        grad_low = grad.to(final.dtype)
-        grad_bigram = None
-        if ctx.has_bigram:
-            grad_bigram = grad.new_zeros(grad.shape[-1], grad.shape[-1]).index_add_(0, tokens, grad)
-        return grad_low @ low, (grad_low.T @ final).float(), grad.sum(0), grad_bigram, None, None
+        grads, ctx.grads = ctx.grads, None  # ours alone, so scaled in place; a second backward needs the forward again
+        if upstream.is_cuda or upstream != 1:  # a look at a GPU's number would wait for it
+            for grad in grads:
+                if grad is not None:
+                    grad.mul_(upstream)
+        return *grads, None, None
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """Summed loss of a block times `share`, and its gradient (R, V) in the memory of the logits (R, V)."""
+    targets = targets.unsqueeze(-1)
+    logits.sub_(logits.amax(-1, keepdim=True))
+    chosen = logits.gather(-1, targets)
+    total = logits.exp_().sum(-1, keepdim=True)
+    grad = logits.mul_(share / total)
+    grad.scatter_add_(-1, targets, torch.full_like(total, -share))
+    return (total.log() - chosen).sum() * share, grad

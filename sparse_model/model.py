@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparse_model.abstopk import abs_topk
+from sparse_model.attention import causal_attention
 from sparse_model.config import ModelConfig
 from sparse_model.loss import unembedding_loss
 from sparse_model.sites import FINAL_SITE, SiteFunction, site_name, site_names
@@ -140,15 +141,8 @@ class Attention(nn.Module):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Causal softmax attention of q, k, v, each (B, T, D), scaled by 1/sqrt(d_head)."""
-        x_dtype = q.dtype
         q, k, v = (z.view(*z.shape[:-1], -1, self.config.d_head).transpose(1, 2) for z in (q, k, v))
-        if self.sink is None:
-            # On CPU the bfloat16 kernel's backward is several times slower than float32's (benchmarks/kernels.py)
-            kernel_dtype = q.dtype if q.is_cuda else torch.float32
-            q, k, v = q.to(kernel_dtype), k.to(kernel_dtype), v.to(kernel_dtype)
-            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True).to(x_dtype)
-        else:
-            mixed = _attend_with_sink(q, k, v, self.sink)
+        mixed = causal_attention(q, k, v) if self.sink is None else _attend_with_sink(q, k, v, self.sink)
         return mixed.transpose(1, 2).flatten(-2)
 
 

@@ -72,48 +72,63 @@ def project(groups: list[Group], progress: float) -> None:
     """Zero, in place, all but the budgeted largest magnitudes of every group."""
     for group in groups:
         if group.fraction < 1:
-            weight = group.weight.T if group.by_column else group.weight
-            weight.mul_(keep_mask(weight, group.budget(progress), group.min_alive))
+            keep = keep_mask(group.weight, group.budget(progress), group.min_alive, group.by_column)
+            bits = group.weight.view(torch.int32)  # a mask of integers costs a fraction of a boolean one's product
+            bits.bitwise_and_(keep.view(torch.int8).neg_())
 
 
-def keep_mask(weight: Tensor, k: int, min_alive: int = 0) -> Tensor:
+def keep_mask(weight: Tensor, k: int, min_alive: int = 0, by_column: bool = False) -> Tensor:
     """Boolean mask of exactly k entries: the largest magnitudes, and of each row at least its `min_alive` largest.
 
-    Ties go to the lower index in row-major order of `weight` as given, so the same weights always give the same mask.
+    weight is float32, of one or two dimensions; with `by_column` the minimum holds for columns. Ties go to the lower
+    index in row-major order, so the same weights always give the same mask.
     """
     if k >= weight.numel():
         return torch.ones_like(weight, dtype=torch.bool)
-    magnitude = weight.abs().contiguous()
-    keep = _largest(magnitude, k)
+    rank = _descending_rank(weight)
+    keep = _smallest(rank, k)
     while min_alive:
-        short = (keep.sum(1) < min_alive).nonzero().flatten()
+        short = (_counts(keep, by_column) < min_alive).nonzero().flatten()
         if not len(short):
             break
-        # Raising the short rows' best to infinity displaces others, which may leave a further row short: repeat.
+        # Putting the short rows' best before all others displaces some, which may leave a further row short: repeat.
         # Each pass only adds entries that any solution keeps, so the end is the exact one.
-        best = magnitude[short].sort(dim=1, descending=True, stable=True).indices[:, :min_alive]
-        magnitude[short.unsqueeze(1), best] = torch.inf
-        keep = _largest(magnitude, k)
+        rows = rank.T[short] if by_column else rank[short]
+        best = rows.sort(dim=1, stable=True).indices[:, :min_alive]
+        place = (best, short.unsqueeze(1)) if by_column else (short.unsqueeze(1), best)
+        rank[place] = torch.iinfo(rank.dtype).min
+        keep = _smallest(rank, k)
     return keep
 
 
-def _largest(magnitude: Tensor, k: int) -> Tensor:
-    """Mask of exactly the k largest of a tensor of magnitudes, ties to the lower index."""
-    threshold = _kth_largest(magnitude, k)
-    keep = magnitude >= threshold
-    surplus = int(keep.sum()) - k
+def _descending_rank(weight: Tensor) -> Tensor:
+    """Integers below 0, the smaller the larger the magnitude: those of floats order as their bits do."""
+    return (weight.contiguous().view(torch.int32) & torch.iinfo(torch.int32).max).bitwise_not_()
+
+
+def _counts(keep: Tensor, by_column: bool) -> Tensor:
+    """Kept entries of each row (or column)."""
+    return keep.view(torch.uint8).sum(0 if by_column else 1, dtype=torch.int32)
+
+
+def _smallest(rank: Tensor, k: int) -> Tensor:
+    """Mask of exactly the k smallest, ties to the lower index."""
+    last_kept = _kth_smallest(rank, k)
+    keep = rank <= last_kept
+    surplus = int(keep.count_nonzero()) - k
     if surplus > 0:
-        tied = (magnitude == threshold).flatten().nonzero().flatten()
+        tied = (rank == last_kept).flatten().nonzero().flatten()
         keep.view(-1)[tied[-surplus:]] = False
     return keep
 
 
-def _kth_largest(magnitude: Tensor, k: int) -> Tensor:
-    flat = magnitude.flatten()
+def _kth_smallest(rank: Tensor, k: int) -> Tensor:
+    flat = rank.flatten()
     if flat.is_cuda:
-        return flat.kthvalue(flat.numel() - k + 1).values
-    # numpy's vectorised partition beats torch.topk and kthvalue on CPU (benchmarks/kernels.py)
-    return torch.from_numpy(np.partition(flat.numpy(), flat.numel() - k)[flat.numel() - k : flat.numel() - k + 1])
+        return flat.kthvalue(k).values
+    # numpy's vectorised partition beats torch.topk and kthvalue on CPU (benchmarks/kernels.py), but takes 50 times
+    # longer where what it looks for is among very many equals at the lower end: zeros must be at the upper one
+    return torch.from_numpy(np.partition(flat.numpy(), k - 1)[k - 1 : k])
 
 
 def count_nonzero(groups: list[Group]) -> int:

@@ -94,3 +94,17 @@ def test_the_known_trap_of_small_widths_is_refused_with_the_figures():
     with pytest.raises(InputError, match=r"min_alive 4: .* would keep .* fraction 0\.01 allows .* at most 2"):
         check_budget(model, TrainConfig(fraction=0.01, min_alive=4))
     check_budget(model, TrainConfig(fraction=0.01, min_alive=1))
+
+
+def test_a_minimum_by_column_is_that_of_the_transposed_rows():
+    weight = torch.randn(12, 9)
+    by_column = keep_mask(weight, 30, 3, by_column=True)
+    assert torch.equal(by_column, keep_mask(weight.T.contiguous(), 30, 3).T)
+    assert int(by_column.sum(0).min()) >= 3
+
+
+def test_mostly_zero_weights_keep_every_nonzero_one():
+    weight = torch.zeros(50, 40)
+    weight[::7, ::5] = torch.randn(8, 8)
+    assert torch.equal(keep_mask(weight, 100)[weight != 0], torch.ones(64, dtype=torch.bool))
+    assert int(keep_mask(weight, 100).sum()) == 100
