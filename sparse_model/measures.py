@@ -56,7 +56,8 @@ class _Watch:
 
 
 def flops_per_token(config: ModelConfig) -> float:
-    """Training FLOPs per token as if dense: 6 per matrix weight, and 12 * n_layer * d_model * context for attention."""
-    layer = 4 * config.d_model**2 + 2 * config.d_model * config.d_mlp_
-    matrices = config.n_layer * layer + config.vocab_size * config.d_model
-    return 6.0 * matrices + 12.0 * config.n_layer * config.d_model * config.context
+    """Training FLOPs per token as if dense: 6 per matrix weight, and 12 * n_layer * d_attn * context for attention."""
+    attention = (3 * config.width("attn.in") + config.d_model) * config.d_attn
+    mlp = (config.width("mlp.in") + config.d_model) * config.d_mlp_
+    matrices = config.n_layer * (attention + mlp) + config.vocab_size * config.d_model
+    return 6.0 * matrices + 12.0 * config.n_layer * config.d_attn * config.context

@@ -21,7 +21,7 @@ FORMAT = {"format": "circuit-sweeps/sparse-transformer", "version": 1}
 def save_pretrained(model: SparseTransformer, tokenizer: Tokenizer, uri: str) -> None:
     """Write the three files under a folder or fsspec URI, the weights last: a folder with weights is complete."""
     config = FORMAT | {"model": model.config.model_dump(mode="json")}
-    weights = {name: p.detach().cpu().contiguous() for name, p in model.state_dict().items()}
+    weights = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}
     storage.write_bytes_atomic(storage.join(uri, "config.json"), json.dumps(config, indent=2).encode())
     storage.write_bytes_atomic(storage.join(uri, "tokenizer.json"), tokenizer.to_json().encode())
     storage.write_bytes_atomic(storage.join(uri, "model.safetensors"), save(weights))
@@ -58,7 +58,7 @@ def _load_weights(model: SparseTransformer, uri: str) -> None:
         weights = load(storage.read_bytes(path))
     except SafetensorError as error:
         raise InputError(f"{path}: truncated or not a safetensors file ({error})") from None
-    expected = model.state_dict()
+    expected = dict(model.named_parameters())  # a tied unembedding once
     missing, extra = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
     if missing or extra:
         raise InputError(f"{path}: missing tensors {missing[:3]}, unknown tensors {extra[:3]}")
@@ -67,4 +67,6 @@ def _load_weights(model: SparseTransformer, uri: str) -> None:
             raise InputError(
                 f"{path}: {name} has shape {list(tensor.shape)}; config.json asks for {list(expected[name].shape)}"
             )
-    model.load_state_dict(weights)
+    with torch.no_grad():
+        for name, parameter in expected.items():
+            parameter.copy_(weights[name])
