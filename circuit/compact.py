@@ -5,13 +5,15 @@ whose inputs are all ablated is a constant too. What must not be dropped is its 
 taken over *all* channels of a site before ablation, so constants compete with the rest, once sorted, through
 `_kth_largest`. The result equals `SparseTransformer` with its sites replaced, up to rounding.
 
-Shapes: B batch, T time, D = d_model, C channels of a site, S kept channels of a site, H heads, K = d_head.
+Shapes: B batch, T time, D = d_model, C channels of a site, S kept channels of a site, H heads, K = d_head,
+P = d_position.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from typing import cast
 
 import numpy as np
@@ -22,8 +24,8 @@ from torch import Tensor
 from circuit.ablation import Means
 from circuit.batches import AnswerBatch
 from sparse_model.config import ModelConfig
-from sparse_model.model import MLP, Attention, Block, Norm, SparseTransformer
-from sparse_model.sites import FINAL_SITE, site_name, site_names, site_width
+from sparse_model.model import ACTIVATIONS, MLP, Attention, Block, Linear, Norm, SparseTransformer, normed, residual
+from sparse_model.sites import FINAL_SITE, site_kind, site_name, site_names
 
 Gates = Mapping[str, Tensor]
 """Site name -> (C,) how much of each node's own value passes; the rest is its mean."""
@@ -40,26 +42,35 @@ class AblatedModel:
 
     def __init__(self, model: SparseTransformer, means: Means, kept: Nodes) -> None:
         cut = _Cut(model.config, means, kept)
+        self.config = model.config
         self.embedding = model.embedding.detach()
         self.positions = None if model.positions is None else model.positions.detach()
         self.attention = [_Attention(layer.attn, i, cut) for i, layer in enumerate(blocks(model))]
         self.mlp = [_MLP(layer.mlp, i, cut) for i, layer in enumerate(blocks(model))]
-        self.final = _Read(model.final_norm, FINAL_SITE, cut, sparse=False)
+        self.final = _Read(model.final_norm, None, FINAL_SITE, cut)
         self.answers = _Answers(model, cut)
         self.last_attention = max((i for i, attention in enumerate(self.attention) if attention.writes), default=-1)
 
     def margins(self, batch: AnswerBatch, gates: Gates | None = None) -> Tensor:
         """Margins (B,) logit(right) - logit(wrong) at the answer positions, in nats; `gates` default to all ones."""
         gates = gates or {}
-        x = F.embedding(batch.tokens, self.embedding)
-        if self.positions is not None:
-            x = x + self.positions[: x.shape[1]]
+        x, positions = self._embed(batch.tokens)
         if self.last_attention < 0:
-            x = _at(x, batch.last)
+            x, positions = _at(x, batch.last), _positions_at(positions, batch.last)
         for i, (attention, mlp) in enumerate(zip(self.attention, self.mlp, strict=True)):
-            x = attention(x, gates, batch.last if i == self.last_attention else None)
-            x = mlp(x, gates)
-        return self.answers(self.final(x, gates).squeeze(1), batch)
+            last = batch.last if i == self.last_attention else None
+            x = residual(attention(x, positions, gates, last), "resid.mid", self.config)
+            positions = positions if last is None else _positions_at(positions, last)
+            x = residual(mlp(x, positions, gates), "resid.post", self.config)
+        return self.answers(self.final(x, None, gates).squeeze(1), batch)
+
+    def _embed(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The residual stream (B, T, D) at its start, and the positions (T, P) to be read beside it, if any."""
+        x = F.embedding(tokens, self.embedding)
+        if self.positions is None:
+            return x, None
+        positions = self.positions[: x.shape[1]]
+        return (x, positions) if self.config.positions == "concatenated" else (x + positions, None)
 
 
 def blocks(model: SparseTransformer) -> list[Block]:
@@ -78,9 +89,7 @@ class _Cut:
 
     def survivors(self, site: str) -> int | None:
         """k of AbsTopK at a site; None where nothing is dropped."""
-        width = site_width(self.config, site)
-        k = max(1, int(self.config.activation_fraction * width))
-        return None if k == width else k
+        return self.config.survivors(site_kind(site))
 
 
 class _Gate:
@@ -96,20 +105,29 @@ class _Gate:
 
 
 class _Read:
-    """An input site: the normed residual stream. Called with x (B, T, D), gives its kept channels (B, T, S)."""
+    """An input site: the normed residual stream. Called with x (B, T, D), gives its kept channels (B, T, S).
 
-    def __init__(self, norm: Norm, site: str, cut: _Cut, sparse: bool = True) -> None:
-        self.width, self.gain = norm.width, None if norm.gain is None else norm.gain.detach()
+    `positions` (T, P), or (B, T, P) where x has other positions in each row, are read beside it if the model does so.
+    """
+
+    def __init__(self, norm: Norm, position_norm: Norm | None, site: str, cut: _Cut) -> None:
+        self.norm = _frozen(norm)
+        self.position_norm = None if position_norm is None else _frozen(position_norm)
         self.kept = cut.kept[site]
         self.gate = _Gate(site, self.kept, cut)
-        self.k = cut.survivors(site) if sparse else None
+        self.k = cut.survivors(site)
 
-    def __call__(self, x: Tensor, gates: Gates) -> Tensor:
-        normed = F.rms_norm(x, (self.width,), self.gain)
-        value = normed.index_select(-1, self.kept)
+    def __call__(self, x: Tensor, positions: Tensor | None, gates: Gates) -> Tensor:
+        read = normed(x, positions, self.norm, self.position_norm)
+        value = read.index_select(-1, self.kept)
         if self.k is not None and len(self.kept):
-            value = value * _survive(normed, value, self.k, None)
+            value = value * _survive(read, value, self.k, None)
         return self.gate(value, gates)
+
+
+def _frozen(norm: Norm) -> Norm:
+    """A copy of a norm without gradients."""
+    return deepcopy(norm).requires_grad_(False)
 
 
 class _Project:
@@ -187,18 +205,18 @@ class _Attention:
 
     def __init__(self, attention: Attention, layer: int, cut: _Cut) -> None:
         site = {kind: site_name(layer, f"attn.{kind}") for kind in ("in", "q", "k", "v", "out")}
-        D, self.d_head = cut.config.d_model, cut.config.d_head
-        everything = torch.arange(D, device=attention.qkv.weight.device)
-        self.read = _Read(attention.norm, site["in"], cut)
+        d_attn, self.d_head = cut.config.d_attn, cut.config.d_head
+        device = attention.qkv.weight.device
+        self.read = _Read(attention.norm, attention.position_norm, site["in"], cut)
         # shares of a softmax without sink add up to 1: an ablated value channel stays its mean, whatever q and k do
-        mixed = cut.kept[site["v"]] if attention.sink is None else everything
+        mixed = cut.kept[site["v"]] if attention.sink is None else torch.arange(d_attn, device=device)
         heads = torch.unique(mixed // self.d_head)
         channels = (heads[:, None] * self.d_head + torch.arange(self.d_head, device=heads.device)).flatten()
         self.mixed = torch.searchsorted(channels, mixed)
         self.sink = None if attention.sink is None else attention.sink.detach()[heads]
         self.project, self.fill = {}, {}
         for kind, weight, bias in zip(
-            "qkv", torch.split(attention.qkv.weight, D), torch.split(attention.qkv.bias, D), strict=True
+            "qkv", torch.split(attention.qkv.weight, d_attn), torch.split(_bias(attention.qkv), d_attn), strict=True
         ):
             kept = cut.kept[site[kind]]
             kept = kept[torch.isin(kept // self.d_head, heads)]
@@ -206,14 +224,14 @@ class _Attention:
             self.project[kind] = _Project(weight, bias, (site["in"], self.read.kept), target, cut)
             self.fill[kind] = _Fill(site[kind], kept, channels, cut)
         out = (site["out"], cut.kept[site["out"]])
-        self.out = _Project(attention.out.weight, attention.out.bias, (site["v"], mixed), out, cut)
-        self.write = _Fill(*out, everything, cut)
+        self.out = _Project(attention.out.weight, _bias(attention.out), (site["v"], mixed), out, cut)
+        self.write = _Fill(*out, torch.arange(cut.config.d_model, device=device), cut)
         self.writes = len(out[1]) > 0
 
-    def __call__(self, x: Tensor, gates: Gates, last: Tensor | None) -> Tensor:
+    def __call__(self, x: Tensor, positions: Tensor | None, gates: Gates, last: Tensor | None) -> Tensor:
         if not self.writes:
             return x + self.write.constant
-        read = self.read(x, gates)
+        read = self.read(x, positions, gates)
         asking = read if last is None else _at(read, last)
         q = self._heads("q", asking, gates)
         k, v = (self._heads(kind, read, gates) for kind in "kv")
@@ -245,16 +263,16 @@ class _MLP:
     def __init__(self, mlp: MLP, layer: int, cut: _Cut) -> None:
         sites = [site_name(layer, f"mlp.{kind}") for kind in ("in", "act", "out")]
         read, act, out = ((site, cut.kept[site]) for site in sites)
-        self.read = _Read(mlp.norm, sites[0], cut)
-        self.up = _Project(mlp.up.weight, mlp.up.bias, read, act, cut, F.gelu)
-        self.down = _Project(mlp.down.weight, mlp.down.bias, act, out, cut)
+        self.read = _Read(mlp.norm, mlp.position_norm, sites[0], cut)
+        self.up = _Project(mlp.up.weight, _bias(mlp.up), read, act, cut, ACTIVATIONS[cut.config.activation])
+        self.down = _Project(mlp.down.weight, _bias(mlp.down), act, out, cut)
         self.write = _Fill(*out, torch.arange(cut.config.d_model, device=out[1].device), cut)
         self.writes = len(out[1]) > 0
 
-    def __call__(self, x: Tensor, gates: Gates) -> Tensor:
+    def __call__(self, x: Tensor, positions: Tensor | None, gates: Gates) -> Tensor:
         if not self.writes:
             return x + self.write.constant
-        return x + self.write(self.down(self.up(self.read(x, gates), gates), gates))
+        return x + self.write(self.down(self.up(self.read(x, positions, gates), gates), gates))
 
 
 class _Answers:
@@ -274,6 +292,15 @@ class _Answers:
             token = batch.tokens.gather(1, batch.last[:, None]).squeeze(1)
             margins = margins + self.bigram[token, batch.right] - self.bigram[token, batch.wrong]
         return margins
+
+
+def _bias(linear: Linear) -> Tensor:
+    return linear.weight.new_zeros(len(linear.weight)) if linear.bias is None else linear.bias
+
+
+def _positions_at(positions: Tensor | None, last: Tensor) -> Tensor | None:
+    """(B, 1, P) of positions (T, P) at `last` (B,)."""
+    return None if positions is None else positions[last][:, None]
 
 
 def _at(x: Tensor, last: Tensor) -> Tensor:

@@ -43,7 +43,9 @@ def count_embedding_edges(model: SparseTransformer, kept: Kept, data: PairBatch)
     inputs = [kept[site] for site in kept if site.endswith((".attn.in", ".mlp.in")) or site == FINAL_SITE]
     real = torch.arange(data.tokens.shape[1]) < data.length[:, None]
     tokens = torch.unique(data.tokens[real]).to(model.embedding.device)
-    return int(model.embedding[tokens][:, torch.unique(torch.cat(inputs))].count_nonzero())
+    channels = torch.unique(torch.cat(inputs))
+    channels = channels[channels < model.config.d_model]  # the others are of concatenated positions
+    return int(model.embedding[tokens][:, channels].count_nonzero())
 
 
 def count_unembedding_edges(model: SparseTransformer, kept: Kept, data: PairBatch) -> int:
@@ -57,7 +59,7 @@ def _matrices(
 ) -> Iterator[tuple[int, Literal["qkv", "out", "up", "down"], str, str, Tensor]]:
     """(layer, matrix, source site, target site, weight (targets, sources)) of all weights that can be edges."""
     for i, layer in enumerate(blocks(model)):
-        qkv = torch.split(layer.attn.qkv.weight.detach(), model.config.d_model)
+        qkv = torch.split(layer.attn.qkv.weight.detach(), model.config.d_attn)
         for kind, weight in zip("qkv", qkv, strict=True):
             yield i, "qkv", site_name(i, "attn.in"), site_name(i, f"attn.{kind}"), weight
         yield i, "out", site_name(i, "attn.v"), site_name(i, "attn.out"), layer.attn.out.weight.detach()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+LayerSite = Literal["attn.in", "attn.q", "attn.k", "attn.v", "attn.out", "mlp.in", "mlp.act", "mlp.out"]
+ResidualPoint = Literal["resid.mid", "resid.post"]
+LAYER_SITES: tuple[LayerSite, ...] = get_args(LayerSite)
 
 
 class Config(BaseModel):
@@ -20,36 +24,82 @@ class ModelConfig(Config):
     context: int = Field(128, ge=2, description="longest sequence, in tokens")
     n_layer: int = Field(4, ge=1, description="transformer blocks")
     d_model: int = Field(128, ge=1, description="channels of the residual stream")
-    d_head: int = Field(16, ge=1, description="channels per attention head; must divide d_model")
+    d_head: int = Field(16, ge=1, description="channels per attention head; must divide d_model unless n_head is given")
+    n_head: int | None = Field(None, ge=1, description="attention heads; d_model / d_head when left out")
     d_mlp: int | None = Field(None, ge=1, description="neurons per MLP; 4 * d_model when left out")
+    activation: Literal["gelu", "relu"] = Field("gelu", description="of the neurons, before AbsTopK")
     activation_fraction: float = Field(
-        0.25, gt=0, le=1, description="share of channels AbsTopK keeps at every node site; 1 turns it off"
+        0.25, gt=0, le=1, description="share of channels AbsTopK keeps at each of `sparse_sites`; 1 turns it off"
     )
-    norm_gain: bool = Field(False, description="learned RMSNorm gains (they fold into the next matrix without)")
-    positions: Literal["none", "learned"] = Field("none", description="learned absolute positions, or none")
+    sparse_sites: tuple[LayerSite | ResidualPoint, ...] = Field(
+        LAYER_SITES,
+        description="where AbsTopK acts: kinds of node site, and the residual stream after attention (resid.mid) or "
+        "after the MLP (resid.post)",
+    )
+    residual_relu: bool = Field(False, description="ReLU on the residual stream after each sublayer, before AbsTopK")
+    biases: bool = Field(True, description="in the qkv, output, up and down projections")
+    norm: Literal["rms", "layer"] = Field("rms", description="RMSNorm, which leaves zero at zero, or LayerNorm")
+    norm_gain: bool = Field(False, description="learned gains of the norms (they fold into the next matrix without)")
+    norm_offset: bool = Field(False, description="learned offsets of LayerNorm")
+    positions: Literal["none", "learned", "concatenated"] = Field(
+        "none",
+        description="none, or learned absolute positions: added to the embedding, or read beside the "
+        "residual stream by every attn.in and mlp.in, as `d_position` channels after those of the stream",
+    )
+    d_position: int | None = Field(None, ge=1, description="channels of concatenated positions")
     attention_sink: bool = Field(False, description="per head, a learned logit whose value vector is zero")
+    tied_embeddings: bool = Field(False, description="the unembedding is the embedding")
     bigram: bool = Field(True, description="dense vocab x vocab table added to the logits")
 
     @model_validator(mode="after")
     def _check(self) -> ModelConfig:
-        if self.d_model % self.d_head:
+        if self.n_head is None and self.d_model % self.d_head:
             raise ValueError(f"d_model {self.d_model} is not divisible by d_head {self.d_head}")
-        if int(self.activation_fraction * self.d_model) < 1:
+        if (self.positions == "concatenated") != (self.d_position is not None):
             raise ValueError(
-                f"activation_fraction {self.activation_fraction} of d_model {self.d_model} keeps no channel; "
-                f"allowed: at least {1 / self.d_model:.4g}"
+                f"d_position {self.d_position} with positions {self.positions}; "
+                "allowed: a number with concatenated positions, and only there"
             )
+        if self.norm_offset and self.norm == "rms":
+            raise ValueError("norm_offset true with norm rms; allowed: only with norm layer")
+        if len(set(self.sparse_sites)) < len(self.sparse_sites):
+            raise ValueError(f"sparse_sites {', '.join(self.sparse_sites)}; allowed: each once")
+        for site in self.sparse_sites:
+            if int(self.activation_fraction * self.width(site)) < 1:
+                raise ValueError(
+                    f"activation_fraction {self.activation_fraction} keeps no channel of {site}, "
+                    f"which has {self.width(site)}; allowed: at least {1 / self.width(site):.4g}"
+                )
         return self
 
     @property
-    def n_head(self) -> int:
-        """Attention heads."""
-        return self.d_model // self.d_head
+    def n_head_(self) -> int:
+        """Attention heads, default applied."""
+        return self.n_head or self.d_model // self.d_head
+
+    @property
+    def d_attn(self) -> int:
+        """Channels of q, of k and of v, over all heads."""
+        return self.n_head_ * self.d_head
 
     @property
     def d_mlp_(self) -> int:
         """Neurons per MLP, default applied."""
         return self.d_mlp or 4 * self.d_model
+
+    def width(self, kind: str) -> int:
+        """Channels at a kind of node site or point of the residual stream."""
+        if kind in ("attn.in", "mlp.in"):
+            return self.d_model + (self.d_position or 0)
+        if kind in ("attn.q", "attn.k", "attn.v"):
+            return self.d_attn
+        return self.d_mlp_ if kind == "mlp.act" else self.d_model
+
+    def survivors(self, kind: str) -> int | None:
+        """k of AbsTopK at a kind of node site or point of the residual stream; None where nothing is dropped."""
+        width = self.width(kind)
+        k = int(self.activation_fraction * width)
+        return k if kind in self.sparse_sites and k < width else None
 
 
 class TrainConfig(Config):

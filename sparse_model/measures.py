@@ -1,4 +1,4 @@
-"""What is measured of a model on held-out tokens: loss, dead neurons, kurtosis of the residual stream."""
+"""What is measured of a model on held-out tokens: loss, dead neurons, kurtosis of the residual stream, activity."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sparse_model.config import ModelConfig
+from sparse_model.config import LAYER_SITES, ModelConfig
 from sparse_model.loss import next_token_loss
 from sparse_model.model import SparseTransformer
-from sparse_model.sites import FINAL_SITE
+from sparse_model.sites import FINAL_SITE, site_kind
+
+KINDS: tuple[str, ...] = (*LAYER_SITES, FINAL_SITE)
 
 
 @torch.no_grad()
@@ -19,7 +21,9 @@ def evaluate(model: SparseTransformer, batches: Iterable[Tensor]) -> dict[str, f
     """Mean over all tokens of batches (B, T + 1): `val_loss` (nats), `dead_neurons` (share never active), `kurtosis`.
 
     Kurtosis is that of the channels of the final residual stream, normed, averaged over positions (3 for a Gaussian).
-    With several workers each brings its own batches and all get the figures over all of them.
+    `active` is the share of activations that are not zero, over all node sites, and `active.<kind>` over the sites of
+    one kind (METHOD 2), e.g. `active.mlp.act`. With several workers each brings its own batches and all get the figures
+    over all of them.
     """
     watch = _Watch(model.config, model.embedding.device)
     loss = torch.zeros((), dtype=torch.float64, device=model.embedding.device)
@@ -30,25 +34,37 @@ def evaluate(model: SparseTransformer, batches: Iterable[Tensor]) -> dict[str, f
     if dist.is_initialized():
         dist.all_reduce(watch.sums)
         dist.all_reduce(watch.alive, op=dist.ReduceOp.MAX)
-    loss_sum, kurtosis_sum, n_tokens = watch.sums.tolist()
+    loss_sum, kurtosis_sum, n_tokens, *nonzeros = watch.sums.tolist()
     return {
         "val_loss": loss_sum / n_tokens,
         "kurtosis": kurtosis_sum / n_tokens,
         "dead_neurons": 1 - float(watch.alive.float().mean()),
+        **_activity(model.config, dict(zip(KINDS, nonzeros, strict=True)), n_tokens),
     }
 
 
+def _activity(config: ModelConfig, nonzeros: dict[str, float], n_tokens: float) -> dict[str, float]:
+    """Shares of nonzero activations, from their number at all sites of each kind."""
+    sites = {kind: n_tokens * config.width(kind) * (1 if kind == FINAL_SITE else config.n_layer) for kind in KINDS}
+    shares = {f"active.{kind}": nonzeros[kind] / sites[kind] for kind in KINDS}
+    return {"active": sum(nonzeros.values()) / sum(sites.values()), **shares}
+
+
 class _Watch:
-    """A site function that looks at neurons and at the final residual stream while they pass."""
+    """A site function that counts what is active and looks at the final residual stream while they pass."""
 
     def __init__(self, config: ModelConfig, device: torch.device) -> None:
         self.alive = torch.zeros(config.n_layer, config.d_mlp_, dtype=torch.uint8, device=device)
-        self.sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, kurtosis, tokens
+        # loss, kurtosis, tokens, and nonzero activations by kind of site
+        self.sums = torch.zeros(3 + len(KINDS), dtype=torch.float64, device=device)
 
     def __call__(self, name: str, x: Tensor) -> Tensor:
-        if name.endswith("mlp.act"):
-            self.alive[int(name.split(".")[1])] |= (x != 0).flatten(0, -2).any(0)
-        elif name == FINAL_SITE:
+        kind = site_kind(name)
+        active = (x != 0).flatten(0, -2).sum(0)
+        self.sums[3 + KINDS.index(kind)] += active.sum()
+        if kind == "mlp.act":
+            self.alive[int(name.split(".")[1])] |= active > 0
+        elif kind == FINAL_SITE:
             z = x.float() - x.float().mean(-1, keepdim=True)
             self.sums[1] += ((z**4).mean(-1) / (z**2).mean(-1).square().clamp_min(1e-30)).sum()
             self.sums[2] += z[..., 0].numel()
@@ -56,7 +72,8 @@ class _Watch:
 
 
 def flops_per_token(config: ModelConfig) -> float:
-    """Training FLOPs per token as if dense: 6 per matrix weight, and 12 * n_layer * d_model * context for attention."""
-    layer = 4 * config.d_model**2 + 2 * config.d_model * config.d_mlp_
-    matrices = config.n_layer * layer + config.vocab_size * config.d_model
-    return 6.0 * matrices + 12.0 * config.n_layer * config.d_model * config.context
+    """Training FLOPs per token as if dense: 6 per matrix weight, and 12 * n_layer * d_attn * context for attention."""
+    attention = (3 * config.width("attn.in") + config.d_model) * config.d_attn
+    mlp = (config.width("mlp.in") + config.d_model) * config.d_mlp_
+    matrices = config.n_layer * (attention + mlp) + config.vocab_size * config.d_model
+    return 6.0 * matrices + 12.0 * config.n_layer * config.d_attn * config.context

@@ -1,12 +1,12 @@
 """The weight-sparse transformer (METHOD 2). Which weights are zero is training's business; see `sparsity`.
 
-Shapes: B batch, T time, D = d_model channels, H heads, K = d_head, F = d_mlp neurons, V vocabulary.
+Shapes: B batch, T time, D = d_model channels, H heads, K = d_head, F = d_mlp neurons, P = d_position, V vocabulary.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sparse_model.abstopk import abs_topk
 from sparse_model.attention import causal_attention
-from sparse_model.config import ModelConfig
+from sparse_model.config import ModelConfig, ResidualPoint
 from sparse_model.loss import unembedding_loss
 from sparse_model.sites import FINAL_SITE, SiteFunction, site_name, site_names
 
@@ -32,10 +32,12 @@ class SparseTransformer(nn.Module):
         self.compute_dtype = compute_dtype
         V, D = config.vocab_size, config.d_model
         self.embedding = nn.Parameter(torch.empty(V, D))
-        self.positions = nn.Parameter(torch.empty(config.context, D)) if config.positions == "learned" else None
+        self.positions: nn.Parameter | None = None
+        if config.positions != "none":
+            self.positions = nn.Parameter(torch.empty(config.context, config.d_position or D))
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
-        self.final_norm = Norm(config)
-        self.unembedding = nn.Parameter(torch.empty(V, D))
+        self.final_norm = Norm(config, D)
+        self.unembedding = self.embedding if config.tied_embeddings else nn.Parameter(torch.empty(V, D))
         self.unembedding_bias = nn.Parameter(torch.zeros(V))
         self.bigram = nn.Parameter(torch.zeros(V, V)) if config.bigram else None
         if not self.embedding.is_meta:  # shapes alone need no numbers
@@ -67,10 +69,11 @@ class SparseTransformer(nn.Module):
         if tokens.shape[-1] > self.config.context:
             raise ValueError(f"sequence of {tokens.shape[-1]} tokens; the model's context is {self.config.context}")
         x: Tensor = F.embedding(tokens, self.embedding)
-        if self.positions is not None:
-            x = x + self.positions[: tokens.shape[-1]]
+        positions = None if self.positions is None else self.positions[: tokens.shape[-1]]
+        if positions is not None and self.config.positions == "learned":
+            x, positions = x + positions, None
         for layer in self.layers:
-            x = layer(x, self.compute_dtype, at_site)
+            x = layer(x, positions, self.compute_dtype, at_site)
         return _visit(at_site, FINAL_SITE, self.final_norm(x).to(self.compute_dtype))
 
     def logits(self, final: Tensor, tokens: Tensor) -> Tensor:
@@ -106,16 +109,20 @@ class SparseTransformer(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each reading the normed residual stream and adding to it."""
+    """Attention and MLP, each reading the normed residual stream and adding to it.
+
+    `positions` (T, P) are those that are read beside the stream; None unless they are concatenated.
+    """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
+        self.config = config
         self.attn = Attention(config, layer)
         self.mlp = MLP(config, layer)
 
-    def forward(self, x: Tensor, dtype: torch.dtype, at_site: SiteFunction | None) -> Tensor:
-        x = x + self.attn(x, dtype, at_site)
-        x = x + self.mlp(x, dtype, at_site)
+    def forward(self, x: Tensor, positions: Tensor | None, dtype: torch.dtype, at_site: SiteFunction | None) -> Tensor:
+        x = residual(x + self.attn(x, positions, dtype, at_site), "resid.mid", self.config)
+        x = residual(x + self.mlp(x, positions, dtype, at_site), "resid.post", self.config)
         return x
 
 
@@ -125,74 +132,94 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.config, self.layer = config, layer
-        self.norm = Norm(config)
-        self.qkv = Linear(config.d_model, 3 * config.d_model)
-        self.out = Linear(config.d_model, config.d_model)
-        self.sink = nn.Parameter(torch.zeros(config.n_head)) if config.attention_sink else None
+        self.norm = Norm(config, config.d_model)
+        self.position_norm = Norm(config, config.d_position) if config.d_position else None
+        self.qkv = Linear(config.width("attn.in"), 3 * config.d_attn, config.biases)
+        self.out = Linear(config.d_attn, config.d_model, config.biases)
+        self.sink = nn.Parameter(torch.zeros(config.n_head_)) if config.attention_sink else None
 
-    def forward(self, x: Tensor, dtype: torch.dtype, at_site: SiteFunction | None) -> Tensor:
+    def forward(self, x: Tensor, positions: Tensor | None, dtype: torch.dtype, at_site: SiteFunction | None) -> Tensor:
         def node(kind: str, value: Tensor) -> Tensor:
-            return _visit(at_site, site_name(self.layer, kind), _sparse(value, self.config))
+            return _visit(at_site, site_name(self.layer, kind), _sparse(value, self.config.survivors(kind)))
 
-        qkv: Tensor = self.qkv(node("attn.in", self.norm(x).to(dtype)))
+        read = normed(x, positions, self.norm, self.position_norm)
+        qkv: Tensor = self.qkv(node("attn.in", read.to(dtype)))
         q, k, v = qkv.chunk(3, dim=-1)
         mixed = self.attend(node("attn.q", q), node("attn.k", k), node("attn.v", v))
         return node("attn.out", self.out(mixed))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Causal softmax attention of q, k, v, each (B, T, D), scaled by 1/sqrt(d_head)."""
+        """Causal softmax attention of q, k, v, each (B, T, H * K), scaled by 1/sqrt(K)."""
         q, k, v = (z.view(*z.shape[:-1], -1, self.config.d_head).transpose(1, 2) for z in (q, k, v))
         mixed = causal_attention(q, k, v) if self.sink is None else _attend_with_sink(q, k, v, self.sink)
         return mixed.transpose(1, 2).flatten(-2)
 
 
 class MLP(nn.Module):
-    """Up projection, GELU, AbsTopK, down projection."""
+    """Up projection, GELU (or ReLU), AbsTopK, down projection."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.config, self.layer = config, layer
-        self.norm = Norm(config)
-        self.up = Linear(config.d_model, config.d_mlp_)
-        self.down = Linear(config.d_mlp_, config.d_model)
+        self.norm = Norm(config, config.d_model)
+        self.position_norm = Norm(config, config.d_position) if config.d_position else None
+        self.up = Linear(config.width("mlp.in"), config.d_mlp_, config.biases)
+        self.down = Linear(config.d_mlp_, config.d_model, config.biases)
 
-    def forward(self, x: Tensor, dtype: torch.dtype, at_site: SiteFunction | None) -> Tensor:
+    def forward(self, x: Tensor, positions: Tensor | None, dtype: torch.dtype, at_site: SiteFunction | None) -> Tensor:
         def node(kind: str, value: Tensor) -> Tensor:
-            return _visit(at_site, site_name(self.layer, kind), _sparse(value, self.config))
+            return _visit(at_site, site_name(self.layer, kind), _sparse(value, self.config.survivors(kind)))
 
-        read = node("mlp.in", self.norm(x).to(dtype))
-        neurons = node("mlp.act", F.gelu(self.up(read)))
+        read = node("mlp.in", normed(x, positions, self.norm, self.position_norm).to(dtype))
+        neurons = node("mlp.act", ACTIVATIONS[self.config.activation](self.up(read)))
         return node("mlp.out", self.down(neurons))
 
 
 class Linear(nn.Module):
-    """x @ weight.T + bias in the dtype of x; weight (out, in) and bias (out) are kept in float32."""
+    """x @ weight.T + bias in the dtype of x; weight (out, in) and bias (out), if any, are kept in float32."""
 
-    def __init__(self, d_in: int, d_out: int) -> None:
+    def __init__(self, d_in: int, d_out: int, bias: bool) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(d_out, d_in))
-        self.bias = nn.Parameter(torch.zeros(d_out))
+        self.bias = nn.Parameter(torch.zeros(d_out)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
+        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
 
 
 class Norm(nn.Module):
-    """RMSNorm over channels: zero stays zero. Without a gain, which would fold into the next matrix."""
+    """RMSNorm over channels, by which zero stays zero, or LayerNorm. A gain would fold into the next matrix."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, width: int) -> None:
         super().__init__()
-        self.width = config.d_model
-        self.gain = nn.Parameter(torch.ones(config.d_model)) if config.norm_gain else None
+        self.kind, self.width = config.norm, width
+        self.gain = nn.Parameter(torch.ones(width)) if config.norm_gain else None
+        self.offset = nn.Parameter(torch.zeros(width)) if config.norm_offset else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, (self.width,), self.gain)
+        if self.kind == "rms":
+            return F.rms_norm(x, (self.width,), self.gain)
+        return F.layer_norm(x, (self.width,), self.gain, self.offset)
 
 
-def _sparse(x: Tensor, config: ModelConfig) -> Tensor:
-    if config.activation_fraction == 1:
-        return x
-    return abs_topk(x, max(1, int(config.activation_fraction * x.shape[-1])))
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
+
+
+def normed(x: Tensor, positions: Tensor | None, norm: Norm, position_norm: Norm | None) -> Tensor:
+    """What a sublayer reads of the residual stream x (B, T, D): normed, and (B, T, D + P) with positions (T, P)."""
+    read: Tensor = norm(x)
+    if positions is None or position_norm is None:
+        return read
+    return torch.cat([read, position_norm(positions).expand(*x.shape[:-1], -1)], dim=-1)
+
+
+def residual(x: Tensor, kind: ResidualPoint, config: ModelConfig) -> Tensor:
+    """The residual stream (B, T, D) as it goes on from a point of it, after ReLU and AbsTopK if the model has them."""
+    return _sparse(F.relu(x) if config.residual_relu else x, config.survivors(kind))
+
+
+def _sparse(x: Tensor, k: int | None) -> Tensor:
+    return x if k is None else abs_topk(x, k)
 
 
 def _visit(at_site: SiteFunction | None, name: str, x: Tensor) -> Tensor:

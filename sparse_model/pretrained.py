@@ -1,4 +1,7 @@
-"""Models on disk: model.safetensors, config.json, tokenizer.json; strict on the way back."""
+"""Models on disk, as a Hugging Face folder: model.safetensors, config.json, tokenizer.json and its config.
+
+Strict on the way back.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from safetensors.torch import load, save
 
 from sparse_model import storage
 from sparse_model.config import ModelConfig
-from sparse_model.data.tokenizer import Tokenizer
+from sparse_model.data.tokenizer import END_OF_TEXT, Tokenizer
 from sparse_model.errors import InputError
 from sparse_model.model import SparseTransformer
 
@@ -19,12 +22,44 @@ FORMAT = {"format": "circuit-sweeps/sparse-transformer", "version": 1}
 
 
 def save_pretrained(model: SparseTransformer, tokenizer: Tokenizer, uri: str) -> None:
-    """Write the three files under a folder or fsspec URI, the weights last: a folder with weights is complete."""
-    config = FORMAT | {"model": model.config.model_dump(mode="json")}
-    weights = {name: p.detach().cpu().contiguous() for name, p in model.state_dict().items()}
-    storage.write_bytes_atomic(storage.join(uri, "config.json"), json.dumps(config, indent=2).encode())
-    storage.write_bytes_atomic(storage.join(uri, "tokenizer.json"), tokenizer.to_json().encode())
-    storage.write_bytes_atomic(storage.join(uri, "model.safetensors"), save(weights))
+    """Write the files under a folder or fsspec URI, the weights last: a folder with weights is complete.
+
+    Hugging Face libraries read the tokenizer and the tensors (a tied unembedding once) as they are.
+    """
+    weights = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}
+    files = {
+        "config.json": _json(_config(model, tokenizer)),
+        "tokenizer.json": tokenizer.to_json().encode(),
+        "tokenizer_config.json": _json(_tokenizer_config(model)),
+        "model.safetensors": save(weights, metadata={"format": "pt"}),
+    }
+    for name, content in files.items():
+        storage.write_bytes_atomic(storage.join(uri, name), content)
+
+
+def _config(model: SparseTransformer, tokenizer: Tokenizer) -> dict[str, object]:
+    """Our own description of the model, below the keys by which others tell what a folder holds."""
+    return {
+        "architectures": [type(model).__name__],
+        "model_type": "sparse_transformer",
+        "dtype": "float32",
+        "eos_token_id": tokenizer.eot,
+        **FORMAT,
+        "model": model.config.model_dump(mode="json"),
+    }
+
+
+def _tokenizer_config(model: SparseTransformer) -> dict[str, object]:
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": END_OF_TEXT,
+        "model_max_length": model.config.context,
+        "clean_up_tokenization_spaces": False,
+    }
+
+
+def _json(content: dict[str, object]) -> bytes:
+    return json.dumps(content, indent=2).encode()
 
 
 def from_pretrained(uri: str, device: str | torch.device = "cpu") -> tuple[SparseTransformer, Tokenizer]:
@@ -32,7 +67,7 @@ def from_pretrained(uri: str, device: str | torch.device = "cpu") -> tuple[Spars
     model = SparseTransformer(_read_config(uri))
     _load_weights(model, uri)
     tokenizer = Tokenizer.from_json(storage.read_bytes(storage.join(uri, "tokenizer.json")).decode())
-    if tokenizer.vocab_size != model.config.vocab_size:
+    if tokenizer.vocab_size > model.config.vocab_size:
         raise InputError(f"{uri}: tokenizer of {tokenizer.vocab_size} tokens with a model of {model.config.vocab_size}")
     return model.to(device).eval(), tokenizer
 
@@ -58,7 +93,7 @@ def _load_weights(model: SparseTransformer, uri: str) -> None:
         weights = load(storage.read_bytes(path))
     except SafetensorError as error:
         raise InputError(f"{path}: truncated or not a safetensors file ({error})") from None
-    expected = model.state_dict()
+    expected = dict(model.named_parameters())  # a tied unembedding once
     missing, extra = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
     if missing or extra:
         raise InputError(f"{path}: missing tensors {missing[:3]}, unknown tensors {extra[:3]}")
@@ -67,4 +102,6 @@ def _load_weights(model: SparseTransformer, uri: str) -> None:
             raise InputError(
                 f"{path}: {name} has shape {list(tensor.shape)}; config.json asks for {list(expected[name].shape)}"
             )
-    model.load_state_dict(weights)
+    with torch.no_grad():
+        for name, parameter in expected.items():
+            parameter.copy_(weights[name])

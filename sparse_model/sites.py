@@ -9,9 +9,8 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from sparse_model.config import ModelConfig
+from sparse_model.config import LAYER_SITES, ModelConfig
 
-LAYER_SITES = ("attn.in", "attn.q", "attn.k", "attn.v", "attn.out", "mlp.in", "mlp.act", "mlp.out")
 FINAL_SITE = "final.in"
 
 SiteFunction = Callable[[str, Tensor], Tensor]
@@ -32,4 +31,9 @@ def site_names(config: ModelConfig) -> list[str]:
 
 def site_width(config: ModelConfig, name: str) -> int:
     """Number of channels (nodes) at a site."""
-    return config.d_mlp_ if name.endswith("mlp.act") else config.d_model
+    return config.width(site_kind(name))
+
+
+def site_kind(name: str) -> str:
+    """What a site is in whichever layer, e.g. ``site_kind("layers.3.attn.q") == "attn.q"``."""
+    return name if name == FINAL_SITE else name.split(".", 2)[2]

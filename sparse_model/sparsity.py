@@ -12,7 +12,7 @@ from sparse_model.config import ModelConfig, TrainConfig
 from sparse_model.errors import InputError
 from sparse_model.model import SparseTransformer
 
-NEVER_PROJECTED = ("bigram", "sink", "gain")
+NEVER_PROJECTED = ("bigram", "sink", "gain", "offset")
 EMBEDDINGS = ("embedding", "unembedding")
 
 
@@ -32,7 +32,7 @@ class Group:
 
 
 def projected_groups(model: SparseTransformer, recipe: TrainConfig) -> list[Group]:
-    """The tensors under a budget: every weight matrix, bias and embedding; not the bigram table, sinks or gains."""
+    """The tensors under a budget: every weight matrix, bias and embedding; not the bigram table, sinks or norms."""
     return [
         Group(name, weight, *_rule(name, recipe))
         for name, weight in model.named_parameters()

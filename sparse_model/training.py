@@ -169,8 +169,8 @@ class Run:
 
     def save(self, folder: Path) -> None:
         """Write the whole state into a folder: tensors as safetensors, the rest as JSON."""
-        tensors = {f"model.{k}": v.contiguous() for k, v in self.model.state_dict().items()} | self.optimizer.state()
-        save_file(tensors, folder / "state.safetensors")
+        weights = {f"model.{name}": p.detach() for name, p in self.model.named_parameters()}
+        save_file(weights | self.optimizer.state(), folder / "state.safetensors")
         progress = {"run": self._identity(), "step": self.step, "seconds": self.seconds, "metrics": self.metrics}
         window = {"loss": self.window_loss.item(), "steps": self.window_steps}
         (folder / "progress.json").write_text(json.dumps(progress | {"window": window}))
@@ -181,7 +181,9 @@ class Run:
         if progress["run"] != self._identity():
             raise InputError("it is of a run with another configuration")
         tensors = load_file(folder / "state.safetensors", device=str(self.device))
-        self.model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(tensors[f"model.{name}"])
         self.optimizer.load_state(tensors)
         self.step, self.seconds, self.metrics = progress["step"], progress["seconds"], progress["metrics"]
         self.window_loss.fill_(progress["window"]["loss"])

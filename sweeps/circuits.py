@@ -12,7 +12,11 @@ from circuit.graph import Circuit
 from circuit.pruning import find_circuit
 from circuit.tasks import build_task, task_named
 from sparse_model import storage
+from sparse_model.data.config import CorpusConfig
+from sparse_model.data.corpora import mixed_documents, source_inputs, split_of
 from sparse_model.data.loader import TokenDataset
+from sparse_model.data.tokenizer import Tokenizer
+from sparse_model.errors import InputError
 from sparse_model.model import SparseTransformer
 from sparse_model.pretrained import from_pretrained
 from sweeps.study import Study
@@ -41,6 +45,25 @@ def model_means(model: SparseTransformer, data: TokenDataset) -> Means:
     steps = max(1, min(MEAN_TOKENS // context, data.n_windows("train", context)) // rows)
     batches = (data.batch("train", step, batch_size=rows, context=context, seed=0) for step in range(steps))
     return mean_activations(model, (torch.from_numpy(batch[:, :-1]) for batch in batches))
+
+
+def text_means(model: SparseTransformer, tokenizer: Tokenizer, corpus: CorpusConfig) -> Means:
+    """Mean activations over the first `MEAN_TOKENS` training tokens of a corpus, cut by a tokenizer of the model's own.
+
+    InputError for a corpus that is shorter than the model's context.
+    """
+    context = model.config.context
+    tokens: list[int] = []
+    for text in mixed_documents(corpus, [source_inputs(source, corpus) for source in corpus.sources]):
+        if split_of(text, corpus.heldout_fraction) == "train":
+            tokens += [*tokenizer.encode(text), tokenizer.eot]
+        if len(tokens) >= MEAN_TOKENS:
+            break
+    n_windows = min(len(tokens), MEAN_TOKENS) // context
+    if not n_windows:
+        raise InputError(f"corpus: {len(tokens)} training tokens; the model's context is {context}")
+    windows = torch.tensor(tokens[: n_windows * context]).view(n_windows, context)
+    return mean_activations(model, torch.split(windows, 32))
 
 
 def prune_task(

@@ -8,7 +8,7 @@ import typer
 from pydantic import ValidationError
 
 from sparse_model.errors import InputError
-from sweeps.commands import data, doctor, frontier, one, run
+from sweeps.commands import data, doctor, frontier, importing, one, run
 
 app = typer.Typer(
     name="sweeps",
@@ -20,6 +20,7 @@ app = typer.Typer(
 )
 for command in (run.run, one.train, one.prune, frontier.frontier, data.tasks, data.corpus, data.tokenizer):
     app.command()(command)
+app.command("import")(importing.import_)
 app.command("doctor")(doctor.doctor)
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130

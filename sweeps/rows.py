@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from sparse_model import storage
 
 SCHEMA_VERSION = 1
+"""Raised when a column changes its meaning. A column more needs no other version: columns are read by name."""
 
 
 def _schema(columns: Mapping[str, tuple[Any, str]]) -> Any:
@@ -50,6 +51,8 @@ TRIAL_SCHEMA = _schema(
         "target_loss": (FLOAT, "the study's target: task loss of those circuits, in nats"),
         "dead_neurons": (FLOAT, "share of MLP neurons never active on held-out text"),
         "kurtosis": (FLOAT, "of the final residual stream's channels"),
+        "active": (FLOAT, "share of activations that are not zero, over all node sites, on held-out text"),
+        "active_neurons": (FLOAT, "the same of MLP neurons, after AbsTopK"),
         "flops": (FLOAT, "of training, counted as if dense"),
         "train_seconds": (FLOAT, "spent in training steps, by each worker"),
         "prune_seconds": (FLOAT, "from the first to the last circuit, on the wall clock"),

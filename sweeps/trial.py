@@ -117,11 +117,12 @@ def trial_row(trial: Trial, trained: Trained, circuits: list[Row]) -> Row:
     """The trial's row: configuration, figures of training, and what the circuits come to."""
     study, metrics = trial.study, trained.metrics
     solved = [c["edges"] for c in circuits if c["status"] == "ok" and c["target_loss"] == study.target_loss]
-    figures = ("train_loss", "val_loss", "dead_neurons", "kurtosis", "flops", "train_seconds")
+    figures = ("train_loss", "val_loss", "dead_neurons", "kurtosis", "active", "flops", "train_seconds")
     counts = ("l0", "total_params", "tokens")
     return (
         _described(trial)
         | {name: metrics.get(name) for name in figures}
+        | {"active_neurons": metrics.get("active.mlp.act")}
         | {name: int(metrics[name]) for name in counts if name in metrics}
         | {
             "status": trained.status,

@@ -1,6 +1,6 @@
 """Byte-level BPE with the pre-tokenizer of the paper's released code; any text survives a round trip."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -36,14 +36,7 @@ class Tokenizer:
 
         Raises InputError when the text is too small or too uniform for `config.vocab_size` tokens.
         """
-        backend = tokenizers.Tokenizer(models.BPE())
-        backend.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Split(Regex(PATTERN), "isolated"),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-            ]
-        )
-        backend.decoder = decoders.ByteLevel()
+        backend = _byte_level(models.BPE())
         trainer = trainers.BpeTrainer(
             vocab_size=config.vocab_size,
             min_frequency=2,
@@ -67,6 +60,21 @@ class Tokenizer:
             backend = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library raises nothing narrower
             raise InputError(f"tokenizer: not a tokenizer.json: {error}") from error
+        return cls(backend)
+
+    @classmethod
+    def from_gpt2(cls, vocabulary: Mapping[str, int], merges: str, name: str) -> Self:
+        """From what encoder.json and vocab.bpe hold, the two files of GPT-2's format, with the pattern above.
+
+        A separator that `vocabulary` lacks gets the id after its last. Raises InputError, naming `name`, where the two
+        do not belong together, or one is truncated.
+        """
+        pairs = [tuple(line.split(" ")) for line in merges.split("\n")[1:] if line]  # the first line is the version
+        problem = _mismatch(vocabulary, pairs)
+        if problem is not None:
+            raise InputError(f"{name}: {problem}")
+        backend = _byte_level(models.BPE(vocab=dict(vocabulary), merges=[(first, second) for first, second in pairs]))
+        backend.add_special_tokens([END_OF_TEXT])
         return cls(backend)
 
     @classmethod
@@ -112,6 +120,36 @@ class Tokenizer:
         if not 0 <= token_id < self.vocab_size:
             raise InputError(f"token {token_id} does not exist: allowed are 0 to {self.vocab_size - 1}")
         return self.decode([token_id])
+
+
+def _byte_level(model: models.BPE) -> tokenizers.Tokenizer:
+    backend = tokenizers.Tokenizer(model)
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PATTERN), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+def _mismatch(vocabulary: Mapping[str, int], pairs: Sequence[tuple[str, ...]]) -> str | None:
+    """What keeps an encoder.json and the merges of a vocab.bpe from being one tokenizer."""
+    if not isinstance(vocabulary, dict) or sorted(map(str, vocabulary.values())) != sorted(
+        map(str, range(len(vocabulary)))
+    ):
+        return "encoder.json does not give its tokens the ids from 0 on"
+    broken = next((pair for pair in pairs if len(pair) != 2), None)
+    if broken is not None:
+        return f"vocab.bpe has the line {' '.join(broken)!r}; allowed: two tokens and a space between them"
+    made = {"".join(pair) for pair in pairs}
+    needed = made.union(_alphabet(), *pairs)
+    if lacking := sorted(needed - vocabulary.keys()):
+        return f"encoder.json lacks {lacking[0]!r}, which vocab.bpe needs"
+    if unmade := sorted(vocabulary.keys() - needed - {END_OF_TEXT}):
+        return f"vocab.bpe has no merge for {unmade[0]!r} of encoder.json ({len(unmade)} tokens in all)"
+    return None
 
 
 def _alphabet() -> list[str]:

@@ -8,18 +8,21 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from circuit.ablation import Means
 from circuit.pruning import find_circuit
 from circuit.tasks import build_task, task_named
 from sparse_model import storage
 from sparse_model.checkpoint import LocalCheckpoints
+from sparse_model.data.tokenizer import Tokenizer
 from sparse_model.errors import InputError
+from sparse_model.model import SparseTransformer
 from sparse_model.pretrained import from_pretrained, save_pretrained
 from sparse_model.training import train as train_model
-from sweeps.circuits import circuit_row, model_means, settings
+from sweeps.circuits import circuit_row, model_means, settings, text_means
 from sweeps.commands.data import StorageOption, prepared
 from sweeps.progress import Show, StudyProgress
 from sweeps.space import Space, TrialConfig
-from sweeps.study import load_study
+from sweeps.study import Study, load_study
 from sweeps.table import terminal
 from sweeps.yamlfile import parse_yaml
 
@@ -64,7 +67,9 @@ def train(
 
 
 def prune(
-    model: Annotated[str, typer.Argument(help="folder or URI of a model, as `sweeps train` or a trial left it")],
+    model: Annotated[
+        str, typer.Argument(help="folder or URI of a model, as `sweeps train`, `sweeps import` or a trial left it")
+    ],
     task: Annotated[str, typer.Argument(help="name of a task (see `sweeps tasks`)")],
     out: Annotated[str | None, typer.Option(help="write the circuit into this JSON file")] = None,
     target: Annotated[float | None, typer.Option(help="task loss in nats, instead of the study's target")] = None,
@@ -73,22 +78,33 @@ def prune(
     ),
     storage_uri: StorageOption = None,
 ) -> int:
-    """Find the circuit of one task in one model. Exits 1 if the model cannot do the task."""
+    """Find the circuit of one task in one model. Exits 1 if the model cannot do the task.
+
+    Mean activations are taken over the study's training text, in the model's own tokens.
+    """
     asked, wanted = load_study(study, storage_uri), task_named(task)
     trained, tokenizer = from_pretrained(model)
     config = settings(asked)[0]
     if target is not None:
         config = type(config).model_validate(config.model_dump() | {"target_loss": target})
-    data = prepared(asked, Console(stderr=True))
-    if data.tokenizer.to_json() != tokenizer.to_json():
-        raise InputError(f"{model}: its tokenizer is not that of study {asked.name}; name the model's own with --study")
     prompts = build_task(wanted, tokenizer, n_train=config.pairs, n_heldout=config.pairs, seed=config.seed)
-    circuit = find_circuit(trained, prompts, model_means(trained, data), config)
+    circuit = find_circuit(trained, prompts, _means(trained, tokenizer, asked), config)
     if out is not None:
         storage.write_bytes_atomic(out, circuit.to_json().encode())
     for name, value in circuit_row(circuit).items():
         terminal().print(f"{name:>17}: {value}")
     return 0 if circuit.status == "ok" else 1
+
+
+def _means(model: SparseTransformer, tokenizer: Tokenizer, study: Study) -> Means:
+    """Those a trial of the study would take; of the same text in the model's tokens where they are others."""
+    console = Console(stderr=True)
+    data = prepared(study, console)
+    if data.tokenizer.to_json() == tokenizer.to_json():
+        return model_means(model, data)
+    said = f"the model's tokenizer is not that of study {study.name}: means are of the study's text in its own"
+    console.print(said, markup=False, highlight=False, soft_wrap=True)
+    return text_means(model, tokenizer, study.corpus)
 
 
 def chosen(space: Space, assignments: list[str], seed: int) -> TrialConfig:

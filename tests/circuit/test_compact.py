@@ -19,6 +19,11 @@ VARIANTS = {
     "dense": {"activation_fraction": 1.0},
     "everything": {"norm_gain": True, "positions": "learned", "attention_sink": True},
     "no_bigram": {"bigram": False, "activation_fraction": 0.1},
+    "few_sites": {"sparse_sites": ("attn.in", "attn.v", "mlp.act"), "activation": "relu"},
+    "sparse_stream": {"sparse_sites": ("mlp.out", "resid.mid", "resid.post"), "residual_relu": True},
+    "layer_norm": {"norm": "layer", "norm_gain": True, "norm_offset": True, "tied_embeddings": True, "biases": False},
+    "wide_heads": {"n_head": 3, "d_head": 16, "d_mlp": 40, "norm": "layer", "attention_sink": True},
+    "concatenated": {"positions": "concatenated", "d_position": 12, "norm_gain": True, "activation": "relu"},
 }
 
 

@@ -19,12 +19,20 @@ VARIANTS = [
     {"bigram": False},
     {"norm_gain": True},
     {"d_mlp": 24},
+    {"activation": "relu", "biases": False},
+    {"n_head": 3, "d_head": 8, "attention_sink": True},
+    {"norm": "layer", "norm_gain": True, "norm_offset": True, "tied_embeddings": True},
+    {"norm": "layer"},
+    {"sparse_sites": ("attn.q", "mlp.out")},
+    {"sparse_sites": ("mlp.act", "resid.mid", "resid.post"), "residual_relu": True},
+    {"positions": "concatenated", "d_position": 6, "norm_gain": True},
+    {"positions": "concatenated", "d_position": 5, "norm": "layer", "norm_offset": True},
 ]
 
 
 def build(**options) -> SparseTransformer:
     torch.manual_seed(0)
-    model = SparseTransformer(ModelConfig(**TINY, **options))
+    model = SparseTransformer(ModelConfig(**(TINY | options)))
     with torch.no_grad():
         for name, p in model.named_parameters():  # nothing left at its initial zero or one
             if p.dim() == 1 or name == "bigram":
@@ -34,37 +42,55 @@ def build(**options) -> SparseTransformer:
 
 def reference(model: SparseTransformer, tokens: list[int]) -> torch.Tensor:
     """Logits (T, V) of one sequence: METHOD 2 written out position by position, head by head."""
-    c, D = model.config, model.config.d_model
+    c = model.config
 
-    def norm(x, gain):
-        y = x / torch.sqrt((x * x).mean() + torch.finfo(torch.float32).eps)
-        return y if gain is None else y * gain
+    def norm(x, module):
+        if c.norm == "rms":
+            y = x / torch.sqrt((x * x).mean() + torch.finfo(torch.float32).eps)
+        else:
+            y = (x - x.mean()) / torch.sqrt(x.var(unbiased=False) + 1e-5)
+        y = y if module.gain is None else y * module.gain
+        return y if module.offset is None else y + module.offset
 
-    def topk(x):
-        if c.activation_fraction == 1:
+    def topk(x, kind):
+        if c.activation_fraction == 1 or kind not in c.sparse_sites:
             return x
         kept = x.abs().argsort(descending=True)[: int(c.activation_fraction * len(x))]
         return torch.zeros_like(x).scatter(0, kept, x[kept])
 
-    x = [model.embedding[t] + (0 if model.positions is None else model.positions[i]) for i, t in enumerate(tokens)]
+    def read(sublayer, r, t, kind):
+        beside = [norm(model.positions[t], sublayer.position_norm)] if c.positions == "concatenated" else []
+        return topk(torch.cat([norm(r, sublayer.norm), *beside]), kind)
+
+    def linear(module, x):
+        return module.weight @ x + (0 if module.bias is None else module.bias)
+
+    def stream(x, kind):
+        return topk(x.clamp_min(0) if c.residual_relu else x, kind)
+
+    activation = {"gelu": F.gelu, "relu": F.relu}[c.activation]
+    x = [model.embedding[t] + (model.positions[i] if c.positions == "learned" else 0) for i, t in enumerate(tokens)]
     for block in model.layers:
-        qkv = [block.attn.qkv.weight @ topk(norm(r, block.attn.norm.gain)) + block.attn.qkv.bias for r in x]
-        q, k, v = ([topk(z[i * D : (i + 1) * D]) for z in qkv] for i in range(3))
+        qkv = [linear(block.attn.qkv, read(block.attn, r, t, "attn.in")) for t, r in enumerate(x)]
+        A = c.n_head_ * c.d_head
+        q, k, v = ([topk(z[i * A : (i + 1) * A], f"attn.{'qkv'[i]}") for z in qkv] for i in range(3))
         after = []
         for t in range(len(x)):
-            mixed = torch.zeros(D)
-            for head in range(c.n_head):
+            mixed = torch.zeros(A)
+            for head in range(c.n_head_):
                 s = slice(head * c.d_head, (head + 1) * c.d_head)
                 scores = torch.stack([q[t][s] @ k[u][s] / math.sqrt(c.d_head) for u in range(t + 1)])
                 weights = scores.exp()
                 sink = 0 if block.attn.sink is None else block.attn.sink[head].exp()
                 mixed[s] = sum(w * v[u][s] for u, w in enumerate(weights)) / (weights.sum() + sink)
-            after.append(x[t] + topk(block.attn.out.weight @ mixed + block.attn.out.bias))
+            after.append(stream(x[t] + topk(linear(block.attn.out, mixed), "attn.out"), "resid.mid"))
         neurons = [
-            topk(F.gelu(block.mlp.up.weight @ topk(norm(r, block.mlp.norm.gain)) + block.mlp.up.bias)) for r in after
+            topk(activation(linear(block.mlp.up, read(block.mlp, r, t, "mlp.in"))), "mlp.act")
+            for t, r in enumerate(after)
         ]
-        x = [r + topk(block.mlp.down.weight @ n + block.mlp.down.bias) for r, n in zip(after, neurons, strict=True)]
-    logits = [model.unembedding @ norm(r, model.final_norm.gain) + model.unembedding_bias for r in x]
+        written = [topk(linear(block.mlp.down, n), "mlp.out") for n in neurons]
+        x = [stream(r + w, "resid.post") for r, w in zip(after, written, strict=True)]
+    logits = [model.unembedding @ norm(r, model.final_norm) + model.unembedding_bias for r in x]
     return torch.stack(
         [z + (0 if model.bigram is None else model.bigram[t]) for z, t in zip(logits, tokens, strict=True)]
     )
@@ -149,6 +175,12 @@ def test_bfloat16_activations_stay_close_to_float32():
         ("d_model 20 is not divisible by d_head 16", {"d_model": 20, "d_head": 16}),
         ("keeps no channel", {"activation_fraction": 0.01}),
         ("activation_fraction", {"activation_fraction": 1.5}),
+        ("keeps no channel of attn.q", {"activation_fraction": 0.1, "n_head": 1}),
+        ("d_position None with positions concatenated", {"positions": "concatenated"}),
+        ("d_position 4 with positions learned", {"positions": "learned", "d_position": 4}),
+        ("norm_offset", {"norm_offset": True}),
+        ("sparse_sites attn.q, attn.q; allowed: each once", {"sparse_sites": ["attn.q", "attn.q"]}),
+        ("sparse_sites", {"sparse_sites": ["attn.x"]}),
         ("widht", {"widht": 3}),
     ],
 )

@@ -1,7 +1,9 @@
 import json
 
 import pytest
+import tokenizers
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from sparse_model.config import ModelConfig
@@ -32,6 +34,53 @@ def test_round_trip_gives_equal_logits_and_tokens(model, tokenizer, root_uri):
     assert torch.equal(again(tokens), model(tokens))
     assert again.config == model.config
     assert tokenizer_again.encode("print(x)") == tokenizer.encode("print(x)")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"tied_embeddings": True, "norm": "layer", "norm_gain": True, "norm_offset": True},
+        {"positions": "concatenated", "d_position": 6, "biases": False, "bigram": False},
+        {"sparse_sites": ["mlp.act", "resid.mid"], "residual_relu": True, "activation": "relu", "n_head": 3},
+        {"positions": "learned", "attention_sink": True, "d_mlp": 20, "activation_fraction": 0.5},
+    ],
+    ids=str,
+)
+def test_every_option_survives_the_round_trip(options, tokenizer, tmp_path):
+    model = SparseTransformer(ModelConfig(vocab_size=262, context=16, n_layer=2, d_model=16, d_head=4, **options))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_()
+    save_pretrained(model, tokenizer, str(tmp_path))
+    again, _ = from_pretrained(str(tmp_path))
+    tokens = torch.randint(0, 262, (2, 16))
+    assert again.config == model.config
+    assert torch.equal(again(tokens), model(tokens))
+    if model.config.tied_embeddings:
+        assert again.unembedding is again.embedding
+
+
+def test_the_folder_is_what_hugging_face_libraries_expect(model, tokenizer, tmp_path):
+    save_pretrained(model, tokenizer, str(tmp_path))
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["architectures"] == ["SparseTransformer"]
+    assert config["model_type"] == "sparse_transformer"
+    with safe_open(tmp_path / "model.safetensors", "pt") as weights:  # transformers reads no other format
+        assert weights.metadata() == {"format": "pt"}
+        assert set(weights.keys()) == {name for name, _ in model.named_parameters()}
+    foreign = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    special = json.loads((tmp_path / "tokenizer_config.json").read_text())["eos_token"]
+    assert foreign.token_to_id(special) == config["eos_token_id"] == tokenizer.eot
+    assert foreign.encode("for x in range").ids == tokenizer.encode("for x in range")
+
+
+def test_a_vocabulary_with_room_to_spare_is_fine_and_one_that_is_too_small_is_not(tokenizer, tmp_path):
+    sizes = {"context": 16, "n_layer": 1, "d_model": 16, "d_head": 4}
+    save_pretrained(SparseTransformer(ModelConfig(vocab_size=264, **sizes)), tokenizer, str(tmp_path))
+    assert from_pretrained(str(tmp_path))[0].config.vocab_size == 264
+    save_pretrained(SparseTransformer(ModelConfig(vocab_size=261, **sizes)), tokenizer, str(tmp_path))
+    with pytest.raises(InputError, match="tokenizer of 262 tokens with a model of 261"):
+        from_pretrained(str(tmp_path))
 
 
 def test_truncated_weights_are_refused(model, tokenizer, tmp_path):

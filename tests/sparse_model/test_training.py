@@ -51,6 +51,8 @@ def test_a_sparse_model_learns_and_ends_at_its_budget(data):
     assert seen[0]["l0"] > seen[-1]["l0"] == result.metrics["l0"]
     assert {"step", "lr", "tokens_per_second", "dead_neurons", "kurtosis", "val_loss"} <= seen[-1].keys()
     assert 0 <= result.metrics["dead_neurons"] < 1
+    assert 0 < result.metrics["active.mlp.act"] <= 0.25  # what AbsTopK lets through
+    assert result.metrics["active"] < 0.3  # all but final.in are that sparse
 
 
 def test_same_seed_same_weights_other_seed_others(data):
@@ -117,7 +119,7 @@ def test_what_cannot_be_trained_is_refused(data):
         train(MODEL, RECIPE.model_copy(update={"fraction": 0.001}), data)
 
 
-def test_dead_neurons_and_kurtosis_of_a_hand_made_model():
+def test_dead_neurons_kurtosis_and_activity_of_a_hand_made_model():
     model = SparseTransformer(MODEL.model_copy(update={"activation_fraction": 1.0}))
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -129,6 +131,10 @@ def test_dead_neurons_and_kurtosis_of_a_hand_made_model():
     one_hot = torch.eye(32)[0]
     z = one_hot - one_hot.mean()
     assert figures["dead_neurons"] == pytest.approx(0.75)
+    assert figures["active.mlp.act"] == pytest.approx(0.25)
+    assert figures["active.attn.in"] == figures["active.final.in"] == pytest.approx(1 / 32)
+    assert figures["active.attn.q"] == 0
+    assert figures["active"] == pytest.approx((3 + 32) / (8 * 32 + 128))  # 8 sites of 32 channels and the neurons
     assert figures["kurtosis"] == pytest.approx(float((z**4).mean() / (z**2).mean() ** 2), rel=1e-4)
 
 

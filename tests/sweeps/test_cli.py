@@ -21,7 +21,7 @@ from sweeps.rows import write_circuit_rows, write_trial_row
 from sweeps.study import ResourceConfig, read_study
 
 Text = Callable[..., str]
-COMMANDS = ("run", "train", "prune", "frontier", "tasks", "corpus", "tokenizer", "doctor")
+COMMANDS = ("run", "train", "prune", "import", "frontier", "tasks", "corpus", "tokenizer", "doctor")
 
 
 @pytest.fixture
@@ -70,6 +70,8 @@ def test_ten_mistakes_exit_2(
         (["frontier", "{folder}", "--plot", "{folder}/p.exe"], ".png"),
         (["prune", "/nowhere", "else_elif"], "/nowhere"),
         (["prune", "/nowhere", "nonsense"], "nonsense"),
+        (["import", "{folder}", "--out", "{folder}/m"], "beeg_config.json: it does not exist"),
+        (["import", "{folder}"], "out"),
         (["train", "{folder}/m", "--set", "kind=dense"], "model.d_model"),
         (["train", "{folder}/m", "--set", "nonsense"], "'nonsense'"),
         (["dance"], "dance"),

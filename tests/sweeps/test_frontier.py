@@ -119,6 +119,13 @@ def test_schemas_have_what_others_rely_on(tmp_path: Path) -> None:
     assert schema.metadata[b"schema_version"] == b"1"
 
 
+def test_rows_from_before_a_column_was_added_are_read(tmp_path: Path) -> None:
+    write_trial_row(str(tmp_path), trial("t0", 1.0, 4.0) | {"active": 0.2})
+    path = row_uri(str(tmp_path), "trials", "t0")
+    pq.write_table(pq.read_table(path).drop_columns(["active"]), row_uri(str(tmp_path), "trials", "t1"))
+    assert Frontier(str(tmp_path)).trials()["active"].to_pylist() == [0.2, None]
+
+
 def test_newer_rows_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sweeps.rows.SCHEMA_VERSION", 2)
     write_trial_row(str(tmp_path), trial("t0", 1.0, 4.0))

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from circuit.evaluation import circuit_score
 from circuit.graph import Circuit
 from circuit.tasks import build_task, task_named
+from sparse_model.data.tokenizer import Tokenizer
+from sparse_model.model import SparseTransformer
 from sparse_model.pretrained import from_pretrained
 from sweeps.cli import status_of
 
@@ -39,6 +43,66 @@ def test_a_model_is_trained_and_its_circuit_found(
     circuit = Circuit.load(str(circuit_file))
     data = build_task(task_named(TASK), tokenizer, n_train=8, n_heldout=8, seed=0)
     assert circuit_score(model, circuit, data.train).loss == pytest.approx(circuit.loss)
+
+
+def released(folder: Path, tokenizer_folder: Path, model: SparseTransformer, tokenizer: Tokenizer) -> None:
+    """Write a dense model of ours in the format of the paper's authors; the tokenizer with ids of its own."""
+    config = model.config
+    sizes = {"block_size": config.context, "vocab_size": config.vocab_size, "n_layer": 1, "d_model": config.d_model}
+    sizes |= {"n_head": config.n_head_, "d_head": config.d_head, "d_mlp": config.d_mlp_, "pfrac": 1.0}
+    flags = {"rms_norm": True, "afrac": None, "tied_unembed": False, "enable_bigram_table": True}
+    ours, ones = {name: p.detach() for name, p in model.named_parameters()}, torch.ones(config.d_model)
+    vocabulary = json.loads(tokenizer.to_json())["model"]
+    rolled = {token: (i + 1) % config.vocab_size for token, i in vocabulary["vocab"].items()}
+    moved = torch.arange(-1, config.vocab_size - 1) % config.vocab_size
+    weights = {
+        "transformer.wte.weight": ours["embedding"][moved],
+        "transformer.wpe.weight": torch.zeros(config.context, config.d_model),
+        "transformer.ln_f.weight": ones,
+        "lm_head.weight": ours["unembedding"][moved],
+        "final_logits_bias": ours["unembedding_bias"][moved],
+        "bigram_table": ours["bigram"][moved][:, moved],
+        "transformer.h.0.ln_1.weight": ones,
+        "transformer.h.0.ln_2.weight": ones,
+    }
+    names = {"attn.c_attn": "attn.qkv", "attn.c_proj": "attn.out", "mlp.c_fc": "mlp.up", "mlp.c_proj": "mlp.down"}
+    for theirs, name in names.items():
+        for part in ("weight", "bias"):
+            weights[f"transformer.h.0.{theirs}.{part}"] = ours[f"layers.0.{name}.{part}"]
+    for place in (folder, tokenizer_folder):
+        place.mkdir()
+    (folder / "beeg_config.json").write_text(json.dumps(sizes | flags))
+    torch.save(weights, folder / "final_model.pt")
+    (tokenizer_folder / "encoder.json").write_text(json.dumps(rolled))
+    merges = "".join(f"{first} {second}\n" for first, second in vocabulary["merges"])
+    (tokenizer_folder / "vocab.bpe").write_text("#version: 0.2\n" + merges)
+
+
+def test_a_released_checkpoint_is_imported_and_pruned(
+    study: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["--study", study, "--storage", str(tmp_path / "storage")]
+    assert status_of(["train", str(tmp_path / "trained"), *common, "--set", "kind=dense", *SIZE]) == 0
+    theirs, vocabulary, ours = tmp_path / "theirs", tmp_path / "vocabulary", str(tmp_path / "ours")
+    model, tokenizer = from_pretrained(str(tmp_path / "trained"))
+    released(theirs, vocabulary, model, tokenizer)
+    assert status_of(["import", str(theirs), "--out", ours]) == 2
+    assert "name their folder with --tokenizer" in capsys.readouterr().err
+    assert status_of(["import", str(theirs), "--out", ours, "--tokenizer", str(vocabulary)]) == 0
+    said = capsys.readouterr()
+    assert "1 layers of width 32" in said.out
+    assert said.err == f"warning: {theirs}/beeg_config.json: ignored keys pfrac\n"
+
+    circuits = {}
+    for folder in (str(tmp_path / "trained"), ours):
+        assert status_of(["prune", folder, TASK, *common, "--out", str(tmp_path / "circuit.json")]) == 0
+        circuits[folder] = Circuit.load(str(tmp_path / "circuit.json"))
+    assert "means are of the study's text in its own" in capsys.readouterr().err
+    trained, imported = circuits.values()
+    assert imported.unpruned_loss == pytest.approx(trained.unpruned_loss, rel=1e-3)
+    assert imported.loss <= imported.target_loss
+    for site, mean in imported.means.items():  # of the same text, though not of the same windows
+        assert torch.tensor(mean).sub(torch.tensor(trained.means[site])).norm() < 0.2 * torch.tensor(mean).norm(), site
 
 
 def test_a_task_the_model_cannot_do_exits_1(study: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,6 +25,7 @@ from sweeps.trial import Plan, Trained, is_crash, one_line, run_trial
 
 Text = Callable[..., str]
 FIGURES = {"val_loss": 2.0, "train_loss": 2.1, "l0": 100, "total_params": 200, "tokens": 1000, "flops": 1e9}
+FIGURES |= {"active": 0.2, "active.mlp.act": 0.1}
 
 
 @pytest.fixture
@@ -74,6 +75,7 @@ def test_a_trial_that_ends_well(study: Study, monkeypatch: pytest.MonkeyPatch, r
     found = [circuit("a", "ok", 4), circuit("b", "ok", 9), circuit("c", "unsolved", None), circuit("a", "ok", 99, 0.5)]
     row = play(study, monkeypatch, Trained("ok", "", FIGURES), found)
     assert (row["status"], row["eligible"], row["tasks_solved"], row["l0"]) == ("ok", True, 2, 100)
+    assert (row["active"], row["active_neurons"]) == (0.2, 0.1)
     assert row["circuit_edges"] == pytest.approx(6)
     assert [reported[-1][metric] for metric in METRICS] == [2.0, row["circuit_edges"]]
     assert Frontier(study.root).circuits().num_rows == 4
