@@ -6,7 +6,11 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+WIDEST_ON_GPU = 16_384
+"""Channels of a row that the GPU kernel holds in registers."""
 
 
 def abs_topk(x: Tensor, k: int) -> Tensor:
@@ -18,8 +22,23 @@ def abs_topk(x: Tensor, k: int) -> Tensor:
         raise ValueError(f"k {k}; allowed: 1 to {x.shape[-1]}, the length of the last axis")
     if k == x.shape[-1]:
         return x
+    if x.is_cuda and x.shape[-1] <= WIDEST_ON_GPU:
+        return _triton(x, k)
     sparse: Tensor = _AbsTopK.apply(x, k)  # type: ignore[no-untyped-call]
     return sparse
+
+
+def gelu_topk(x: Tensor, k: int) -> Tensor:
+    """abs_topk of GELU, in one kernel where there is one."""
+    if x.is_cuda and k < x.shape[-1] <= WIDEST_ON_GPU:
+        return _triton(x, k, gelu=True)
+    return abs_topk(F.gelu(x), k)
+
+
+def _triton(x: Tensor, k: int, gelu: bool = False) -> Tensor:
+    from sparse_model.triton_topk import triton_topk  # triton comes with torch's GPU builds only
+
+    return triton_topk(x, k, gelu)
 
 
 class _AbsTopK(torch.autograd.Function):

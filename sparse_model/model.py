@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparse_model.abstopk import abs_topk
+from sparse_model.abstopk import abs_topk, gelu_topk
 from sparse_model.attention import causal_attention
 from sparse_model.config import ModelConfig, ResidualPoint
 from sparse_model.loss import unembedding_loss
@@ -171,7 +171,12 @@ class MLP(nn.Module):
             return _visit(at_site, site_name(self.layer, kind), _sparse(value, self.config.survivors(kind)))
 
         read = node("mlp.in", normed(x, positions, self.norm, self.position_norm).to(dtype))
-        neurons = node("mlp.act", ACTIVATIONS[self.config.activation](self.up(read)))
+        k = self.config.survivors("mlp.act")
+        if self.config.activation == "gelu" and k is not None:
+            active = gelu_topk(self.up(read), k)
+        else:
+            active = _sparse(ACTIVATIONS[self.config.activation](self.up(read)), k)
+        neurons = _visit(at_site, site_name(self.layer, "mlp.act"), active)
         return node("mlp.out", self.down(neurons))
 
 

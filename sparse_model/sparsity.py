@@ -70,11 +70,25 @@ def anneal_progress(step: int, n_steps: int, anneal: float) -> float:
 @torch.no_grad()
 def project(groups: list[Group], progress: float) -> None:
     """Zero, in place, all but the budgeted largest magnitudes of every group."""
-    for group in groups:
-        if group.fraction < 1:
-            keep = keep_mask(group.weight, group.budget(progress), group.min_alive, group.by_column)
-            bits = group.weight.view(torch.int32)  # a mask of integers costs a fraction of a boolean one's product
-            bits.bitwise_and_(keep.view(torch.int8).neg_())
+    cut = [(group, group.budget(progress)) for group in groups if group.fraction < 1]
+    cut = [(group, k) for group, k in cut if k < group.weight.numel()]
+    if not cut:
+        return
+    masks = [_smallest_and_ties(_descending_rank(group.weight), k) for group, k in cut]
+    # Whether that was all is asked once for all groups: on a GPU every question waits for what was queued before it.
+    flaws = [_is_flawed(mask, group, k) for mask, (group, k) in zip(masks, cut, strict=True)]
+    for mask, flawed, (group, k) in zip(masks, torch.stack(flaws).tolist(), cut, strict=True):
+        keep = keep_mask(group.weight, k, group.min_alive, group.by_column) if flawed else mask
+        bits = group.weight.view(torch.int32)  # a mask of integers costs a fraction of a boolean one's product
+        bits.bitwise_and_(keep.view(torch.int8).neg_())
+
+
+def _is_flawed(keep: Tensor, group: Group, k: int) -> Tensor:
+    """Whether a mask breaks a tie by keeping too much, or leaves a row with less than its minimum."""
+    flawed = keep.count_nonzero() != k
+    if group.min_alive:
+        flawed |= (_counts(keep, group.by_column) < group.min_alive).any()
+    return flawed
 
 
 def keep_mask(weight: Tensor, k: int, min_alive: int = 0, by_column: bool = False) -> Tensor:
@@ -113,19 +127,23 @@ def _counts(keep: Tensor, by_column: bool) -> Tensor:
 
 def _smallest(rank: Tensor, k: int) -> Tensor:
     """Mask of exactly the k smallest, ties to the lower index."""
-    last_kept = _kth_smallest(rank, k)
-    keep = rank <= last_kept
+    keep = _smallest_and_ties(rank, k)
     surplus = int(keep.count_nonzero()) - k
     if surplus > 0:
-        tied = (rank == last_kept).flatten().nonzero().flatten()
+        tied = (rank == rank[keep].amax()).flatten().nonzero().flatten()
         keep.view(-1)[tied[-surplus:]] = False
     return keep
+
+
+def _smallest_and_ties(rank: Tensor, k: int) -> Tensor:
+    """Mask of the k smallest and of all that equal the k-th."""
+    return rank <= _kth_smallest(rank, k)
 
 
 def _kth_smallest(rank: Tensor, k: int) -> Tensor:
     flat = rank.flatten()
     if flat.is_cuda:
-        return flat.kthvalue(k).values
+        return flat.topk(k, largest=False, sorted=False).values.amax()  # kthvalue runs on one multiprocessor
     # numpy's vectorised partition beats torch.topk and kthvalue on CPU (benchmarks/kernels.py), but takes 50 times
     # longer where what it looks for is among very many equals at the lower end: zeros must be at the upper one
     return torch.from_numpy(np.partition(flat.numpy(), k - 1)[k - 1 : k])
