@@ -17,7 +17,9 @@ from timing import medians_ms
 from torch import Tensor, nn
 
 from sparse_model.abstopk import abs_topk
+from sparse_model.attention import causal_attention
 from sparse_model.config import ModelConfig, TrainConfig
+from sparse_model.measures import flops_per_token
 from sparse_model.model import SparseTransformer
 from sparse_model.optimizer import SparseOptimizer
 from sparse_model.sparsity import project
@@ -30,6 +32,9 @@ SHAPES = {
 }
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 D_HEAD = 16
+PARTS = ("projection_ms", "abstopk_ms", "attention_ms", "adamw_ms")
+PEAK_FLOPS = 989e12
+"""bfloat16, dense, of one H100 or H200 (data sheet)."""
 
 
 class PlainBlock(nn.Module):
@@ -107,6 +112,32 @@ def abstopk_step(config: ModelConfig, tokens: Tensor) -> Callable[[], None]:
     return step
 
 
+def attention_step(config: ModelConfig, tokens: Tensor) -> Callable[[], None]:
+    """Every attention of one step, forward and backward, and nothing else."""
+    size = (tokens.shape[0], config.n_head_, config.context, config.d_head)
+    q, k, v, upstream = (torch.randn(size, device=DEVICE).bfloat16() for _ in range(4))
+    inputs = [z.requires_grad_() for z in (q, k, v)]
+
+    def step() -> None:
+        for _ in range(config.n_layer):
+            causal_attention(*inputs).backward(upstream)
+
+    return step
+
+
+def adamw_step(optimizer: SparseOptimizer) -> Callable[[], None]:
+    """AdamW on all parameters, without scaling of gradients and projection."""
+    parameters = [p for group in optimizer.adamw.param_groups for p in group["params"]]
+    gradients = [torch.randn_like(p) for p in parameters]
+
+    def step() -> None:
+        for p, gradient in zip(parameters, gradients, strict=True):
+            p.grad = gradient
+        optimizer.adamw.step()
+
+    return step
+
+
 def measure(shape: str, fraction: float, rounds: int) -> dict[str, float]:
     """The figures of one shape, in ms, and the ratio that matters."""
     sizes = dict(SHAPES[shape])
@@ -125,11 +156,17 @@ def measure(shape: str, fraction: float, rounds: int) -> dict[str, float]:
             "restore_ms": restore,
             "projection_ms": lambda: (restore(), project(optimizer.groups, 1.0)),
             "abstopk_ms": abstopk_step(sparse, tokens),
+            "attention_ms": attention_step(sparse, tokens),
+            "adamw_ms": adamw_step(optimizer),
         },
         rounds,
     )
     taken["projection_ms"] -= taken.pop("restore_ms")
-    return taken | {"sparse_over_plain_dense": taken["sparse_ms"] / taken["plain_dense_ms"]}
+    taken["sparse_over_plain_dense"] = taken["sparse_ms"] / taken["plain_dense_ms"]
+    if DEVICE == "cuda":
+        flops = flops_per_token(sparse) * batch * sparse.context
+        taken["model_flops_utilisation"] = flops / (taken["sparse_ms"] / 1e3) / PEAK_FLOPS
+    return taken
 
 
 def main() -> None:
@@ -142,7 +179,8 @@ def main() -> None:
     figures = measure(options.shape, options.fraction, options.rounds)
     print(f"{options.shape}: {SHAPES[options.shape]}, {DEVICE}, {torch.get_num_threads()} threads, medians")
     for name, value in figures.items():
-        print(f"{name:>24} {value:9.2f}")
+        share = f"{value / figures['sparse_ms']:8.0%} of sparse_ms" if name in PARTS else ""
+        print(f"{name:>24} {value:9.2f}{share}")
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1))
 
