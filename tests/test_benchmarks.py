@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-STEP_FIGURES = {"plain_dense_ms", "dense_ms", "sparse_ms", "projection_ms", "abstopk_ms", "sparse_over_plain_dense"}
+PARTS = {"projection_ms", "abstopk_ms", "attention_ms", "adamw_ms"}
+STEP_FIGURES = {"plain_dense_ms", "dense_ms", "sparse_ms", "sparse_over_plain_dense"} | PARTS
 
 
 def run(script: str, out: Path, *options: str) -> dict[str, object]:
