@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from circuit.compact import blocks
+from circuit.compact import AblatedModel, Edges, blocks
 from circuit.graph import Edge, Node
 from circuit.tasks import PairBatch
 from sparse_model.model import SparseTransformer
@@ -32,10 +32,31 @@ def edges_between(model: SparseTransformer, kept: Kept) -> list[Edge]:
     ]
 
 
+def edges_kept(edges: list[Edge], kept: Edges | None) -> list[Edge]:
+    """Those of the edges that are among `kept`; all of them where that is None."""
+    if kept is None:
+        return edges
+    pairs = {site: set(map(tuple, pairs.tolist())) for site, pairs in kept.items()}
+    return [edge for edge in edges if (edge.target.channel, edge.source.channel) in pairs.get(edge.target.site, ())]
+
+
 def count_edges(model: SparseTransformer, kept: Kept) -> int:
     """len(edges_between(model, kept)), without building them."""
     blocks = (weight[kept[target]][:, kept[source]] for _, _, source, target, weight in _matrices(model))
     return sum(int(block.count_nonzero()) for block in blocks)
+
+
+def edge_ends(compact: AblatedModel, first: Mapping[str, int]) -> tuple[Tensor, Tensor]:
+    """(E,) the nodes that each edge of a cut model comes from and goes to, as indices `first[site]` + channel.
+
+    In the order of `compact.projections()`, in each of them by target, then source.
+    """
+    sources, targets = [], []
+    for between in compact.projections():
+        target, source = between.weight.nonzero().unbind(1)
+        sources.append(between.inputs[source] + first[between.source])
+        targets.append(between.outputs[target] + first[between.target])
+    return torch.cat(sources), torch.cat(targets)
 
 
 def count_embedding_edges(model: SparseTransformer, kept: Kept, data: PairBatch) -> int:
