@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import random
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,8 +23,14 @@ from circuit.ablation import Means
 from circuit.tasks import PairBatch
 from sparse_model.model import SparseTransformer
 
+Gates = dict[str, Tensor]
+"""Site name -> (C,) how much of each node's own value passes; the rest is its mean."""
+
 Taus = dict[str, Tensor]
 """Site name -> (C,) mask parameters; a node is kept where its own is above 0."""
+
+Forward = Callable[[Tensor, Gates], Tensor]
+"""Called with rows of the task's prompts and the gates of every site: their margins, in the order of the rows."""
 
 TUNED = ("k_coef", "lr", "weight_decay", "beta2_gap", "init_noise")
 
@@ -44,6 +49,7 @@ class Settings:
     temperature: float = 1.0
     steps: int = 2000
     batch_pairs: int = 64
+    seed: int = 0
 
     def shortened(self, steps: int) -> Settings:
         """Fewer steps, each longer in proportion: masks can move as far as they could."""
@@ -58,14 +64,13 @@ class Settings:
 
 @dataclass(frozen=True)
 class Found:
-    """What one run of the recipe ends with: kept channels by site, its edges and calibrated loss (nats), and the
-    seconds that learning and discretising took. Without nodes where not even the whole model reaches the target."""
+    """What one run of the recipe ends with: kept channels by site, its edges, its calibrated loss (nats), and how many
+    losses bisection took. Without nodes where not even the whole model reaches the target."""
 
     kept: dict[str, Tensor] | None
     edges: int | None
     loss: float
-    learning_seconds: float
-    discretising_seconds: float
+    evaluations: int
 
 
 class SigmoidStep(torch.autograd.Function):
@@ -84,37 +89,23 @@ class SigmoidStep(torch.autograd.Function):
 
 
 def run(
-    model: SparseTransformer, data: PairBatch, means: Means, target: float, settings: Settings, seed: int = 0
+    model: SparseTransformer, data: PairBatch, means: Means, target: float, settings: Settings, forward: Forward
 ) -> Found:
-    """Learn masks, order nodes by them, bisect for the fewest that reach the target."""
-    start = time.perf_counter()
-    taus = learn(model, data, means, settings, seed)
-    learned = time.perf_counter()
-    kept, loss = bisect(model, data, means, taus, target)
-    ended = time.perf_counter()
+    """Learn masks, order nodes by them, bisect for the fewest that reach the target. `forward`: `plain_forward`, or
+    something that gives the same margins sooner."""
+    taus = learn(data, means, settings, forward)
+    kept, loss, evaluations = bisect(data, taus, target, forward)
     edges = None if kept is None else count_edges(model, kept)
-    return Found(kept, edges, loss, learned - start, ended - learned)
+    return Found(kept, edges, loss, evaluations)
 
 
-def learn(
-    model: SparseTransformer,
-    data: PairBatch,
-    means: Means,
-    settings: Settings,
-    seed: int,
-    forward: Callable[[Tensor, dict[str, Tensor]], Tensor] | None = None,
-) -> Taus:
-    """Mask parameters after `settings.steps` steps.
-
-    `forward` may stand in for the plain forward pass: called with rows of the data and gates by site, it gives
-    their margins.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    device = model.embedding.device
+def learn(data: PairBatch, means: Means, settings: Settings, forward: Forward) -> Taus:
+    """Mask parameters after `settings.steps` steps."""
+    generator = torch.Generator().manual_seed(settings.seed)
     taus = {}
     for name, mean in means.items():
         noise = settings.init_noise * torch.randn(mean.shape, generator=generator)
-        taus[name] = (settings.init_bias + noise).clamp(-1, 1).to(device).requires_grad_()
+        taus[name] = (settings.init_bias + noise).clamp(-1, 1).to(mean.device).requires_grad_()
     optimizer = torch.optim.AdamW(
         taus.values(), lr=settings.lr, betas=(0.9, 1 - settings.beta2_gap), weight_decay=settings.weight_decay
     )
@@ -124,8 +115,7 @@ def learn(
         pairs = torch.randperm(data.n_pairs, generator=generator)[: settings.batch_pairs]
         rows = torch.stack([2 * pairs, 2 * pairs + 1], 1).flatten()
         gates = {name: SigmoidStep.apply(tau, settings.temperature) for name, tau in taus.items()}
-        margins = forward(rows, gates) if forward else margins_of(model, data, rows, means, gates)
-        loss = F.softplus(-margins).mean() + settings.k_coef * sum(gate.sum() for gate in gates.values())
+        loss = F.softplus(-forward(rows, gates)).mean() + settings.k_coef * sum(gate.sum() for gate in gates.values())
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(taus.values(), 1.0)
@@ -141,22 +131,22 @@ def _schedule(step: int, settings: Settings) -> float:
     return min((step + 1) / warmup, (settings.steps - step) / max(1, settings.steps - warmup))
 
 
-def margins_of(
-    model: SparseTransformer, data: PairBatch, rows: Tensor, means: Means, gates: dict[str, Tensor]
-) -> Tensor:
-    """Margins (rows,) logit(right) - logit(wrong) at the answer positions, off nodes being at their means."""
+def plain_forward(model: SparseTransformer, data: PairBatch, means: Means) -> Forward:
+    """All logits at all positions of padded prompts; of these, right - wrong at the answer positions."""
     device = model.embedding.device
-    tokens = data.tokens[rows].to(device)
-    logits = model(tokens, lambda name, x: means[name] + gates[name] * (x - means[name]))
-    answers = logits[torch.arange(len(rows), device=device), data.length[rows].to(device) - 1]
-    right, wrong = (answers.gather(1, ids[rows, None].to(device)) for ids in (data.right, data.wrong))
-    return (right - wrong).squeeze(1)
+
+    def forward(rows: Tensor, gates: Gates) -> Tensor:
+        tokens = data.tokens[rows].to(device)
+        logits = model(tokens, lambda name, x: means[name] + gates[name] * (x - means[name]))
+        answers = logits[torch.arange(len(rows), device=device), data.length[rows].to(device) - 1]
+        right, wrong = (answers.gather(1, ids[rows, None].to(device)) for ids in (data.right, data.wrong))
+        return (right - wrong).squeeze(1)
+
+    return forward
 
 
-def bisect(
-    model: SparseTransformer, data: PairBatch, means: Means, taus: Taus, target: float
-) -> tuple[dict[str, Tensor] | None, float]:
-    """The fewest nodes of highest tau that reach the target, and their loss."""
+def bisect(data: PairBatch, taus: Taus, target: float, forward: Forward) -> tuple[dict[str, Tensor] | None, float, int]:
+    """The fewest nodes of highest tau that reach the target, their loss, and how many losses that took."""
     flat = torch.cat(list(taus.values()))
     order = flat.argsort(descending=True, stable=True)
 
@@ -164,22 +154,22 @@ def bisect(
         keep = torch.zeros_like(flat).index_fill(0, order[:count], 1)
         return dict(zip(taus, keep.split([len(tau) for tau in taus.values()]), strict=True))
 
-    losses = {len(flat): calibrated_loss(model, data, means, first(len(flat)))}
+    losses = {len(flat): calibrated_loss(data, first(len(flat)), forward)}
     low, high = 0, len(flat)
     if losses[high] > target:
-        return None, losses[high]
+        return None, losses[high], len(losses)
     while low < high:
         middle = (low + high) // 2
-        losses[middle] = calibrated_loss(model, data, means, first(middle))
+        losses[middle] = calibrated_loss(data, first(middle), forward)
         low, high = (low, middle) if losses[middle] <= target else (middle + 1, high)
-    return {name: gate.nonzero().flatten() for name, gate in first(high).items()}, losses[high]
+    return {name: gate.nonzero().flatten() for name, gate in first(high).items()}, losses[high], len(losses)
 
 
-def calibrated_loss(model: SparseTransformer, data: PairBatch, means: Means, gates: dict[str, Tensor]) -> float:
+def calibrated_loss(data: PairBatch, gates: Gates, forward: Forward) -> float:
     """Loss in nats over all prompts after 16 L-BFGS steps on a scale and a shift of the answers' logits."""
     with torch.no_grad():
         rows = torch.arange(len(data.length)).split(128)
-        margins = torch.cat([margins_of(model, data, part, means, gates) for part in rows]).double().cpu()
+        margins = torch.cat([forward(part, gates) for part in rows]).double().cpu()
     sides = torch.where(data.right < data.wrong, 1.0, -1.0).double()
     fit = torch.tensor([1.0, 0.0], dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([fit], max_iter=16, line_search_fn="strong_wolfe")
@@ -194,7 +184,7 @@ def calibrated_loss(model: SparseTransformer, data: PairBatch, means: Means, gat
         return value
 
     optimizer.step(closure)
-    return float(loss())
+    return float(loss().detach())
 
 
 def count_edges(model: SparseTransformer, kept: dict[str, Tensor]) -> int:
