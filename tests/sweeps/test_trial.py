@@ -47,7 +47,7 @@ def suggestion(study: Study) -> dict[str, Any]:
 
 
 def circuit(task: str, status: str, edges: int | None, target: float = 0.15) -> dict[str, Any]:
-    return {"task": task, "status": status, "edges": edges, "target_loss": target}
+    return {"task": task, "status": status, "edges": edges, "target_loss": target, "method": "node"}
 
 
 def play(
@@ -73,12 +73,13 @@ def play(
 
 def test_a_trial_that_ends_well(study: Study, monkeypatch: pytest.MonkeyPatch, reported: list[dict[str, Any]]) -> None:
     found = [circuit("a", "ok", 4), circuit("b", "ok", 9), circuit("c", "unsolved", None), circuit("a", "ok", 99, 0.5)]
+    found.append(circuit("a", "ok", 1) | {"method": "edge"})  # never mixed with the others
     row = play(study, monkeypatch, Trained("ok", "", FIGURES), found)
     assert (row["status"], row["eligible"], row["tasks_solved"], row["l0"]) == ("ok", True, 2, 100)
     assert (row["active"], row["active_neurons"]) == (0.2, 0.1)
     assert row["circuit_edges"] == pytest.approx(6)
     assert [reported[-1][metric] for metric in METRICS] == [2.0, row["circuit_edges"]]
-    assert Frontier(study.root).circuits().num_rows == 4
+    assert Frontier(study.root).circuits().num_rows == 5
 
 
 def test_too_few_tasks_keep_a_trial_off_the_frontier(
