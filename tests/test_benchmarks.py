@@ -64,9 +64,9 @@ def test_the_recipe_is_the_same_from_answer_positions_only() -> None:
 
     torch.manual_seed(0)
     model = SparseTransformer(ModelConfig(vocab_size=30, context=16, n_layer=2, d_model=16, d_head=8))
-    tokens, length = torch.randint(0, 30, (12, 9)), torch.randint(4, 10, (12,))
+    tokens, length = torch.randint(0, 30, (60, 9)), torch.randint(4, 10, (60,))
     length[0] = 9
-    right = torch.randint(0, 30, (12,))
+    right = torch.randint(0, 30, (60,))
     data = PairBatch(tokens, length, right, (right + 1) % 30)
     means = mean_activations(model, [torch.randint(0, 30, (8, 16))])
     settings = paper_recipe.Settings(steps=30, lr=0.03, batch_pairs=4, k_coef=1e-3)
@@ -78,6 +78,7 @@ def test_the_recipe_is_the_same_from_answer_positions_only() -> None:
     gates = {name: (tau > 0).float() for name, tau in found[0].items()}
     keep = torch.cat(list(gates.values())) > 0
     loss = paper_recipe.calibrated_loss(data, gates, plain)
-    assert loss == pytest.approx(judge.calibrated(keep)[0], rel=1e-3)
+    assert loss == pytest.approx(judge.calibrated(keep)[0], rel=1e-3, abs=1e-4)
+    assert loss > 0.01
     kept = judge.index.channels(keep)
     assert paper_recipe.count_edges(model, kept) == count_edges(model, kept) > 0
