@@ -40,6 +40,13 @@ class PruneConfig(Config):
         0.05, gt=0, le=1, description="a node whose mask parameter is below minus this, and falling, never returns"
     )
     restarts: int = Field(1, ge=1, description="searches from different seeds, of which the smallest circuit is kept")
+    tuning_trials: int = Field(
+        0,
+        ge=0,
+        description="further searches with k_coef, lr and others picked by Optuna around the values here; the smallest "
+        "circuit of all is kept",
+    )
+    tie_qk: bool = Field(False, description="learn one mask for channel i of attn.q and of attn.k in place of two")
     eliminate: bool = Field(
         True, description="after bisection, remove every node, and for method edge every edge, that can be spared"
     )

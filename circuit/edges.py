@@ -7,12 +7,13 @@ attn.v. Kept attn.q and attn.k nodes end in an attention pattern and have no edg
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from circuit.compact import AblatedModel, Edges, blocks
+from circuit.compact import Edges
+from circuit.compact import blocks as layers
 from circuit.graph import Edge, Node
 from circuit.tasks import PairBatch
 from sparse_model.model import SparseTransformer
@@ -46,17 +47,26 @@ def count_edges(model: SparseTransformer, kept: Kept) -> int:
     return sum(int(block.count_nonzero()) for block in blocks)
 
 
-def edge_ends(compact: AblatedModel, first: Mapping[str, int]) -> tuple[Tensor, Tensor]:
-    """(E,) the nodes that each edge of a cut model comes from and goes to, as indices `first[site]` + channel.
+class Block(NamedTuple):
+    """The edges between two sites: numbers `start` to `stop` of all E, by target, then source."""
 
-    In the order of `compact.projections()`, in each of them by target, then source.
-    """
-    sources, targets = [], []
-    for between in compact.projections():
-        target, source = between.weight.nonzero().unbind(1)
-        sources.append(between.inputs[source] + first[between.source])
-        targets.append(between.outputs[target] + first[between.target])
-    return torch.cat(sources), torch.cat(targets)
+    source: str
+    target: str
+    start: int
+    stop: int
+
+
+def edge_ends(model: SparseTransformer, kept: Kept, first: Mapping[str, int]) -> tuple[Tensor, Tensor, list[Block]]:
+    """(E,) the nodes that each of `edges_between` comes from and goes to, as indices `first[site]` + channel, and
+    which of the edges are between which sites."""
+    sources, targets, blocks, start = [], [], [], 0
+    for _, _, source, target, weight in _matrices(model):
+        o, i = weight[kept[target]][:, kept[source]].nonzero().unbind(1)
+        sources.append(kept[source][i] + first[source])
+        targets.append(kept[target][o] + first[target])
+        blocks.append(Block(source, target, start, start + len(o)))
+        start += len(o)
+    return torch.cat(sources), torch.cat(targets), blocks
 
 
 def count_embedding_edges(model: SparseTransformer, kept: Kept, data: PairBatch) -> int:
@@ -79,7 +89,7 @@ def _matrices(
     model: SparseTransformer,
 ) -> Iterator[tuple[int, Literal["qkv", "out", "up", "down"], str, str, Tensor]]:
     """(layer, matrix, source site, target site, weight (targets, sources)) of all weights that can be edges."""
-    for i, layer in enumerate(blocks(model)):
+    for i, layer in enumerate(layers(model)):
         qkv = torch.split(layer.attn.qkv.weight.detach(), model.config.d_attn)
         for kind, weight in zip("qkv", qkv, strict=True):
             yield i, "qkv", site_name(i, "attn.in"), site_name(i, f"attn.{kind}"), weight

@@ -10,6 +10,7 @@ from circuit.ablation import Means
 from circuit.config import PruneConfig
 from circuit.discretise import bisect_nodes
 from circuit.evaluation import Judge
+from circuit.exploration import explore
 from circuit.masks import learn_masks
 from circuit.search import Solution, edge_circuits, eliminated, smallest
 from circuit.tasks import PairBatch
@@ -24,8 +25,8 @@ def necessity(judge: Judge, keep: Tensor) -> float:
 class Controls:
     """The same search on the same prompts with shuffled answers. What it reaches is memorised, not computed.
 
-    Searched with the budget of the real one: as many seeds, and masks learned for the strictest target and for
-    `config.target_loss`. Where they miss a target there is no control circuit to be had at it.
+    Searched with the budget of the real one: as many seeds and tuning trials, and masks learned for the strictest
+    target and for `config.target_loss`. Where they miss a target there is no control circuit to be had at it.
     """
 
     def __init__(
@@ -34,10 +35,10 @@ class Controls:
         self.config, self.data = config, data.shuffled(config.seed)
         self.judge = Judge(model, means, self.data)
         learned_at = {min(targets), config.target_loss} & set(targets) if targets else set()
-        starts = range(config.seed, config.seed + config.restarts)
-        self.tau = [self._learn(target, seed) for target in sorted(learned_at) for seed in starts]
-        reached = [self.judge.calibrated(tau > 0)[0] for tau in self.tau]
-        self.loss = min(reached, default=None)
+        self.tau: list[Tensor] = []
+        self.loss: float | None = None
+        for target in sorted(learned_at):
+            explore(config.model_copy(update={"target_loss": target}), self._reached)
         self.found: dict[float, Solution] = {}
         if self.loss is not None:
             self.found = {target: self._smallest(target) for target in sorted(targets) if self.loss <= target}
@@ -48,9 +49,13 @@ class Controls:
         found = self.found if method == "node" else self.cut
         return found[target].size[0] if target in found else None
 
-    def _learn(self, target: float, seed: int) -> Tensor:
-        config = self.config.model_copy(update={"target_loss": target, "seed": seed})
-        return learn_masks(self.judge.model, self.data, self.judge.means, config, self.judge.at(target))
+    def _reached(self, config: PruneConfig) -> float:
+        """What masks learned for shuffled answers reach; remembered if it is the least so far."""
+        reaches = self.judge.at(config.target_loss)
+        self.tau.append(learn_masks(self.judge.model, self.data, self.judge.means, config, reaches))
+        loss = self.judge.calibrated(self.tau[-1] > 0)[0]
+        self.loss = loss if self.loss is None else min(loss, self.loss)
+        return loss
 
     def _smallest(self, target: float) -> Solution:
         kept = (bisect_nodes(self.judge, tau, target) for tau in self.tau)

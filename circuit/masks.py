@@ -170,7 +170,7 @@ class _Learner:
         self.index = NodeIndex(model)
         self.generator = torch.Generator().manual_seed(config.seed)
         noise = torch.randn(self.index.total, generator=self.generator) * config.init_noise
-        tau = (config.init_bias + noise).clamp(-1, 1).to(self.device)
+        tau = self._tied((config.init_bias + noise).clamp(-1, 1).to(self.device))
         among = torch.ones_like(tau, dtype=torch.bool) if among is None else among
         self.tau = tau.masked_fill(~among, -1).requires_grad_()
         # the logits' scale (its logarithm) and shift are learned along, as bisection will fit them
@@ -194,6 +194,7 @@ class _Learner:
         gradients = torch.autograd.grad(loss + self.k_coef * self._size(gates), [self.tau, self.fit])
         if float(loss.detach()) < self.ease:
             gradients[1][0].neg_()
+        gradients = (self._tied(gradients[0]), gradients[1])
         lr = self.config.lr * self._schedule(step)
         for adam, gradient in zip(self.adam, clipped(gradients), strict=True):
             adam.step(gradient, lr)
@@ -201,6 +202,16 @@ class _Learner:
             self.tau.clamp_(-1, 1)
         self._steer(float(loss.detach()))
         return float(loss.detach())
+
+    def _tied(self, flat: Tensor) -> Tensor:
+        """flat (N,), with `tie_qk` averaged over each pair of a query and a key channel: like starts and like
+        gradients keep both masks the same."""
+        parts = self.index.split(flat)
+        for site in parts if self.config.tie_qk else ():
+            if site.endswith("attn.q"):
+                key = site.removesuffix("q") + "k"
+                parts[site] = parts[key] = (parts[site] + parts[key]) / 2
+        return torch.cat(list(parts.values()))
 
     def _temper(self) -> None:
         """Start from a scale at which the whole model is no surer of its answers than `ease`."""
@@ -239,7 +250,7 @@ class _Learner:
     def _cut_to(self, alive: Tensor) -> None:
         self.alive = alive
         self.compact = AblatedModel(self.model, self.means, self.index.channels(alive))
-        self.ends = edge_ends(self.compact, self.index.first)
+        self.ends = edge_ends(self.model, self.index.channels(alive), self.index.first)[:2]
 
     def _size(self, gates: Tensor) -> Tensor:
         """Kept nodes; `edge_price` of it is their edges instead, in units that leave the mean price of a node as is."""

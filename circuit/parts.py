@@ -6,29 +6,18 @@ M candidates.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from circuit.batches import AnswerBatch
 from circuit.calibration import Calibration, calibrated_loss, task_loss
 from circuit.compact import AblatedModel, Edges, Gates, edges_into
-from circuit.edges import edge_ends
+from circuit.edges import Block, edge_ends
 from circuit.evaluation import Judge
 
 POSITIONS = 8192
 """Positions of all candidates that go through a forward pass together: what is left of a model is so small that
 calling its operations costs as much as carrying them out."""
-
-
-class Block(NamedTuple):
-    """The edges between two sites: numbers `start` to `stop` of all E, and the sites."""
-
-    source: str
-    target: str
-    start: int
-    stop: int
 
 
 class Parts:
@@ -38,14 +27,8 @@ class Parts:
         """The nodes (N,) of a circuit, and all weights between them as its edges."""
         self.judge, self.single_edges, self.nodes = judge, edges, nodes
         self.first, self.n_nodes = judge.index.first, judge.index.total
-        compact = AblatedModel(judge.model, judge.means, judge.index.channels(nodes))
         # (E,) the nodes an edge comes from and goes to
-        self.source, self.target = edge_ends(compact, self.first)
-        self.blocks, start = [], 0
-        for between in compact.projections():
-            stop = start + int(between.weight.count_nonzero())
-            self.blocks.append(Block(between.source, between.target, start, stop))
-            start = stop
+        self.source, self.target, self.blocks = edge_ends(judge.model, judge.index.channels(nodes), self.first)
 
     def everything(self) -> Tensor:
         """`keep` of the whole circuit."""

@@ -8,6 +8,7 @@ Shapes: N nodes of a model, in the order of `NodeIndex`; `keep` (N + E,), see `P
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from circuit.config import PruneConfig
 from circuit.discretise import bisect_nodes
 from circuit.elimination import eliminate
 from circuit.evaluation import Judge
+from circuit.exploration import explore
 from circuit.masks import Progress, learn_masks
 from circuit.parts import Parts
 from circuit.tasks import PairBatch
@@ -64,14 +66,24 @@ def node_circuits(
         here = config.model_copy(update={"target_loss": target})
         candidates = [inside] if inside else []
         if inside is None or target == config.target_loss:
-            seeds = range(config.seed, config.seed + config.restarts)
-            starts = [here.model_copy(update={"seed": seed}) for seed in seeds]
-            candidates += [learned(judge, data, start, judge.everything(), progress) for start in starts]
+            candidates += _explored(judge, data, here, progress)
         if inside is not None:
             steps = max(1, round(INSIDE * config.steps))
             candidates.append(learned(judge, data, here.model_copy(update={"steps": steps}), inside.nodes, progress))
             candidates.append(_shrunk(inside, config, target))
         found[target] = inside = smallest(candidates)
+    return found
+
+
+def _explored(judge: Judge, data: PairBatch, config: PruneConfig, progress: Progress | None) -> list[Solution]:
+    """Circuits of the whole model from every search that the configuration's budget allows."""
+    found: list[Solution] = []
+
+    def search(start: PruneConfig) -> float:
+        found.append(learned(judge, data, start, judge.everything(), progress))
+        return math.log1p(found[-1].size[0])
+
+    explore(config, search)
     return found
 
 

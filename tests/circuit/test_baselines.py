@@ -35,10 +35,9 @@ def case() -> Case:
 
 def loss_with(case: Case, gates: dict[str, Tensor]) -> float:
     """Through the model itself, one prompt at a time."""
-    (judge, data), total = case, 0.0
+    (judge, data), means, total = case, case.judge.means, 0.0
     for row, n in enumerate(data.length.tolist()):
         with torch.no_grad():
-            means = judge.means
             logits = judge.model(
                 data.tokens[row : row + 1, :n], lambda site, x: means[site] + gates[site] * (x - means[site])
             )[0, -1]
