@@ -68,9 +68,13 @@ def _halved(count: int) -> list[int]:
 
 
 def _longest(parts: Parts, keep: Tensor, runs: list[Tensor], target: float) -> tuple[Tensor, float]:
-    """The first of the runs without which the target is reached, and the loss then; an empty run if there is none."""
-    for run, loss in zip(runs, _losses(parts, keep, runs), strict=True):
-        if loss <= target:
+    """The first of the runs without which the target is reached, and the loss then; an empty run if there is none.
+
+    What holds for candidates judged together is checked once more alone, as the circuit will be judged: where two
+    activations nearly tie, rounding may let the other one through AbsTopK.
+    """
+    for run, together in zip(runs, _losses(parts, keep, runs), strict=True):
+        if together <= target and (loss := parts.calibrated(_without(parts, keep, run))[0]) <= target:
             return run, loss
     return torch.empty(0, dtype=torch.long, device=keep.device), torch.inf
 
