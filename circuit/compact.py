@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -28,20 +28,43 @@ from sparse_model.model import ACTIVATIONS, MLP, Attention, Block, Linear, Norm,
 from sparse_model.sites import FINAL_SITE, site_kind, site_name, site_names
 
 Gates = Mapping[str, Tensor]
-"""Site name -> (C,) how much of each node's own value passes; the rest is its mean."""
+"""Site name -> (C,) how much of each node's own value passes; the rest is its mean. `edges_into(site)` -> (S', S) how
+much of each source's own value passes along each weight, in the order of the site's `Projection`; the rest is the
+source's mean. With one more axis in front, (M, ...), each of M equal parts of the batch has gates of its own."""
 
 Nodes = Mapping[str, Tensor]
 """Site name -> (S,) kept channels, ascending; sites without a kept node may be left out."""
+
+Edges = Mapping[str, Tensor]
+"""Target site -> (E, 2) kept edges into it as (target channel, source channel); sites without one may be left out."""
+
+
+def edges_into(site: str) -> str:
+    """The key in `Gates` of the gates of the edges into a site."""
+    return f"{site}.edges"
+
+
+class Projection(NamedTuple):
+    """The weights (S', S) between kept nodes, from channels `inputs` (S,) of a site to `outputs` (S',) of another."""
+
+    source: str
+    target: str
+    inputs: Tensor
+    outputs: Tensor
+    weight: Tensor
 
 
 class AblatedModel:
     """A `SparseTransformer` in which every node outside `kept` is held at its mean.
 
+    With `edges`, a weight between kept nodes that is not among them is removed: to its target, its source is at its
+    mean, so that weight * mean is part of the target's bias. Weights from kept nodes to others are left as they are:
+    all that becomes of those is what they weigh in AbsTopK.
     Weights are copied in cut form, without gradient; gradients flow to the gates only.
     """
 
-    def __init__(self, model: SparseTransformer, means: Means, kept: Nodes) -> None:
-        cut = _Cut(model.config, means, kept)
+    def __init__(self, model: SparseTransformer, means: Means, kept: Nodes, edges: Edges | None = None) -> None:
+        cut = _Cut(model.config, means, kept, edges)
         self.config = model.config
         self.embedding = model.embedding.detach()
         self.positions = None if model.positions is None else model.positions.detach()
@@ -72,6 +95,11 @@ class AblatedModel:
         positions = self.positions[: x.shape[1]]
         return (x, positions) if self.config.positions == "concatenated" else (x + positions, None)
 
+    def projections(self) -> list[Projection]:
+        """The matrices between kept nodes, in the order of a forward pass."""
+        layers = zip(self.attention, self.mlp, strict=True)
+        return [project.between for a, m in layers for project in (*a.project.values(), a.out, m.up, m.down)]
+
 
 def blocks(model: SparseTransformer) -> list[Block]:
     """The layers, with their type."""
@@ -81,15 +109,26 @@ def blocks(model: SparseTransformer) -> list[Block]:
 class _Cut:
     """What is kept, and the constants in place of what is not."""
 
-    def __init__(self, config: ModelConfig, means: Means, kept: Nodes) -> None:
+    def __init__(self, config: ModelConfig, means: Means, kept: Nodes, edges: Edges | None) -> None:
         device = means[FINAL_SITE].device
         empty = torch.zeros(0, dtype=torch.long, device=device)
-        self.config, self.means = config, means
+        self.config, self.means, self.edges = config, means, edges
         self.kept = {name: kept.get(name, empty) for name in site_names(config)}
 
     def survivors(self, site: str) -> int | None:
         """k of AbsTopK at a site; None where nothing is dropped."""
         return self.config.survivors(site_kind(site))
+
+    def removed(self, target: str, outputs: Tensor, inputs: Tensor, nodes: Tensor) -> Tensor | None:
+        """(S', S) true where a weight between kept nodes, `nodes` (S,) of the inputs, is no edge; None if all are."""
+        if self.edges is None:
+            return None
+        removed = torch.ones(len(outputs), len(inputs), dtype=torch.bool, device=outputs.device)
+        edges = self.edges.get(target, outputs.new_zeros(0, 2))
+        edges = edges[torch.isin(edges[:, 0], outputs) & torch.isin(edges[:, 1], inputs)]
+        rows, columns = (ends.contiguous() for ends in edges.unbind(1))
+        removed[torch.searchsorted(outputs, rows), torch.searchsorted(inputs, columns)] = False
+        return removed & nodes
 
 
 class _Gate:
@@ -101,7 +140,10 @@ class _Gate:
     def __call__(self, x: Tensor, gates: Gates) -> Tensor:
         if self.site not in gates:
             return x
-        return torch.lerp(self.mean, x, gates[self.site].index_select(0, self.channels))
+        gate = gates[self.site].index_select(-1, self.channels)
+        if gate.dim() == 2:
+            gate = gate.repeat_interleave(len(x) // len(gate), 0).unsqueeze(1)
+        return torch.lerp(self.mean, x, gate)
 
 
 class _Read:
@@ -146,37 +188,54 @@ class _Project:
         activation: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         (source_site, inputs), (site, self.kept) = source, target
+        self.source_mean = cut.means[source_site][inputs]
         self.gate = _Gate(site, self.kept, cut)
         self.activation, self.k = activation, cut.survivors(site)
         constant = cut.means[source_site].clone()
         constant[inputs] = 0
         columns, base = weight.detach()[:, inputs], bias.detach() + weight.detach() @ constant
         self.weight, self.bias = columns[self.kept].contiguous(), base[self.kept]
-        self.all_weight, self.all_bias = self.weight, self.bias
+        # under an attention sink ablated value channels vary as well, being mixed with nothing: they are no nodes
+        nodes = torch.isin(inputs, cut.kept[source_site])
+        if (removed := cut.removed(site, self.kept, inputs, nodes)) is not None:
+            self.bias = self.bias + (self.weight * removed) @ self.source_mean
+            self.weight = self.weight.masked_fill(removed, 0)
+        self.between = Projection(source_site, site, inputs, self.kept, self.weight * nodes)
+        self.other_weight, self.other_bias = columns[:0], base[:0]
         self.constants: Tensor | None = None
         if self.k is not None:
             self._keep_competitors(columns, base)
 
     def _keep_competitors(self, columns: Tensor, base: Tensor) -> None:
-        """Rows that vary, the kept ones first; of rows that do not, only their sorted magnitudes."""
+        """Rows that are not kept but vary; of those that do not vary, only their sorted magnitudes."""
         assert self.k is not None
         varies = columns.ne(0).any(1)
-        varies[self.kept] = False
         fixed = ~varies
-        fixed[self.kept] = False
+        varies[self.kept] = fixed[self.kept] = False
         others = varies.nonzero().squeeze(1)
-        self.all_weight = torch.cat([self.weight, columns[others]])
-        self.all_bias = torch.cat([self.bias, base[others]])
+        self.other_weight, self.other_bias = columns[others], base[others]
         self.constants = self._activate(base[fixed]).abs().sort(descending=True).values[: self.k]
 
     def __call__(self, x: Tensor, gates: Gates) -> Tensor:
-        value = self._activate(F.linear(x, self.weight, self.bias))
+        value = self._activate(self._project(x, gates.get(edges_into(self.gate.site))))
         if self.k is not None and len(self.kept):
-            with torch.no_grad():
-                complete = len(self.all_bias) == len(self.kept)
-                rivals = value if complete else self._activate(F.linear(x, self.all_weight, self.all_bias))
-            value = value * _survive(rivals, rivals[..., : len(self.kept)], self.k, self.constants)
+            rivals = value.detach()
+            if len(self.other_bias):
+                with torch.no_grad():
+                    others = self._activate(F.linear(x, self.other_weight, self.other_bias))
+                rivals = torch.cat([rivals, others], -1)
+            value = value * _survive(rivals, value, self.k, self.constants)
         return self.gate(value, gates)
+
+    def _project(self, x: Tensor, gate: Tensor | None) -> Tensor:
+        if gate is None:
+            return F.linear(x, self.weight, self.bias)
+        weight = self.weight * gate
+        bias = self.bias + (self.weight - weight) @ self.source_mean
+        if gate.dim() == 2:
+            return F.linear(x, weight, bias)
+        parts = x.reshape(len(gate), x.shape[:-1].numel() // len(gate), x.shape[-1])
+        return torch.baddbmm(bias.unsqueeze(1), parts, weight.mT).view(*x.shape[:-1], len(self.kept))
 
     def _activate(self, x: Tensor) -> Tensor:
         return x if self.activation is None else self.activation(x)

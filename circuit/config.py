@@ -26,6 +26,9 @@ class PruneConfig(Config):
     steer: float = Field(
         0.05, ge=0, description="speed at which that price rises while the loss is below the target; 0: never"
     )
+    edge_price: float = Field(
+        0.9, ge=0, le=1, description="share of a node's price that goes by its edges; 0: all nodes cost the same"
+    )
     init_bias: float = Field(0.1, gt=0, le=1, description="mask parameter every node starts at")
     init_noise: float = Field(1e-2, ge=0, description="standard deviation around init_bias")
     lr: float = Field(3e-2, gt=0, description="peak learning rate of the masks")
@@ -36,5 +39,16 @@ class PruneConfig(Config):
     retire: float = Field(
         0.05, gt=0, le=1, description="a node whose mask parameter is below minus this, and falling, never returns"
     )
-    eliminate: bool = Field(True, description="after bisection, remove every node that the target loss can spare")
+    restarts: int = Field(1, ge=1, description="searches from different seeds, of which the smallest circuit is kept")
+    tuning_trials: int = Field(
+        0,
+        ge=0,
+        description="further searches with k_coef, lr and others picked by Optuna around the values here; the smallest "
+        "circuit of all is kept",
+    )
+    tie_qk: bool = Field(False, description="learn one mask for channel i of attn.q and of attn.k in place of two")
+    eliminate: bool = Field(
+        True, description="after bisection, remove every node, and for method edge every edge, that can be spared"
+    )
+    edges: bool = Field(True, description="whether studies also look for circuits by method edge")
     seed: int = Field(0, ge=0, description="of the initial noise, the batches and the shuffled control")

@@ -7,12 +7,13 @@ attn.v. Kept attn.q and attn.k nodes end in an attention pattern and have no edg
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from circuit.compact import blocks
+from circuit.compact import Edges
+from circuit.compact import blocks as layers
 from circuit.graph import Edge, Node
 from circuit.tasks import PairBatch
 from sparse_model.model import SparseTransformer
@@ -32,10 +33,40 @@ def edges_between(model: SparseTransformer, kept: Kept) -> list[Edge]:
     ]
 
 
+def edges_kept(edges: list[Edge], kept: Edges | None) -> list[Edge]:
+    """Those of the edges that are among `kept`; all of them where that is None."""
+    if kept is None:
+        return edges
+    pairs = {site: set(map(tuple, pairs.tolist())) for site, pairs in kept.items()}
+    return [edge for edge in edges if (edge.target.channel, edge.source.channel) in pairs.get(edge.target.site, ())]
+
+
 def count_edges(model: SparseTransformer, kept: Kept) -> int:
     """len(edges_between(model, kept)), without building them."""
     blocks = (weight[kept[target]][:, kept[source]] for _, _, source, target, weight in _matrices(model))
     return sum(int(block.count_nonzero()) for block in blocks)
+
+
+class Block(NamedTuple):
+    """The edges between two sites: numbers `start` to `stop` of all E, by target, then source."""
+
+    source: str
+    target: str
+    start: int
+    stop: int
+
+
+def edge_ends(model: SparseTransformer, kept: Kept, first: Mapping[str, int]) -> tuple[Tensor, Tensor, list[Block]]:
+    """(E,) the nodes that each of `edges_between` comes from and goes to, as indices `first[site]` + channel, and
+    which of the edges are between which sites."""
+    sources, targets, blocks, start = [], [], [], 0
+    for _, _, source, target, weight in _matrices(model):
+        o, i = weight[kept[target]][:, kept[source]].nonzero().unbind(1)
+        sources.append(kept[source][i] + first[source])
+        targets.append(kept[target][o] + first[target])
+        blocks.append(Block(source, target, start, start + len(o)))
+        start += len(o)
+    return torch.cat(sources), torch.cat(targets), blocks
 
 
 def count_embedding_edges(model: SparseTransformer, kept: Kept, data: PairBatch) -> int:
@@ -58,7 +89,7 @@ def _matrices(
     model: SparseTransformer,
 ) -> Iterator[tuple[int, Literal["qkv", "out", "up", "down"], str, str, Tensor]]:
     """(layer, matrix, source site, target site, weight (targets, sources)) of all weights that can be edges."""
-    for i, layer in enumerate(blocks(model)):
+    for i, layer in enumerate(layers(model)):
         qkv = torch.split(layer.attn.qkv.weight.detach(), model.config.d_attn)
         for kind, weight in zip("qkv", qkv, strict=True):
             yield i, "qkv", site_name(i, "attn.in"), site_name(i, f"attn.{kind}"), weight

@@ -11,7 +11,7 @@ from torch import Tensor
 from circuit.ablation import Means, zero_means
 from circuit.batches import all_batches
 from circuit.calibration import IDENTITY, Calibration, calibrated_loss, task_loss
-from circuit.compact import AblatedModel
+from circuit.compact import AblatedModel, Edges
 from circuit.graph import Circuit, means_of
 from circuit.masks import NodeIndex
 from circuit.tasks import PairBatch
@@ -42,35 +42,26 @@ class Judge:
         return torch.ones(self.index.total, dtype=torch.bool, device=self.sides.device)
 
     @torch.no_grad()
-    def margins(self, keep: Tensor) -> Tensor:
-        """Margins of all prompts, in the order of `sides`, with the nodes outside `keep` at their means."""
-        compact = AblatedModel(self.model, self.means, self.index.channels(keep))
+    def margins(self, keep: Tensor, edges: Edges | None = None) -> Tensor:
+        """Margins of all prompts, in the order of `sides`, with the nodes outside `keep` at their means, and of the
+        edges between the others only `edges`, if they are given."""
+        compact = AblatedModel(self.model, self.means, self.index.channels(keep), edges)
         return torch.cat([compact.margins(batch) for batch in self.batches])
 
-    def calibrated(self, keep: Tensor) -> tuple[float, Calibration]:
+    def calibrated(self, keep: Tensor, edges: Edges | None = None) -> tuple[float, Calibration]:
         """Task loss after calibration, and the calibration."""
-        return calibrated_loss(self.margins(keep), self.sides)
+        return calibrated_loss(self.margins(keep, edges), self.sides)
 
     def at(self, target: float) -> Callable[[Tensor], bool]:
         """Tells of nodes `keep` (N,) whether they are, calibrated, at a target loss or below."""
         return lambda keep: self.calibrated(keep)[0] <= target
 
-    def score(self, keep: Tensor, calibration: Calibration = IDENTITY) -> Score:
+    def score(self, keep: Tensor, calibration: Calibration = IDENTITY, edges: Edges | None = None) -> Score:
         """Loss and accuracy under a given calibration; by default of the logits as they are."""
-        margins = self.margins(keep).double()
+        margins = self.margins(keep, edges).double()
         lead = calibration.scale * margins + calibration.shift * self.sides
         accuracy = float((lead.sign() + 1).mean() / 2)
         return Score(float(task_loss(margins, self.sides, calibration)), accuracy)
-
-    def harm(self, keep: Tensor, calibration: Calibration) -> Tensor:
-        """First-order estimate (N,) of the rise in loss when one more kept node is ablated; 0 for the others."""
-        compact = AblatedModel(self.model, self.means, self.index.channels(keep))
-        gates = keep.float().requires_grad_()
-        for batch in self.batches:
-            loss = task_loss(compact.margins(batch, self.index.split(gates)), batch.sides, calibration)
-            (loss * len(batch.sides) / len(self.sides)).backward()  # type: ignore[no-untyped-call]
-        assert gates.grad is not None
-        return -gates.grad * keep
 
 
 def task_scores(model: SparseTransformer, data: PairBatch) -> Score:
@@ -83,4 +74,5 @@ def circuit_score(model: SparseTransformer, circuit: Circuit, data: PairBatch) -
     """Score of a circuit under its calibration; InputError if it is of another model."""
     circuit.require(model)
     judge = Judge(model, means_of(circuit, model.embedding.device), data)
-    return judge.score(judge.index.flat(circuit.nodes), Calibration(circuit.scale, circuit.shift))
+    edges = circuit.kept_edges(judge.sides.device)
+    return judge.score(judge.index.flat(circuit.nodes), Calibration(circuit.scale, circuit.shift), edges)

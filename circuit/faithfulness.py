@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
 
 from torch import Tensor
 
 from circuit.ablation import Means
 from circuit.config import PruneConfig
-from circuit.discretise import bisect_nodes, eliminate
-from circuit.edges import count_edges
+from circuit.discretise import bisect_nodes
 from circuit.evaluation import Judge
+from circuit.exploration import explore
 from circuit.masks import learn_masks
+from circuit.search import Solution, edge_circuits, eliminated, smallest
 from circuit.tasks import PairBatch
 from sparse_model.model import SparseTransformer
-
-
-class Control(NamedTuple):
-    """Calibrated loss in nats that masks learned for shuffled answers reach; edges if that is the target or less."""
-
-    loss: float
-    edges: int | None
 
 
 def necessity(judge: Judge, keep: Tensor) -> float:
@@ -28,15 +22,41 @@ def necessity(judge: Judge, keep: Tensor) -> float:
     return judge.score(~keep).loss
 
 
-def shuffled_control(model: SparseTransformer, data: PairBatch, means: Means, config: PruneConfig) -> Control:
-    """The same search on the same prompts with shuffled answers. What it reaches is memorised, not computed."""
-    shuffled = data.shuffled(config.seed)
-    judge = Judge(model, means, shuffled)
-    tau = learn_masks(model, shuffled, means, config, judge.at(config.target_loss))
-    reached, _ = judge.calibrated(tau > 0)
-    if reached > config.target_loss:
-        return Control(reached, None)
-    keep = bisect_nodes(judge, tau, config.target_loss)
-    assert keep is not None, "the learned nodes reached the target just now"
-    keep = eliminate(judge, keep, config.target_loss) if config.eliminate else keep
-    return Control(reached, count_edges(model, judge.index.channels(keep)))
+class Controls:
+    """The same search on the same prompts with shuffled answers. What it reaches is memorised, not computed.
+
+    Searched with the budget of the real one: as many seeds and tuning trials, and masks learned for the strictest
+    target and for `config.target_loss`. Where they miss a target there is no control circuit to be had at it.
+    """
+
+    def __init__(
+        self, model: SparseTransformer, data: PairBatch, means: Means, config: PruneConfig, targets: Sequence[float]
+    ) -> None:
+        self.config, self.data = config, data.shuffled(config.seed)
+        self.judge = Judge(model, means, self.data)
+        learned_at = {min(targets), config.target_loss} & set(targets) if targets else set()
+        self.tau: list[Tensor] = []
+        self.loss: float | None = None
+        for target in sorted(learned_at):
+            explore(config.model_copy(update={"target_loss": target}), self._reached)
+        self.found: dict[float, Solution] = {}
+        if self.loss is not None:
+            self.found = {target: self._smallest(target) for target in sorted(targets) if self.loss <= target}
+        self.cut = edge_circuits(self.found, config)
+
+    def edges(self, target: float, method: str) -> int | None:
+        """Edges of the circuit for shuffled answers; None where there is none."""
+        found = self.found if method == "node" else self.cut
+        return found[target].size[0] if target in found else None
+
+    def _reached(self, config: PruneConfig) -> float:
+        """What masks learned for shuffled answers reach; remembered if it is the least so far."""
+        reaches = self.judge.at(config.target_loss)
+        self.tau.append(learn_masks(self.judge.model, self.data, self.judge.means, config, reaches))
+        loss = self.judge.calibrated(self.tau[-1] > 0)[0]
+        self.loss = loss if self.loss is None else min(loss, self.loss)
+        return loss
+
+    def _smallest(self, target: float) -> Solution:
+        kept = (bisect_nodes(self.judge, tau, target) for tau in self.tau)
+        return smallest([eliminated(self.judge, nodes, self.config, target) for nodes in kept if nodes is not None])

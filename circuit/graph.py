@@ -11,6 +11,7 @@ import torch
 from pydantic import Field, ValidationError, model_validator
 
 from circuit.ablation import Means
+from circuit.compact import Edges
 from sparse_model import storage
 from sparse_model.config import Config
 from sparse_model.errors import InputError
@@ -45,11 +46,16 @@ class Circuit(Config):
     schema_version: Literal[1] = Field(1, description="of this object's JSON")
     task: str = Field(description="name of the task")
     model: str = Field(description="fingerprint of the model's configuration and weights")
-    method: Literal["node"] = Field("node", description="what is pruned")
+    method: Literal["node", "edge"] = Field(
+        "node", description="what is pruned: nodes, with all weights between the kept ones as edges, or edges as well"
+    )
     status: Literal["ok", "unsolved"] = Field(description="unsolved: the unpruned model does not do the task")
     target_loss: float = Field(description="calibrated loss on the training pairs that had to be reached")
     nodes: dict[str, tuple[int, ...]] = Field(description="kept channels by node site; sites without any left out")
-    edges: tuple[Edge, ...] = Field(description="nonzero weights between kept nodes in qkv, out, up and down")
+    edges: tuple[Edge, ...] = Field(
+        description="nonzero weights between kept nodes in qkv, out, up and down; with method edge, those along which "
+        "the source's own value passes: along the others it is held at its mean"
+    )
     n_nodes: int = Field(description="kept nodes")
     n_edges: int = Field(description="edges, embedding and unembedding not counted")
     n_embedding_edges: int = Field(
@@ -100,6 +106,15 @@ class Circuit(Config):
     def load(cls, uri: str) -> Circuit:
         """Read what `save` wrote; InputError where it is missing, truncated or something else."""
         return cls.from_json(storage.read_bytes(uri), uri)
+
+    def kept_edges(self, device: torch.device) -> Edges | None:
+        """The edges as an `AblatedModel` takes them; None of method node, where all between kept nodes are."""
+        if self.method == "node":
+            return None
+        pairs: dict[str, list[tuple[int, int]]] = {}
+        for edge in self.edges:
+            pairs.setdefault(edge.target.site, []).append((edge.target.channel, edge.source.channel))
+        return {site: torch.tensor(found, device=device) for site, found in pairs.items()}
 
     def require(self, model: SparseTransformer) -> None:
         """InputError unless `model` is the one the circuit was found in."""

@@ -4,15 +4,17 @@ One parameter tau per node, in one flat vector (N,) over all sites; a node is ke
 two-way cross-entropy plus k_coef per kept node, and tau follows its gradient through the step
 function as if that were a sigmoid of temperature T.
 
-Where this differs from the paper: nodes whose tau is below zero and falling are *retired*, they stay ablated and the
-forward pass is cut down to what is left (`AblatedModel`). k_coef, which the paper tunes per model and task, is only
-where the price starts: it rises while the loss is below the target and falls back while it is above, so that learning
-ends with the fewest nodes it can find *at the target*, not wherever a fixed price leads. Two guards keep the task from
-breaking down on the way: `EASE`, and `_Learner.rescue`.
+Where this differs from the paper: what a node costs goes mostly by its edges, which is what circuits are compared by:
+of two equally useful nodes the one with fewer weights stays (`PruneConfig.edge_price`). Nodes whose tau is below zero
+and falling are *retired*, they stay ablated and the forward pass is cut down to what is left (`AblatedModel`). k_coef,
+which the paper tunes per model and task, is only where the price starts: it rises while the loss is below the target
+and falls back while it is above, so that learning ends with the fewest nodes it can find *at the target*, not wherever
+a fixed price leads. Two guards keep the task from breaking down on the way: `EASE`, and `_Learner.rescue`.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -26,6 +28,7 @@ from circuit.batches import AnswerBatch, pair_batch
 from circuit.calibration import Calibration, task_loss
 from circuit.compact import AblatedModel
 from circuit.config import PruneConfig
+from circuit.edges import edge_ends
 from circuit.tasks import PairBatch
 from sparse_model.model import SparseTransformer
 from sparse_model.sites import site_names, site_width
@@ -53,12 +56,14 @@ class NodeIndex:
 
     def __init__(self, model: SparseTransformer) -> None:
         self.widths = {name: site_width(model.config, name) for name in site_names(model.config)}
+        starts = itertools.accumulate(self.widths.values(), initial=0)
+        self.first = dict(zip(self.widths, starts, strict=False))
         self.total = sum(self.widths.values())
         self.device = model.embedding.device
 
     def split(self, flat: Tensor) -> dict[str, Tensor]:
-        """Views (C,) of a flat vector (N,), one per site."""
-        return dict(zip(self.widths, torch.split(flat, list(self.widths.values())), strict=True))
+        """Views (..., C) of a flat vector (..., N), one per site."""
+        return dict(zip(self.widths, torch.split(flat, list(self.widths.values()), -1), strict=True))
 
     def channels(self, keep: Tensor) -> dict[str, Tensor]:
         """Site -> channels where the flat boolean `keep` (N,) is true."""
@@ -123,14 +128,16 @@ def learn_masks(
     means: Means,
     config: PruneConfig,
     reaches: Callable[[Tensor], bool],
+    among: Tensor | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
     """Mask parameters tau (N,) in [-1, 1] after learning; order nodes by it, keep those above 0.
 
     `reaches` tells whether nodes (N,) reach the target on all of the data. Of the states on the way, the one of fewest
-    nodes that does is returned: a batch shows too little to stop learning from drifting past the target.
+    nodes that does is returned: a batch shows too little to stop learning from drifting past the target. Nodes outside
+    `among` (N,), if it is given, are off for good.
     """
-    learner = _Learner(model, data, means, config)
+    learner = _Learner(model, data, means, config, among)
     states = []
     for step in range(config.steps):
         loss = learner.step(step)
@@ -155,13 +162,17 @@ def best_state(states: Sequence[Tensor], reaches: Callable[[Tensor], bool]) -> T
 class _Learner:
     """Everything that changes while masks are learned."""
 
-    def __init__(self, model: SparseTransformer, data: PairBatch, means: Means, config: PruneConfig) -> None:
+    def __init__(
+        self, model: SparseTransformer, data: PairBatch, means: Means, config: PruneConfig, among: Tensor | None
+    ) -> None:
         self.model, self.data, self.means, self.config = model, data, means, config
         self.device = model.embedding.device
         self.index = NodeIndex(model)
         self.generator = torch.Generator().manual_seed(config.seed)
         noise = torch.randn(self.index.total, generator=self.generator) * config.init_noise
-        self.tau = (config.init_bias + noise).clamp(-1, 1).to(self.device).requires_grad_()
+        tau = self._tied((config.init_bias + noise).clamp(-1, 1).to(self.device))
+        among = torch.ones_like(tau, dtype=torch.bool) if among is None else among
+        self.tau = tau.masked_fill(~among, -1).requires_grad_()
         # the logits' scale (its logarithm) and shift are learned along, as bisection will fit them
         self.fit = torch.zeros(2, device=self.device, requires_grad=True)
         self.adam = [Adam(self.tau, config.beta2, config.weight_decay), Adam(self.fit, config.beta2, 0.0)]
@@ -169,7 +180,7 @@ class _Learner:
         self.epoch: list[Tensor] = []
         self.k_coef, self.average_loss = config.k_coef, config.target_loss
         self.best: tuple[int, Tensor] | None = None
-        self._cut_to(torch.ones(self.index.total, dtype=torch.bool, device=self.device))
+        self._cut_to(among)
         self._temper()
 
     @property
@@ -180,9 +191,10 @@ class _Learner:
         """One optimiser step on a random batch of pairs; the batch's task loss in nats."""
         gates = gates_of(self.tau, self.config.temperature)
         loss = self._task_loss(self._batch(), gates)
-        gradients = torch.autograd.grad(loss + self.k_coef * gates.sum(), [self.tau, self.fit])
+        gradients = torch.autograd.grad(loss + self.k_coef * self._size(gates), [self.tau, self.fit])
         if float(loss.detach()) < self.ease:
             gradients[1][0].neg_()
+        gradients = (self._tied(gradients[0]), gradients[1])
         lr = self.config.lr * self._schedule(step)
         for adam, gradient in zip(self.adam, clipped(gradients), strict=True):
             adam.step(gradient, lr)
@@ -190,6 +202,16 @@ class _Learner:
             self.tau.clamp_(-1, 1)
         self._steer(float(loss.detach()))
         return float(loss.detach())
+
+    def _tied(self, flat: Tensor) -> Tensor:
+        """flat (N,), with `tie_qk` averaged over each pair of a query and a key channel: like starts and like
+        gradients keep both masks the same."""
+        parts = self.index.split(flat)
+        for site in parts if self.config.tie_qk else ():
+            if site.endswith("attn.q"):
+                key = site.removesuffix("q") + "k"
+                parts[site] = parts[key] = (parts[site] + parts[key]) / 2
+        return torch.cat(list(parts.values()))
 
     def _temper(self) -> None:
         """Start from a scale at which the whole model is no surer of its answers than `ease`."""
@@ -228,6 +250,14 @@ class _Learner:
     def _cut_to(self, alive: Tensor) -> None:
         self.alive = alive
         self.compact = AblatedModel(self.model, self.means, self.index.channels(alive))
+        self.ends = edge_ends(self.model, self.index.channels(alive), self.index.first)[:2]
+
+    def _size(self, gates: Tensor) -> Tensor:
+        """Kept nodes; `edge_price` of it is their edges instead, in units that leave the mean price of a node as is."""
+        nodes, share = gates.sum(), self.config.edge_price
+        edges = (gates[self.ends[0]] * gates[self.ends[1]]).sum()
+        unit = (nodes / (2 * edges).clamp_min(1)).detach()
+        return (1 - share) * nodes + share * unit * edges
 
     def _task_loss(self, batch: AnswerBatch, gates: Tensor) -> Tensor:
         margins = self.compact.margins(batch, self.index.split(gates))

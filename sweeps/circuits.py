@@ -9,7 +9,7 @@ import torch
 from circuit.ablation import Means, mean_activations
 from circuit.config import PruneConfig
 from circuit.graph import Circuit
-from circuit.pruning import find_circuit
+from circuit.pruning import METHODS, Method, find_circuits
 from circuit.tasks import build_task, task_named
 from sparse_model import storage
 from sparse_model.data.config import CorpusConfig
@@ -25,11 +25,15 @@ MEAN_TOKENS = 65_536
 """Training tokens that mean activations are taken over."""
 
 
-def settings(study: Study) -> list[PruneConfig]:
-    """How circuits of the study are searched, one configuration per target loss; the first decides what is solved."""
+def settings(study: Study) -> PruneConfig:
+    """How circuits of the study are searched: the first of its target losses decides what is solved."""
     solved = study.pruning.solved_loss or study.target_loss
-    updates = ({"target_loss": target, "solved_loss": solved} for target in study.target_losses)
-    return [study.pruning.model_copy(update=update) for update in updates]
+    return study.pruning.model_copy(update={"target_loss": study.target_loss, "solved_loss": solved})
+
+
+def methods(config: PruneConfig) -> tuple[Method, ...]:
+    """By which methods circuits are looked for."""
+    return METHODS if config.edges else ("node",)
 
 
 def measure_means(model_uri: str, data_uri: str, threads: int) -> Means:
@@ -67,20 +71,28 @@ def text_means(model: SparseTransformer, tokenizer: Tokenizer, corpus: CorpusCon
 
 
 def prune_task(
-    model_uri: str, task: str, configs: list[PruneConfig], circuits_uri: str, threads: int, means: Means
+    model_uri: str,
+    task: str,
+    config: PruneConfig,
+    targets: tuple[float, ...],
+    circuits_uri: str,
+    threads: int,
+    means: Means,
 ) -> list[dict[str, Any]]:
-    """Find, publish and describe one task's circuits, one per configuration (that is, per target loss)."""
+    """Find, publish and describe one task's circuits, one per target loss and method."""
     torch.set_num_threads(threads)
     model, tokenizer = from_pretrained(model_uri)
-    pairs = configs[0].pairs
-    data = build_task(task_named(task), tokenizer, n_train=pairs, n_heldout=pairs, seed=configs[0].seed)
-    rows = []
-    for i, config in enumerate(configs):
-        circuit = find_circuit(model, data, means, config)
-        name = task if i == 0 else f"{task}-{config.target_loss:g}"
-        storage.write_bytes_atomic(storage.join(circuits_uri, f"{name}.json"), circuit.to_json().encode())
-        rows.append(circuit_row(circuit))
-    return rows
+    data = build_task(task_named(task), tokenizer, n_train=config.pairs, n_heldout=config.pairs, seed=config.seed)
+    circuits = find_circuits(model, data, means, config, targets, methods(config))
+    for circuit in circuits:
+        circuit.save(storage.join(circuits_uri, f"{circuit_name(circuit, config.target_loss)}.json"))
+    return [circuit_row(circuit) for circuit in circuits]
+
+
+def circuit_name(circuit: Circuit, target: float) -> str:
+    """A circuit's file, less .json: the task, with the target loss unless it is the study's, and the method edge."""
+    other = "" if circuit.target_loss == target else f"-{circuit.target_loss:g}"
+    return f"{circuit.task}{other}{'-edge' if circuit.method == 'edge' else ''}"
 
 
 def circuit_row(circuit: Circuit) -> dict[str, Any]:

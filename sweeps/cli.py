@@ -8,7 +8,7 @@ import typer
 from pydantic import ValidationError
 
 from sparse_model.errors import InputError
-from sweeps.commands import data, doctor, frontier, importing, one, run
+from sweeps.commands import curves, data, doctor, frontier, importing, one, run
 
 app = typer.Typer(
     name="sweeps",
@@ -18,7 +18,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (run.run, one.train, one.prune, frontier.frontier, data.tasks, data.corpus, data.tokenizer):
+for command in (
+    *(run.run, one.train, one.prune, frontier.frontier, curves.curves, curves.baselines),
+    *(data.tasks, data.corpus, data.tokenizer),
+):
     app.command()(command)
 app.command("import")(importing.import_)
 app.command("doctor")(doctor.doctor)

@@ -20,12 +20,18 @@ FORMATS = ("png", "svg", "pdf")
 
 def plot_frontier(frontier: Frontier, uri: str, title: str | None = None) -> None:
     """Draw a frontier into an image at a path or URI that ends in .png, .svg or .pdf; InputError for any other."""
-    form = uri.split("?")[0].rsplit(".", 1)[-1].lower()
-    if form not in FORMATS:
-        raise InputError(f"plot {uri}; allowed endings: {', '.join('.' + name for name in FORMATS)}")
+    form = image_format(uri)
     buffer = io.BytesIO()
     draw(frontier, title).savefig(buffer, format=form, dpi=160, facecolor="white")
     storage.write_bytes_atomic(uri, buffer.getvalue())
+
+
+def image_format(uri: str) -> str:
+    """The format that the ending of a path or URI asks for; InputError where it is none of `FORMATS`."""
+    form = uri.split("?")[0].rsplit(".", 1)[-1].lower()
+    if form not in FORMATS:
+        raise InputError(f"plot {uri}; allowed endings: {', '.join('.' + name for name in FORMATS)}")
+    return form
 
 
 def draw(frontier: Frontier, title: str | None = None) -> Figure:

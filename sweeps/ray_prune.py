@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray
 
-from sweeps.circuits import measure_means, prune_task, settings
+from sweeps.circuits import measure_means, methods, prune_task, settings
 from sweeps.study import Study
 from sweeps.trial import Row, Trial, one_line
 
@@ -19,11 +20,11 @@ def find_circuits(trial: Trial, report: Callable[[int, int], None]) -> list[Row]
     threads = resources.cpus_per_pruning_task
     means = ray.remote(measure_means).options(**options).remote(trial.model_uri, trial.plan.data, threads)
     prune = ray.remote(prune_task).options(**options)
-    names = trial.study.task_names
+    names, config, targets = trial.study.task_names, settings(trial.study), trial.study.target_losses
     rows: dict[str, list[Row]] = {}
     report(0, len(names))
     for name, outcome in _bounded(
-        {name: (trial.model_uri, name, settings(trial.study), trial.circuits_uri, threads, means) for name in names},
+        {name: (trial.model_uri, name, config, targets, trial.circuits_uri, threads, means) for name in names},
         prune.remote,
         resources.pruning_parallel,
     ):
@@ -34,8 +35,9 @@ def find_circuits(trial: Trial, report: Callable[[int, int], None]) -> list[Row]
 
 
 def _failed(study: Study, task: str, error: Exception) -> list[Row]:
-    common = {"task": task, "method": "node", "status": "failed", "reason": one_line(error)}
-    return [common | {"target_loss": target} for target in study.target_losses]
+    common = {"task": task, "status": "failed", "reason": one_line(error)}
+    kinds = itertools.product(study.target_losses, methods(study.pruning))
+    return [common | {"target_loss": target, "method": method} for target, method in kinds]
 
 
 def _bounded(jobs: dict[str, tuple[Any, ...]], submit: Callable[..., Any], parallel: int) -> Iterator[tuple[str, Any]]:

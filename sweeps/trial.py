@@ -116,7 +116,8 @@ def publish(trial: Trial, circuits: list[Row], row: Row) -> None:
 def trial_row(trial: Trial, trained: Trained, circuits: list[Row]) -> Row:
     """The trial's row: configuration, figures of training, and what the circuits come to."""
     study, metrics = trial.study, trained.metrics
-    solved = [c["edges"] for c in circuits if c["status"] == "ok" and c["target_loss"] == study.target_loss]
+    compared = [c for c in circuits if (c["target_loss"], c["method"]) == (study.target_loss, "node")]
+    solved = [c["edges"] for c in compared if c["status"] == "ok"]
     figures = ("train_loss", "val_loss", "dead_neurons", "kurtosis", "active", "flops", "train_seconds")
     counts = ("l0", "total_params", "tokens")
     return (

@@ -5,28 +5,81 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+
+from circuit.ablation import mean_activations
+from circuit.edges import count_edges
+from circuit.evaluation import Judge
+from circuit.tasks import PairBatch
+from sparse_model.config import ModelConfig
+from sparse_model.model import SparseTransformer
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
+sys.path.insert(0, str(FOLDER))
 PARTS = {"projection_ms", "abstopk_ms", "attention_ms", "adamw_ms"}
 STEP_FIGURES = {"plain_dense_ms", "dense_ms", "sparse_ms", "sparse_over_plain_dense"} | PARTS
 
 
-def run(script: str, out: Path, *options: str) -> dict[str, object]:
-    command = [sys.executable, FOLDER / script, "--rounds", "1", "--json", out, *options]
+def run(script: str, out: Path, *options: str) -> dict[str, Any]:
+    command = [sys.executable, FOLDER / script, "--json", out, *options]
     subprocess.run(list(map(str, command)), check=True, capture_output=True, timeout=120)
-    figures: dict[str, object] = json.loads(out.read_text())
+    figures: dict[str, Any] = json.loads(out.read_text())
     return figures
 
 
 def test_train_step(tmp_path: Path) -> None:
-    figures = run("train_step.py", tmp_path / "figures.json", "--shape", "tiny")
+    figures = run("train_step.py", tmp_path / "figures.json", "--rounds", "1", "--shape", "tiny")
     assert figures.keys() == STEP_FIGURES
     assert figures["sparse_over_plain_dense"] == pytest.approx(figures["sparse_ms"] / figures["plain_dense_ms"])
 
 
 def test_kernels(tmp_path: Path) -> None:
-    figures = run("kernels.py", tmp_path / "figures.json")
+    figures = run("kernels.py", tmp_path / "figures.json", "--rounds", "1")
     assert figures.keys() == {"abstopk", "projection_4M", "attention", "loss"}
+
+
+def test_prune(tmp_path: Path, study_text: Callable[..., str]) -> None:
+    """From a model trained by the benchmark itself: figures of a task, their geometric means, and honest ratios."""
+    study = tmp_path / "tiny.yaml"
+    study.write_text(study_text({"trial.training.tokens": 40_000, "trial.training.lr": 0.1}))
+    small = ["--study", str(study), "--storage", str(tmp_path), "--train", "kind=dense,model.d_model=32"]
+    short = ["--tasks", "else_elif", "--pairs", "4", "--steps", "5", "--tuning", "2", "--timed-steps", "1"]
+    figures = run("prune.py", tmp_path / "figures.json", *small, *short, "--target", "0.6")
+    task = figures["else_elif"]
+    keys = ["recipe_seconds", "ours_seconds", "speedup", "recipe_edges", "ours_edges", "edges_ratio"]
+    assert set(keys) <= task.keys() == figures["geometric_mean"].keys()
+    assert task["speedup"] == pytest.approx(task["recipe_seconds"] / task["ours_seconds"])
+    assert task["recipe_seconds"] == pytest.approx(2 * task["recipe_seconds_untuned"])
+    assert task["edges_ratio"] == pytest.approx(max(1, task["ours_edges"]) / max(1, task["recipe_edges"]))
+
+
+def test_the_recipe_is_the_same_from_answer_positions_only() -> None:
+    """Sizes in the benchmark come from a faster forward pass: its masks and its circuit are those of the plain one."""
+    import paper_recipe
+    import prune
+
+    torch.manual_seed(0)
+    model = SparseTransformer(ModelConfig(vocab_size=30, context=16, n_layer=2, d_model=16, d_head=8))
+    tokens, length = torch.randint(0, 30, (60, 9)), torch.randint(4, 10, (60,))
+    length[0] = 9
+    right = torch.randint(0, 30, (60,))
+    data = PairBatch(tokens, length, right, (right + 1) % 30)
+    means = mean_activations(model, [torch.randint(0, 30, (8, 16))])
+    settings = paper_recipe.Settings(steps=30, lr=0.03, batch_pairs=4, k_coef=1e-3)
+    plain = paper_recipe.plain_forward(model, data, means)
+    found = [paper_recipe.learn(data, means, settings, f) for f in (plain, prune.answers_only(model, data, means))]
+    for name, tau in found[0].items():
+        torch.testing.assert_close(found[1][name], tau, rtol=1e-3, atol=1e-3)
+    judge = Judge(model, means, data)
+    gates = {name: (tau > 0).float() for name, tau in found[0].items()}
+    keep = torch.cat(list(gates.values())) > 0
+    loss = paper_recipe.calibrated_loss(data, gates, plain)
+    assert loss == pytest.approx(judge.calibrated(keep)[0], rel=1e-3, abs=1e-4)
+    assert loss > 0.01
+    kept = judge.index.channels(keep)
+    assert paper_recipe.count_edges(model, kept) == count_edges(model, kept) > 0

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from circuit.ablation import Means
-from circuit.pruning import find_circuit
+from circuit.pruning import Method, find_circuit
 from circuit.tasks import build_task, task_named
 from sparse_model import storage
 from sparse_model.checkpoint import LocalCheckpoints
@@ -72,6 +72,7 @@ def prune(
     ],
     task: Annotated[str, typer.Argument(help="name of a task (see `sweeps tasks`)")],
     out: Annotated[str | None, typer.Option(help="write the circuit into this JSON file")] = None,
+    method: Annotated[Method, typer.Option(help="prune nodes alone, or edges as well")] = "node",
     target: Annotated[float | None, typer.Option(help="task loss in nats, instead of the study's target")] = None,
     study: Annotated[str, typer.Option(help="whose corpus and pruning settings: a file or a shipped name")] = (
         "quickstart"
@@ -83,12 +84,12 @@ def prune(
     Mean activations are taken over the study's training text, in the model's own tokens.
     """
     asked, wanted = load_study(study, storage_uri), task_named(task)
-    trained, tokenizer = from_pretrained(model)
-    config = settings(asked)[0]
+    config = settings(asked)
     if target is not None:
         config = type(config).model_validate(config.model_dump() | {"target_loss": target})
+    trained, tokenizer, means = opened(model, asked)
     prompts = build_task(wanted, tokenizer, n_train=config.pairs, n_heldout=config.pairs, seed=config.seed)
-    circuit = find_circuit(trained, prompts, _means(trained, tokenizer, asked), config)
+    circuit = find_circuit(trained, prompts, means, config, method=method)
     if out is not None:
         storage.write_bytes_atomic(out, circuit.to_json().encode())
     for name, value in circuit_row(circuit).items():
@@ -96,15 +97,17 @@ def prune(
     return 0 if circuit.status == "ok" else 1
 
 
-def _means(model: SparseTransformer, tokenizer: Tokenizer, study: Study) -> Means:
-    """Those a trial of the study would take; of the same text in the model's tokens where they are others."""
+def opened(model: str, study: Study) -> tuple[SparseTransformer, Tokenizer, Means]:
+    """A model, its tokenizer and its mean activations: those a trial of the study would take; of the same text in the
+    model's tokens where they are others."""
+    trained, tokenizer = from_pretrained(model)
     console = Console(stderr=True)
     data = prepared(study, console)
     if data.tokenizer.to_json() == tokenizer.to_json():
-        return model_means(model, data)
+        return trained, tokenizer, model_means(trained, data)
     said = f"the model's tokenizer is not that of study {study.name}: means are of the study's text in its own"
     console.print(said, markup=False, highlight=False, soft_wrap=True)
-    return text_means(model, tokenizer, study.corpus)
+    return trained, tokenizer, text_means(trained, tokenizer, study.corpus)
 
 
 def chosen(space: Space, assignments: list[str], seed: int) -> TrialConfig:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from circuit.ablation import Means, mean_activations, zero_means
 from circuit.batches import all_batches, pair_batch
+from circuit.calibration import Calibration, calibrated_loss, task_loss
 from circuit.compact import AblatedModel
+from circuit.evaluation import Judge
+from circuit.parts import Parts
 from circuit.tasks import PairBatch
 from sparse_model.config import ModelConfig
 from sparse_model.model import SparseTransformer
@@ -114,3 +121,93 @@ def test_batches_hold_every_prompt_once_and_no_longer_than_needed() -> None:
         together = torch.cat([compact.margins(batch) for batch in batches])
         expected = all_margins(compact, data)
     torch.testing.assert_close(together.sort().values, expected.sort().values, rtol=1e-5, atol=1e-5)
+
+
+def random_edges(model: AblatedModel, share: float) -> dict[str, Tensor]:
+    """Some of the weights between kept nodes, by target site."""
+    generator = torch.Generator().manual_seed(4)
+    edges = {}
+    for between in model.projections():
+        target, source = between.weight.nonzero().unbind(1)
+        pairs = torch.stack([between.outputs[target], between.inputs[source]], 1)
+        edges[between.target] = pairs[torch.rand(len(pairs), generator=generator) < share]
+    return edges
+
+
+def without_edges(model: SparseTransformer, means: Means, kept: dict[str, Tensor], edges: dict[str, Tensor]) -> Any:
+    """A copy whose weights between kept nodes that are not among the edges became part of the target's bias."""
+    edited, D = copy.deepcopy(model), model.config.d_attn
+    with torch.no_grad():
+        for i, layer in enumerate(edited.layers):
+            for source, target, linear, first in (
+                ("attn.in", "attn.q", layer.attn.qkv, 0),
+                ("attn.in", "attn.k", layer.attn.qkv, D),
+                ("attn.in", "attn.v", layer.attn.qkv, 2 * D),
+                ("attn.v", "attn.out", layer.attn.out, 0),
+                ("mlp.in", "mlp.act", layer.mlp.up, 0),
+                ("mlp.act", "mlp.out", layer.mlp.down, 0),
+            ):
+                a, b = f"layers.{i}.{source}", f"layers.{i}.{target}"
+                if linear.bias is None:
+                    linear.bias = torch.nn.Parameter(torch.zeros(len(linear.weight)))
+                stays = set(map(tuple, edges.get(b, torch.zeros(0, 2)).tolist()))
+                for t, s in itertools.product(kept[b].tolist(), kept[a].tolist()):
+                    if (t, s) not in stays:
+                        linear.bias[first + t] += linear.weight[first + t, s] * means[a][s]
+                        linear.weight[first + t, s] = 0
+    return edited
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_removed_edges_carry_the_mean_of_their_source(variant: str, share: float) -> None:
+    model, data = random_model(variant), random_pairs()
+    means = mean_activations(model, [torch.randint(0, 30, (8, 16))])
+    kept = random_nodes(model, 0.5)
+    nodes = {name: torch.zeros_like(means[name]).index_fill(0, kept[name], 1.0) for name in means}
+    edges = random_edges(AblatedModel(model, means, kept), share)
+    with torch.no_grad():
+        expected = reference_margins(without_edges(model, means, kept, edges), means, nodes, data)
+        actual = all_margins(AblatedModel(model, means, kept, edges), data)
+        whole = all_margins(AblatedModel(model, means, kept), data)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(actual, whole, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("edges", [False, True])
+def test_candidates_judged_together_are_those_judged_alone(variant: str, edges: bool) -> None:
+    model = random_model(variant)
+    means = mean_activations(model, [torch.randint(0, 30, (8, 16))])
+    judge = Judge(model, means, random_pairs())
+    generator = torch.Generator().manual_seed(6)
+    parts = Parts(judge, torch.rand(judge.index.total, generator=generator) < 0.5, edges)
+    keep = parts.everything()
+    drop = torch.rand(3, len(keep), generator=generator) < torch.tensor([[0.05], [0.3], [1.0]])
+    candidates = parts.closed(keep & ~(drop & parts.removable(keep)))
+    together = parts.margins(keep, candidates)
+    alone = torch.stack([judge.margins(one[: parts.n_nodes], parts.edges(one)) for one in candidates])
+    # rounding may let another of two nearly tied activations through AbsTopK
+    assert float(torch.isclose(together, alone, rtol=1e-4, atol=1e-4).float().mean()) > 0.97
+    assert not torch.allclose(together[0], together[1], atol=1e-3)
+    assert parts.losses(keep, candidates) == [calibrated_loss(margins, judge.sides)[0] for margins in together]
+
+
+@pytest.mark.parametrize("edges", [False, True])
+def test_harm_is_the_derivative_of_the_loss(edges: bool) -> None:
+    """Against small steps of each gate from 1 towards 0."""
+    model = random_model("dense")
+    means = mean_activations(model, [torch.randint(0, 30, (8, 16))])
+    judge = Judge(model, means, random_pairs())
+    parts = Parts(judge, torch.rand(judge.index.total, generator=torch.Generator().manual_seed(0)) < 0.1, edges)
+    keep = parts.everything()
+    harm = parts.harm(keep, Calibration(0.5, 0.1))
+    compact, values = AblatedModel(model, means, judge.index.channels(parts.nodes)), keep.float()
+
+    def loss(gates: Tensor) -> float:
+        margins = [compact.margins(batch, parts._gates(compact, gates)).double() for batch in judge.batches]
+        return float(task_loss(torch.cat(margins), judge.sides, Calibration(0.5, 0.1)))
+
+    for part in parts.removable(keep).nonzero().flatten()[::3]:
+        ends = [loss(values.index_fill(0, part, 1 + change)) for change in (-0.02, 0.02)]
+        assert float(harm[part]) == pytest.approx((ends[0] - ends[1]) / 0.04, rel=0.05, abs=2e-5)

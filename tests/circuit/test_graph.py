@@ -79,6 +79,29 @@ def test_round_trip_gives_an_equal_circuit_and_the_same_loss(planted: Any, found
     assert circuit_score(planted.model, loaded, planted.task.train).loss == found.loss
 
 
+def test_edge_circuit_gives_the_same_loss_after_a_round_trip(planted: Any, tmp_path: Path) -> None:
+    # half of the weights between the nodes of a large circuit
+    config = PruneConfig(steps=2, eliminate=False)
+    nodes = find_circuit(planted.model, planted.task, planted.means, config)
+    circuit = find_circuit(planted.model, planted.task, planted.means, PruneConfig(steps=2), method="edge")
+    some = {"edges": nodes.edges[::2], "n_edges": len(nodes.edges[::2])}
+    circuit = circuit.model_copy(update={"nodes": nodes.nodes, "n_nodes": nodes.n_nodes, **some})
+    path = str(tmp_path / "circuit.json")
+    circuit.save(path)
+    loaded = Circuit.load(path)
+    assert loaded == circuit
+    assert loaded.method == "edge"
+    got = circuit_score(planted.model, loaded, planted.task.train).loss
+    assert got == circuit_score(planted.model, circuit, planted.task.train).loss
+    assert got != circuit_score(planted.model, nodes, planted.task.train).loss
+
+
+def test_edge_circuit_scores_as_it_was_found(planted: Any) -> None:
+    circuit = find_circuit(planted.model, planted.task, planted.means, PruneConfig(steps=20), method="edge")
+    score = circuit_score(planted.model, Circuit.from_json(circuit.to_json()), planted.task.heldout)
+    assert score.loss == pytest.approx(circuit.heldout_loss, abs=1e-7)
+
+
 def test_another_model_is_refused(planted: Any, found: Circuit) -> None:
     other = SparseTransformer(planted.model.config)
     other.load_state_dict(planted.model.state_dict())

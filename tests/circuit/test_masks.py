@@ -61,7 +61,7 @@ def test_learning_is_reproducible_and_bounded(planted: Any) -> None:
         planted.means,
         Judge(planted.model, planted.means, planted.task.train).at(0.15),
     )
-    first = learn_masks(planted.model, data, means, config, reaches, lambda *a: seen.append(a))
+    first = learn_masks(planted.model, data, means, config, reaches, progress=lambda *a: seen.append(a))
     again = learn_masks(planted.model, data, means, config, reaches)
     other = learn_masks(planted.model, data, means, config.model_copy(update={"seed": 1}), reaches)
     assert torch.equal(first, again)

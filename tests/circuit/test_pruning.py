@@ -12,10 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from circuit.config import PruneConfig
-from circuit.discretise import bisect_nodes, eliminate, fewest
+from circuit.discretise import bisect_nodes, fewest
+from circuit.elimination import eliminate
 from circuit.evaluation import Judge, task_scores
 from circuit.graph import Circuit
-from circuit.pruning import find_circuit
+from circuit.parts import Parts
+from circuit.pruning import find_circuit, find_circuits
 from circuit.tasks import TaskData
 
 
@@ -106,8 +108,48 @@ def test_bisection_goes_beyond_what_was_learned_where_that_is_too_little(planted
 
 def test_elimination_leaves_the_planted_nodes_of_all(planted: Any) -> None:
     judge = Judge(planted.model, planted.means, planted.task.train)
-    keep = eliminate(judge, judge.everything(), 0.15)
-    assert torch.equal(keep, judge.index.flat(planted.nodes))
+    parts = Parts(judge, judge.everything())
+    keep = eliminate(parts, parts.everything(), 0.15)
+    assert torch.equal(keep[: parts.n_nodes], judge.index.flat(planted.nodes))
+
+
+def test_elimination_leaves_the_planted_edges_of_all(planted: Any) -> None:
+    """Random weights join the planted nodes to others of the layer; node pruning cannot take those between them out."""
+    model = copy.deepcopy(planted.model)
+    with torch.no_grad():
+        model.layers[1].attn.qkv.weight[0, [0, 1]] = 0.01  # the question's query reads the sign and the mark as well
+        model.layers[1].attn.qkv.weight[33, [1, 2]] = 0.01
+    circuit = find_circuit(model, planted.task, planted.means, PruneConfig(), method="edge")
+    edges = {(e.target.site.removeprefix("layers.1."), e.source.channel, e.target.channel) for e in circuit.edges}
+    assert edges == planted.edges
+    assert circuit.nodes == planted.nodes
+    assert find_circuit(model, planted.task, planted.means, PruneConfig()).n_edges == len(edges) + 4
+
+
+@pytest.mark.parametrize("edges", [False, True])
+def test_what_is_left_is_minimal(planted: Any, edges: bool) -> None:
+    judge = Judge(planted.model, planted.means, planted.task.train)
+    generator = torch.Generator().manual_seed(2)
+    nodes = judge.index.flat(planted.nodes) | (torch.rand(judge.index.total, generator=generator) < 0.2)
+    parts = Parts(judge, nodes, edges)
+    target = parts.calibrated(parts.everything())[0] * 1.5
+    keep = eliminate(parts, parts.everything(), target)
+    assert parts.calibrated(keep)[0] <= target
+    assert int(keep.sum()) < int(parts.everything().sum())
+    for part in parts.removable(keep).nonzero().flatten():
+        assert parts.calibrated(parts.closed(keep.index_fill(0, part, False)))[0] > target
+
+
+def test_curve_is_monotone_and_every_circuit_reaches_its_target(planted: Any) -> None:
+    targets = (0.15, 0.5, 0.05, 0.3, 1e-9)
+    found = find_circuits(planted.model, planted.task, planted.means, PruneConfig(steps=40), targets)
+    assert [(c.target_loss, c.method) for c in found] == [(t, m) for t in targets for m in ("node", "edge")]
+    assert [c.status for c in found] == ["ok"] * 8 + ["unsolved"] * 2
+    for method in ("node", "edge"):
+        sizes = {c.target_loss: c.n_edges for c in found if c.method == method and c.status == "ok"}
+        assert [sizes[t] for t in sorted(sizes)] == sorted(sizes.values(), reverse=True)
+    assert all(c.loss <= c.target_loss for c in found[:8])
+    assert all(edge.n_edges <= node.n_edges for node, edge in zip(found[::2], found[1::2], strict=True))
 
 
 @given(st.integers(0, 50), st.integers(0, 50), st.integers(0, 50))

@@ -21,7 +21,19 @@ from sweeps.rows import write_circuit_rows, write_trial_row
 from sweeps.study import ResourceConfig, read_study
 
 Text = Callable[..., str]
-COMMANDS = ("run", "train", "prune", "import", "frontier", "tasks", "corpus", "tokenizer", "doctor")
+COMMANDS = (
+    "run",
+    "train",
+    "prune",
+    "import",
+    "frontier",
+    "tasks",
+    "corpus",
+    "tokenizer",
+    "curves",
+    "baselines",
+    "doctor",
+)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from sparse_model import storage
 from sparse_model.errors import InputError
 from sweeps import ray_prune, ray_train
 from sweeps.frontier import Frontier
+from sweeps.interrupts import Interrupts
 from sweeps.objectives import METRICS, PENALTIES
 from sweeps.progress import StudyProgress
 from sweeps.runner import TrialEvents, differences, stored_results
@@ -47,7 +48,7 @@ def suggestion(study: Study) -> dict[str, Any]:
 
 
 def circuit(task: str, status: str, edges: int | None, target: float = 0.15) -> dict[str, Any]:
-    return {"task": task, "status": status, "edges": edges, "target_loss": target}
+    return {"task": task, "status": status, "edges": edges, "target_loss": target, "method": "node"}
 
 
 def play(
@@ -73,12 +74,13 @@ def play(
 
 def test_a_trial_that_ends_well(study: Study, monkeypatch: pytest.MonkeyPatch, reported: list[dict[str, Any]]) -> None:
     found = [circuit("a", "ok", 4), circuit("b", "ok", 9), circuit("c", "unsolved", None), circuit("a", "ok", 99, 0.5)]
+    found.append(circuit("a", "ok", 1) | {"method": "edge"})  # never mixed with the others
     row = play(study, monkeypatch, Trained("ok", "", FIGURES), found)
     assert (row["status"], row["eligible"], row["tasks_solved"], row["l0"]) == ("ok", True, 2, 100)
     assert (row["active"], row["active_neurons"]) == (0.2, 0.1)
     assert row["circuit_edges"] == pytest.approx(6)
     assert [reported[-1][metric] for metric in METRICS] == [2.0, row["circuit_edges"]]
-    assert Frontier(study.root).circuits().num_rows == 4
+    assert Frontier(study.root).circuits().num_rows == 5
 
 
 def test_too_few_tasks_keep_a_trial_off_the_frontier(
@@ -137,7 +139,7 @@ def test_the_driver_sees_to_a_trial_that_kept_crashing(study: Study) -> None:
         def line(self, text: str) -> None: ...
         def end(self, name: str) -> None: ...
 
-    events = TrialEvents(Plan(study, "data"), StudyProgress(Silent(), study))  # type: ignore[arg-type]
+    events = TrialEvents(Plan(study, "data"), StudyProgress(Silent(), study), Interrupts())  # type: ignore[arg-type]
     error = ray.exceptions.WorkerCrashedError()
     events.on_trial_error(1, [], SimpleNamespace(config=suggestion(study), get_error=lambda: error))
     (row,) = Frontier(study.root).trials().to_pylist()

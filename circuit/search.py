@@ -1,0 +1,125 @@
+"""The search for the smallest circuits of one task at one or many target losses (METHOD 6).
+
+Targets are taken from the strictest on. The circuit of a looser target is searched for inside that of the stricter
+one, so sizes never grow as the target loosens, and one search gives the whole curve.
+
+Shapes: N nodes of a model, in the order of `NodeIndex`; `keep` (N + E,), see `Parts`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from circuit.compact import Edges
+from circuit.config import PruneConfig
+from circuit.discretise import bisect_nodes
+from circuit.elimination import eliminate
+from circuit.evaluation import Judge
+from circuit.exploration import explore
+from circuit.masks import Progress, learn_masks
+from circuit.parts import Parts
+from circuit.tasks import PairBatch
+
+INSIDE = 0.25
+"""Share of the steps of mask learning that a search inside a stricter circuit takes: little is left to learn."""
+
+
+class Solution(NamedTuple):
+    """A circuit as a part of its `parts`."""
+
+    parts: Parts
+    keep: Tensor
+
+    @property
+    def nodes(self) -> Tensor:
+        """(N,) kept nodes."""
+        return self.keep[: self.parts.n_nodes]
+
+    @property
+    def edges(self) -> Edges | None:
+        """Kept edges; None where the nodes say which they are."""
+        return self.parts.edges(self.keep)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Edges, then nodes: what circuits are compared by."""
+        return int(self.keep[self.parts.n_nodes :].sum()), int(self.nodes.sum())
+
+
+def node_circuits(
+    judge: Judge, data: PairBatch, config: PruneConfig, targets: Iterable[float], progress: Progress | None = None
+) -> dict[float, Solution]:
+    """The smallest circuits found that reach each target, pruned by nodes; `data` is what `judge` judges by.
+
+    Masks of the whole model are learned for the strictest target and for `config.target_loss`. Targets that not even
+    the whole model reaches are left out.
+    """
+    whole = judge.calibrated(judge.everything())[0]
+    targets = sorted(target for target in targets if whole <= target)
+    found: dict[float, Solution] = {}
+    inside: Solution | None = None
+    for target in targets:
+        here = config.model_copy(update={"target_loss": target})
+        candidates = [inside] if inside else []
+        if inside is None or target == config.target_loss:
+            candidates += _explored(judge, data, here, progress)
+        if inside is not None:
+            steps = max(1, round(INSIDE * config.steps))
+            candidates.append(learned(judge, data, here.model_copy(update={"steps": steps}), inside.nodes, progress))
+            candidates.append(_shrunk(inside, config, target))
+        found[target] = inside = smallest(candidates)
+    return found
+
+
+def _explored(judge: Judge, data: PairBatch, config: PruneConfig, progress: Progress | None) -> list[Solution]:
+    """Circuits of the whole model from every search that the configuration's budget allows."""
+    found: list[Solution] = []
+
+    def search(start: PruneConfig) -> float:
+        found.append(learned(judge, data, start, judge.everything(), progress))
+        return math.log1p(found[-1].size[0])
+
+    explore(config, search)
+    return found
+
+
+def learned(
+    judge: Judge, data: PairBatch, config: PruneConfig, among: Tensor, progress: Progress | None = None
+) -> Solution:
+    """The circuit of `config.target_loss` among nodes (N,) that reach it: masks, bisection, elimination."""
+    tau = learn_masks(judge.model, data, judge.means, config, judge.at(config.target_loss), among, progress)
+    nodes = bisect_nodes(judge, tau, config.target_loss, among)
+    assert nodes is not None, "the nodes to choose from reach the target"
+    return eliminated(judge, nodes, config, config.target_loss)
+
+
+def eliminated(judge: Judge, nodes: Tensor, config: PruneConfig, target: float) -> Solution:
+    """The circuit of nodes (N,) that reach the target, without those it can spare if `config` asks for that."""
+    parts = Parts(judge, nodes)
+    return _shrunk(Solution(parts, parts.everything()), config, target)
+
+
+def edge_circuits(found: Mapping[float, Solution], config: PruneConfig) -> dict[float, Solution]:
+    """The same circuits pruned by edges as well: weights that the target loss does not need carry means only."""
+    cut: dict[float, Solution] = {}
+    inside: Solution | None = None
+    for target, solution in found.items():
+        parts = Parts(solution.parts.judge, solution.nodes, edges=True)
+        starts = [Solution(parts, parts.everything()), *([inside] if inside else [])]
+        cut[target] = inside = smallest([_shrunk(start, config, target) for start in starts])
+    return cut
+
+
+def smallest(candidates: Sequence[Solution]) -> Solution:
+    """The one of fewest edges, of those the one of fewest nodes."""
+    return min(candidates, key=lambda solution: solution.size)
+
+
+def _shrunk(solution: Solution, config: PruneConfig, target: float) -> Solution:
+    if not config.eliminate:
+        return solution
+    return solution._replace(keep=eliminate(solution.parts, solution.keep, target))

@@ -1,0 +1,68 @@
+"""The budget of a search: seeds and tuning trials, for real answers and shuffled ones alike."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from circuit import search
+from circuit.config import PruneConfig
+from circuit.evaluation import Judge
+from circuit.exploration import FACTORS, explore
+from circuit.masks import NodeIndex, learn_masks
+from circuit.pruning import find_circuit
+from circuit.search import smallest
+
+
+def test_the_budget_is_seeds_then_points_around_the_settings() -> None:
+    seen: list[PruneConfig] = []
+
+    def far_from_seven(config: PruneConfig) -> float:
+        seen.append(config)
+        return abs(config.k_coef / 7e-3 - 1)
+
+    config = PruneConfig(seed=3, restarts=2, tuning_trials=12)
+    explore(config, far_from_seven)
+    assert [c.seed for c in seen[:3]] == [3, 4, 3]
+    assert seen[0] == config
+    assert len(seen) == 14
+    for name, factor in FACTORS.items():
+        values = [getattr(c, name) / getattr(config, name) for c in seen[2:]]
+        assert all(0.999 / factor <= value <= 1.001 * factor for value in values)
+        assert len(set(values)) > 6
+    first = list(seen)
+    seen.clear()
+    explore(config, far_from_seven)
+    assert seen == first
+
+
+def test_the_smallest_of_all_searches_is_kept_and_the_control_has_as_many(planted: Any, monkeypatch: Any) -> None:
+    learned: list[str] = []
+
+    def counted(model: Any, data: Any, *rest: Any) -> Any:
+        learned.append("real" if data is planted.task.train else "shuffled")
+        return learn_masks(model, data, *rest)
+
+    monkeypatch.setattr("circuit.search.learn_masks", counted)
+    monkeypatch.setattr("circuit.faithfulness.learn_masks", counted)
+    sizes: list[list[tuple[int, int]]] = []
+
+    def watched(candidates: list[search.Solution]) -> search.Solution:
+        sizes.append([solution.size for solution in candidates])
+        return smallest(candidates)
+
+    monkeypatch.setattr(search, "smallest", watched)
+    config = PruneConfig(steps=10, eliminate=False, restarts=2, tuning_trials=1)
+    circuit = find_circuit(planted.model, planted.task, planted.means, config)
+    assert learned == ["real"] * 3 + ["shuffled"] * 3
+    assert (circuit.n_edges, circuit.n_nodes) == min(sizes[0])
+
+
+def test_tied_masks_are_the_same_for_query_and_key(planted: Any) -> None:
+    judge = Judge(planted.model, planted.means, planted.task.train)
+    for tie in (True, False):
+        config = PruneConfig(steps=12, tie_qk=tie, retire=1)
+        tau = learn_masks(planted.model, planted.task.train, planted.means, config, judge.at(0.15))
+        parts = NodeIndex(planted.model).split(tau)
+        assert torch.equal(parts["layers.1.attn.q"], parts["layers.1.attn.k"]) == tie

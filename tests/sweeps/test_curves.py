@@ -1,0 +1,76 @@
+"""Mean curves over tasks, their table and picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sparse_model.errors import InputError
+from sweeps.cli import status_of
+from sweeps.curves import Point, mean_curves, plot_curves, sizes_of
+from sweeps.rows import write_circuit_rows, write_trial_row
+
+
+def row(trial: str, task: str, target: float, edges: int | None, method: str = "node") -> dict[str, Any]:
+    found = {"task": task, "target_loss": target, "edges": edges, "method": method, "trial": trial, "study": "s"}
+    return found | {"status": "ok" if edges is not None else "unsolved"}
+
+
+def test_means_are_over_the_tasks_that_all_reach() -> None:
+    a = {"x": {0.5: 4, 0.1: 9}, "y": {0.5: 16, 0.1: None}, "z": {0.5: 1}}
+    b = {"x": {0.5: 40, 0.1: 90, 0.01: 7}, "y": {0.5: 160, 0.1: 3}}
+    points = mean_curves({"a": a, "b": b}, (0.01, 0.1, 0.5))
+    assert [(point.target, point.tasks) for point in points] == [(0.5, 2), (0.1, 1)]
+    assert points[0].means == pytest.approx({"a": 8, "b": 80})
+    assert points[1].means == pytest.approx({"a": 9, "b": 90})
+
+
+def test_methods_and_unsolved_tasks_are_kept_apart() -> None:
+    rows = [row("t", "x", 0.5, 7), row("t", "x", 0.5, 3, "edge"), row("t", "y", 0.5, None)]
+    assert sizes_of(rows, "node") == {"x": {0.5: 7}}
+    assert sizes_of(rows, "edge") == {"x": {0.5: 3}}
+
+
+def test_a_studys_rows_are_compared_without_a_search(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for trial, factor in (("lean", 1), ("wide", 16)):
+        rows = [
+            row(trial, "else_elif", target, factor * edges, method)
+            for target, edges in ((0.5, 2), (0.15, 5), (0.04, 9))
+            for method in ("node", "edge")
+        ]
+        write_circuit_rows(str(tmp_path), trial, rows)
+        write_trial_row(str(tmp_path), {"study": "s", "trial": trial, "status": "ok"})
+    picture = tmp_path / "curve.png"
+    models = [str(tmp_path / "models" / trial) for trial in ("lean", "wide")]
+    assert status_of(["curves", *models, "--plot", str(picture)]) == 0
+    said = capsys.readouterr().out
+    assert said.count("16.0 x") == 6
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_nothing_to_draw_and_bad_endings_are_input_errors(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nothing to draw"):
+        plot_curves({"node": []}, str(tmp_path / "x.png"), "t")
+    with pytest.raises(InputError, match="allowed endings"):
+        plot_curves({"node": [Point(0.5, 1, {"a": 1.0})]}, str(tmp_path / "x.exe"), "t")
+
+
+def test_commands_on_a_trained_model(
+    study_text: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = tmp_path / "tiny.yaml"
+    changes = {"trial.training.tokens": 40_000, "trial.training.lr": 0.1, "target_losses": [0.6]}
+    study.write_text(study_text(changes | {"pruning": {"pairs": 8, "steps": 30}}))
+    common = ["--study", str(study), "--storage", str(tmp_path)]
+    size = ["--set", "kind=dense", "--set", "model.d_model=32", "--set", "training.lr=0.1"]
+    model = str(tmp_path / "model")
+    assert status_of(["train", model, *common, *size]) == 0
+    capsys.readouterr()
+    assert status_of(["baselines", model, *common, "--tasks", "else_elif", "--plot", str(tmp_path / "b.png")]) == 0
+    assert "attribution" in capsys.readouterr().out
+    assert status_of(["curves", model, model, *common, "--tasks", "else_elif"]) == 0
+    assert "1.0 x" in capsys.readouterr().out
+    assert status_of(["curves", model, model, *common, "--tasks", "nonsense"]) == 2
