@@ -16,6 +16,7 @@ from sparse_model import storage
 from sparse_model.errors import InputError
 from sweeps import ray_prune, ray_train
 from sweeps.frontier import Frontier
+from sweeps.interrupts import Interrupts
 from sweeps.objectives import METRICS, PENALTIES
 from sweeps.progress import StudyProgress
 from sweeps.runner import TrialEvents, differences, stored_results
@@ -137,7 +138,7 @@ def test_the_driver_sees_to_a_trial_that_kept_crashing(study: Study) -> None:
         def line(self, text: str) -> None: ...
         def end(self, name: str) -> None: ...
 
-    events = TrialEvents(Plan(study, "data"), StudyProgress(Silent(), study))  # type: ignore[arg-type]
+    events = TrialEvents(Plan(study, "data"), StudyProgress(Silent(), study), Interrupts())  # type: ignore[arg-type]
     error = ray.exceptions.WorkerCrashedError()
     events.on_trial_error(1, [], SimpleNamespace(config=suggestion(study), get_error=lambda: error))
     (row,) = Frontier(study.root).trials().to_pylist()
