@@ -64,8 +64,10 @@ def load_openai(uri: str, tokenizer_uri: str | None = None) -> tuple[SparseTrans
     tokenizer = _read_tokenizer(tokenizer_uri or uri, required=tokenizer_uri is not None)
     if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
         raise InputError(f"{uri}: vocab_size {config.vocab_size}; the tokenizer has {tokenizer.vocab_size} tokens")
+    path = storage.join(uri, WEIGHTS)
+    weights = _read_weights(path)  # before there is a model: while they are read they take their memory twice
     model = SparseTransformer(config)
-    _fill(model, _read_weights(storage.join(uri, WEIGHTS)), storage.join(uri, WEIGHTS))
+    _fill(model, weights, path)
     return model.eval(), tokenizer
 
 

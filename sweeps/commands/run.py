@@ -12,12 +12,14 @@ from sweeps.cluster import prepare_environment
 from sweeps.frontier import Frontier
 from sweeps.plot import plot_frontier
 from sweeps.progress import Show, StudyProgress
-from sweeps.study import Study, load_study
+from sweeps.study import Study, load_study, shipped_studies
 from sweeps.table import frontier_table, terminal
 
 
 def run(
-    study: Annotated[str, typer.Argument(help="a study file, or the name of a shipped study (quickstart, smoke)")],
+    study: Annotated[
+        str, typer.Argument(help=f"a study file, or the name of a shipped study ({', '.join(shipped_studies())})")
+    ],
     storage_uri: Annotated[
         str | None, typer.Option("--storage", help="folder or URI for results, instead of the study's own")
     ] = None,

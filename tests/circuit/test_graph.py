@@ -15,6 +15,8 @@ from circuit.evaluation import circuit_score
 from circuit.graph import Circuit, Node, fingerprint, to_networkx
 from circuit.masks import NodeIndex
 from circuit.pruning import find_circuit
+from circuit.tasks import PairBatch
+from sparse_model.config import ModelConfig
 from sparse_model.errors import InputError
 from sparse_model.model import SparseTransformer
 
@@ -27,7 +29,7 @@ def found(planted: Any) -> Circuit:
 
 def brute_force_edges(model: SparseTransformer, kept: dict[str, torch.Tensor]) -> set[tuple[str, int, str, int, float]]:
     edges: set[tuple[str, int, str, int, float]] = set()
-    D = model.config.d_model
+    D = model.config.d_attn
     for i, layer in enumerate(model.layers):
         matrices = [
             ("attn.in", "attn.q", layer.attn.qkv.weight[:D]),
@@ -55,6 +57,27 @@ def test_edges_equal_a_loop_over_pairs_of_kept_nodes(planted: Any, share: float)
     assert got == brute_force_edges(planted.model, kept)
     assert len(got) == len(edges) == count_edges(planted.model, kept)
     assert {e.matrix for e in edges} <= {"qkv", "out", "up", "down"}
+
+
+def test_edges_of_a_model_with_positions_beside_the_stream_and_few_heads() -> None:
+    torch.manual_seed(0)
+    options = {"n_head": 3, "positions": "concatenated", "d_position": 4}
+    model = SparseTransformer(ModelConfig(vocab_size=12, context=24, n_layer=2, d_model=16, d_head=4, **options))
+    index = NodeIndex(model)
+    kept = index.channels(torch.rand(index.total, generator=torch.Generator().manual_seed(1)) < 0.5)
+    edges = edges_between(model, kept)
+    got = {(e.source.site, e.source.channel, e.target.site, e.target.channel, e.weight) for e in edges}
+    assert got == brute_force_edges(model, kept)
+    data = prompts_of_six()
+    inputs = [kept[site] for site in kept if site.endswith(".in")]
+    stream = [channel for channel in torch.cat(inputs).unique().tolist() if channel < 16]
+    assert count_embedding_edges(model, kept, data) == len(stream) * len(data.tokens.unique())
+
+
+def prompts_of_six() -> PairBatch:
+    tokens = torch.randint(0, 12, (4, 6), generator=torch.Generator().manual_seed(0))
+    answers = torch.tensor([1, 2, 1, 2])
+    return PairBatch(tokens, torch.full((4,), 6), answers, answers.flip(0))
 
 
 def test_embedding_and_unembedding_edges_are_counted_apart(planted: Any) -> None:

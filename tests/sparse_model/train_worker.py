@@ -26,6 +26,8 @@ def main(data: str, checkpoints: str, out: str, rank: str = "0", world: str = "1
     result = train(model, recipe, TokenDataset.open(data), checkpoints=store)
     save_file(result.model.state_dict(), f"{out}-{rank}.safetensors")
     Path(f"{out}-{rank}.json").write_text(json.dumps(result.metrics))
+    if int(world) > 1:
+        dist.destroy_process_group()  # or its threads may abort the process at its end
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from sweeps.cli import status_of
 from sweeps.cluster import HOLDER, capacity
 from sweeps.commands.one import chosen
 from sweeps.rows import write_circuit_rows, write_trial_row
-from sweeps.study import ResourceConfig, read_study
+from sweeps.study import ResourceConfig, read_study, shipped_studies
 
 Text = Callable[..., str]
 COMMANDS = (
@@ -53,6 +53,14 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
     assert len(capsys.readouterr().out.splitlines()) > 5
 
 
+def test_shipped_studies_are_named_where_users_look(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of(["run", "--help"]) == 0
+    said, readme = capsys.readouterr().out, (Path(__file__).parents[2] / "README.md").read_text()
+    for name in shipped_studies():
+        assert name in said
+        assert f"`{name}`" in readme
+
+
 @pytest.mark.parametrize("command", ["run", "doctor", "corpus"])
 def test_ten_mistakes_exit_2(
     command: str,
@@ -73,7 +81,7 @@ def test_ten_mistakes_exit_2(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["run", "no_such_study"], "shipped studies: quickstart, smoke"),
+        (["run", "no_such_study"], "shipped studies: lr, quickstart, smoke"),
         (["frontier", "/nowhere"], "no frontier here"),
         (["frontier", "nosuch://x"], "nosuch"),
         (["frontier", "{folder}", "--sql", "SELECT 1", "--where", "1=1"], "one of them"),
