@@ -1,61 +1,119 @@
-"""Documents of a corpus: sources read in a seeded order, cut to size, mixed in proportion, split by hash."""
+"""Documents of a corpus: what its sources hold, cut into parts that can be read independently, mixed, split by hash.
+
+The cut is a function of the sources alone: whoever reads the parts, in whatever order, reads the same documents.
+"""
 
 import hashlib
+import math
 import platform
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Literal
+from typing import Literal, TypeVar
 
 from sparse_model.data.config import GENERATED, PYTHON_FILES, CorpusConfig, SourceConfig
 from sparse_model.data.idioms import programs
-from sparse_model.data.python_files import python_files, read_python
-from sparse_model.data.text_files import read_texts, text_files
+from sparse_model.data.python_files import PythonFile, python_files, read_python
+from sparse_model.data.text_files import TextFile, TextPiece, pieces, read_texts, text_files
 from sparse_model.errors import InputError
 
 MEGABYTE = 1_000_000
+PART_BYTES = 32 * MEGABYTE  # of text: some seconds of work for one core, and about ten million tokens
+PIECES = 8  # that a large file has in each part: runs of pieces of about equal size are mixtures of about equal shares
 FINGERPRINT_PROGRAMS = 500  # about half a megabyte: no change of the generator leaves all of them alone
 
 Split = Literal["train", "heldout"]
 SPLITS: tuple[Split, ...] = ("train", "heldout")
 
+Item = TypeVar("Item", PythonFile, TextPiece)
+
 
 @dataclass(frozen=True)
 class SourceInputs:
-    """What a source is made of now: a hash that changes with it, and roughly how many bytes it will give."""
+    """What a source is made of now: a hash that changes with it, roughly how many bytes it will give, its files."""
 
+    source: SourceConfig
     fingerprint: str
     expected_bytes: int
+    python: tuple[PythonFile, ...] = ()
+    texts: tuple[TextFile, ...] = ()
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A part's share of one source: a stream of programs, or files (pieces of large ones) in the order of reading."""
+
+    source: str
+    limit: float | None
+    expected_bytes: int
+    stream: int | str | None = None
+    python: tuple[PythonFile, ...] = ()
+    texts: tuple[TextPiece, ...] = ()
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is tokenised in one go: a slice of every source, so that each part is a sample of the whole mixture."""
+
+    index: int
+    slices: tuple[Slice, ...]
+
+    @property
+    def expected_bytes(self) -> int:
+        return sum(piece.expected_bytes for piece in self.slices)
+
+
+def source_inputs(source: SourceConfig, corpus: CorpusConfig) -> SourceInputs:
+    """What `parts` would cut up now, found without reading more than it must.
+
+    The fingerprint covers, of generated programs, the first ones; of Python files, interpreter version, names and
+    contents; of a URI, paths, sizes and contents (as the store tags them, where it does: then nothing is read).
+    Raises InputError for a source that is missing or unreadable.
+    """
+    limit = math.inf if source.megabytes is None else source.megabytes * MEGABYTE
+    if source.source == GENERATED:
+        return SourceInputs(source, _hash(list(islice(programs(corpus.seed), FINGERPRINT_PROGRAMS))), int(limit))
+    if source.source in PYTHON_FILES:
+        python = tuple(python_files(source.source))
+        entries = [platform.python_version(), *(f"{file.name} {file.digest}" for file in python)]
+        size = min(limit, sum(file.size for file in python))
+        return SourceInputs(source, _hash(entries), max(1, int(size)), python=python)
+    texts = tuple(text_files(source.source))
+    entries = [f"{file.path} {file.size} {file.content_hash()}" for file in texts]
+    size = min(limit, sum(file.size for file in texts))
+    return SourceInputs(source, _hash(entries), max(1, int(size)), texts=texts)
+
+
+def parts(corpus: CorpusConfig, inputs: Sequence[SourceInputs], part_bytes: int = PART_BYTES) -> list[Part]:
+    """The corpus in parts of about `part_bytes` of text.
+
+    Files come in an order shuffled by `corpus.seed`, large ones cut into pieces where their rows allow it, so that a
+    limit takes a random sample of them (rows within a piece stay in order). Each part has its share of a limit. Copies of a Python file count once in the whole corpus; rows and files of a URI count as they are.
+    """
+    count = max(1, math.ceil(sum(source.expected_bytes for source in inputs) / part_bytes))
+    slices = [_slices(source, corpus, count, part_bytes) for source in inputs]
+    return [Part(index, share) for index, share in enumerate(zip(*slices, strict=True))]
 
 
 def documents(source: SourceConfig, corpus: CorpusConfig) -> Iterator[str]:
-    """Documents of one source, at most `source.megabytes` of them, in an order fixed by `corpus.seed`.
+    """Documents of one source, at most `source.megabytes` of them, read as one part.
 
-    Files come in shuffled order, so that a limit takes a random sample of them (rows of a .jsonl or .parquet
-    file stay in order). Blank documents are left out, none is cut. Raises InputError for a source that is
-    missing, unreadable or without any text.
+    Blank documents are left out, none is cut. Raises InputError for a source that is missing, unreadable or empty.
     """
-    limit = None if source.megabytes is None else source.megabytes * MEGABYTE
+    (whole,) = _slices(source_inputs(source, corpus), corpus, 1, PART_BYTES)
     used = 0
-    for text in _unlimited(source, corpus):
-        if not text.strip():
-            continue
-        size = len(text.encode("utf-8"))
-        if limit is not None and used + size > limit:
-            break
-        used += size
+    for text in _documents(whole, corpus):
+        used += len(text)
         yield text
     if used == 0:
-        limited = "" if limit is None else f" in documents of at most {source.megabytes} MB"
-        raise InputError(f"source {source.source!r} is empty: it has no text{limited}")
+        raise InputError(empty_source(source))
 
 
-def mixed_documents(corpus: CorpusConfig, inputs: list[SourceInputs]) -> Iterator[str]:
-    """Documents of all sources, interleaved so that any beginning holds them in proportion to their size."""
-    assert len(inputs) == len(corpus.sources)
-    streams = [documents(source, corpus) for source in corpus.sources]
-    done = [0.0] * len(streams)  # share of each source already given
+def mixed_documents(part: Part, corpus: CorpusConfig) -> Iterator[tuple[int, str]]:
+    """(index of the source, text) of a part's documents: any beginning has the sources in proportion to their size."""
+    streams = [_documents(piece, corpus) for piece in part.slices]
+    done = [0.0] * len(streams)  # share of each slice already given
     active = list(range(len(streams)))
     while active:
         index = min(active, key=lambda i: done[i])
@@ -63,8 +121,8 @@ def mixed_documents(corpus: CorpusConfig, inputs: list[SourceInputs]) -> Iterato
         if text is None:
             active.remove(index)
             continue
-        done[index] += len(text.encode("utf-8")) / inputs[index].expected_bytes
-        yield text
+        done[index] += len(text.encode("utf-8")) / part.slices[index].expected_bytes
+        yield index, text
 
 
 def split_of(text: str, heldout_fraction: float) -> Split:
@@ -73,40 +131,65 @@ def split_of(text: str, heldout_fraction: float) -> Split:
     return "heldout" if int.from_bytes(digest, "big") < heldout_fraction * 2**64 else "train"
 
 
-def source_inputs(source: SourceConfig, corpus: CorpusConfig) -> SourceInputs:
-    """Fingerprint of what `documents` would read now, without reading more than it must.
+def empty_source(source: SourceConfig) -> str:
+    """What is said of a source that gave no document."""
+    limited = "" if source.megabytes is None else f" in documents of at most {source.megabytes} MB"
+    return f"source {source.source!r} is empty: it has no text{limited}"
 
-    Generated programs: the first ones. Python files: interpreter version, names and contents. A URI: paths,
-    sizes and contents (as the store tags them, where it does).
-    """
+
+def _slices(inputs: SourceInputs, corpus: CorpusConfig, count: int, part_bytes: int) -> list[Slice]:
+    """A source in `count` slices, some of them perhaps empty where it has fewer files."""
+    source = inputs.source
     if source.source == GENERATED:
-        assert source.megabytes is not None
-        sample = list(islice(programs(corpus.seed), FINGERPRINT_PROGRAMS))
-        return SourceInputs(_hash(sample), int(source.megabytes * MEGABYTE))
-    if source.source in PYTHON_FILES:
-        found = python_files(source.source)
-        entries = [platform.python_version(), *(f"{file.name} {file.content_hash()}" for file in found)]
-        size = sum(file.path.stat().st_size for file in found)
-    else:
-        files = text_files(source.source)
-        entries = [f"{file.path} {file.size} {file.content_hash()}" for file in files]
-        size = sum(file.size for file in files)
-    limit = size if source.megabytes is None else min(size, int(source.megabytes * MEGABYTE))
-    return SourceInputs(_hash(entries), max(1, limit))
-
-
-def _unlimited(source: SourceConfig, corpus: CorpusConfig) -> Iterator[str]:
+        streams: list[int | str] = [corpus.seed, *(f"{corpus.seed} part {index}" for index in range(1, count))]
+        share = inputs.expected_bytes / count
+        return [Slice(source.source, share, max(1, int(share)), stream=stream) for stream in streams]
     order = random.Random(f"{corpus.seed} {source.source}")
-    if source.source == GENERATED:
-        yield from programs(corpus.seed)
-    elif source.source in PYTHON_FILES:
-        found = python_files(source.source)
-        order.shuffle(found)
-        yield from read_python(found)
-    else:
-        files = text_files(source.source)
-        order.shuffle(files)
-        yield from read_texts(files, corpus.text_field)
+    if source.source in PYTHON_FILES:
+        python = list(inputs.python)
+        order.shuffle(python)
+        first = {file.digest: file for file in reversed(python)}  # of copies, the first in that order
+        runs = _runs([file for file in python if first[file.digest] is file], count)
+        return [Slice(source.source, *_share(inputs, share), python=tuple(run)) for run, share in runs]
+    cut = [piece for file in inputs.texts for piece in pieces(file, max(1, part_bytes // PIECES))]
+    order.shuffle(cut)
+    return [Slice(source.source, *_share(inputs, share), texts=tuple(run)) for run, share in _runs(cut, count)]
+
+
+def _runs(items: Sequence[Item], count: int) -> list[tuple[list[Item], float]]:
+    """Items in `count` runs of about equal size, in order, each with its share of all bytes."""
+    runs: list[list[Item]] = [[] for _ in range(count)]
+    total = max(1, sum(item.size for item in items))
+    start = 0
+    for item in items:
+        runs[min(start * count // total, count - 1)].append(item)
+        start += item.size
+    return [(run, sum(item.size for item in run) / total) for run in runs]
+
+
+def _share(inputs: SourceInputs, share: float) -> tuple[float | None, int]:
+    """Limit and expected bytes of a slice."""
+    megabytes = inputs.source.megabytes
+    return None if megabytes is None else megabytes * MEGABYTE * share, max(1, int(inputs.expected_bytes * share))
+
+
+def _documents(piece: Slice, corpus: CorpusConfig) -> Iterator[str]:
+    used = 0
+    for text in _unlimited(piece, corpus):
+        if not text.strip():
+            continue
+        size = len(text.encode("utf-8"))
+        if piece.limit is not None and used + size > piece.limit:
+            break
+        used += size
+        yield text
+
+
+def _unlimited(piece: Slice, corpus: CorpusConfig) -> Iterator[str]:
+    if piece.stream is not None:
+        yield from programs(piece.stream)
+    yield from read_python(piece.python)
+    yield from read_texts(piece.texts, corpus.text_field)
 
 
 def _hash(entries: list[str]) -> str:

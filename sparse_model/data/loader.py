@@ -6,10 +6,8 @@ never are).
 """
 
 import hashlib
-import os
-import tempfile
-import uuid
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -17,40 +15,47 @@ import numpy as np
 import numpy.typing as npt
 
 from sparse_model.data.corpora import SPLITS, Split
-from sparse_model.data.manifest import File, Manifest, Shard, read_manifest
+from sparse_model.data.manifest import Manifest, read_manifest
+from sparse_model.data.order import GROUP_SHARDS, Ints, WindowOrder
+from sparse_model.data.recent import Recent
+from sparse_model.data.shard_files import CACHE_BYTES, CachedShards, LocalShards, ShardFiles, Tokens, default_cache
 from sparse_model.data.tokenizer import Tokenizer
 from sparse_model.errors import InputError
-from sparse_model.storage import download, filesystem, is_local, join
+from sparse_model.storage import filesystem, is_local, join, read_bytes
 
 TOKENIZER_FILE = "tokenizer.json"
 
 
 class TokenDataset:
-    """Tokens of both splits, memory-mapped from local files."""
+    """Tokens of both splits, of which only the shards in use are open."""
 
-    def __init__(self, uri: str, manifest: Manifest, folder: Path) -> None:
-        """A dataset whose files all lie in `folder`; use `open` for one in any store."""
+    def __init__(self, uri: str, manifest: Manifest, files: ShardFiles) -> None:
+        """A dataset whose shards `files` opens; use `open` for one at a URI."""
         self.uri = uri
         self.manifest = manifest
-        self.tokenizer = Tokenizer.load(folder / manifest.tokenizer.name)
-        self._shards: dict[Split, list[npt.NDArray[np.uint16]]] = {
-            split: [_mapped(folder / shard.name, shard) for shard in manifest.split(split).shards] for split in SPLITS
-        }
-        self._orders: dict[tuple[Split, int, int, int], npt.NDArray[np.int64]] = {}
+        self.tokenizer = _tokenizer(uri, manifest)
+        self._files = files
+        self._counts = Recent[tuple[Split, int], Ints](4)
+        self._open = Recent[str, Tokens](2 * GROUP_SHARDS)
+        self._orders = Recent[tuple[Split, int, int], WindowOrder](2)
+        self._expected: dict[Split, tuple[int, int, int, int]] = {}
 
     @classmethod
-    def open(cls, uri: str, cache_dir: str | Path | None = None) -> Self:
+    def open(cls, uri: str, cache_dir: str | Path | None = None, cache_bytes: int = CACHE_BYTES) -> Self:
         """Open the dataset folder at `uri`.
 
-        Files in an object store are copied once to `cache_dir` (default: a folder of the user's below the system's
-        temporary one) and checked against their hashes. Raises InputError for a dataset that is missing,
+        Shards in an object store are copied when they are needed, checked against their hashes, to `cache_dir`
+        (default: a folder of the user's below the system's temporary one), which holds at most `cache_bytes` of
+        them. Batches do not depend on that; but below twice the size of GROUP_SHARDS shards nothing is copied ahead,
+        and below once that size shards are copied over and over. Raises InputError for a dataset that is missing,
         incomplete or damaged.
         """
         manifest = read_manifest(uri)
         if is_local(uri):
-            return cls(uri, manifest, Path(filesystem(uri)[1]))
-        folder = Path(cache_dir) if cache_dir is not None else _default_cache()
-        return cls(uri, manifest, _local_copy(uri, manifest, folder / manifest.key))
+            shards = [shard for split in SPLITS for shard in manifest.split(split).shards]
+            return cls(uri, manifest, LocalShards(Path(filesystem(uri)[1]), shards))
+        folder = default_cache() if cache_dir is None else Path(cache_dir)
+        return cls(uri, manifest, CachedShards(uri, manifest.key, folder, cache_bytes))
 
     def n_tokens(self, split: Split) -> int:
         """Number of tokens of a split, document separators included."""
@@ -58,7 +63,7 @@ class TokenDataset:
 
     def n_windows(self, split: Split, context: int) -> int:
         """Number of windows of `context` + 1 tokens, that is of samples in an epoch."""
-        return sum(_windows_in(shard, context) for shard in self._shards[split])
+        return int(self._windows(split, context).sum())
 
     def batch(
         self,
@@ -73,18 +78,20 @@ class TokenDataset:
     ) -> npt.NDArray[np.int64]:
         """Windows (B / world, T + 1) of step `step`: rows rank::world of that step's global batch of B.
 
-        Every epoch visits all windows in a new order drawn from (seed, epoch); a batch may span two epochs. Nothing
-        is remembered between calls, so a run resumes at any step with any number of workers. Raises InputError if
-        the split is shorter than one window or B is no multiple of `world`.
+        Every epoch visits all windows in a new order (`WindowOrder`) drawn from (seed, epoch); a batch may span two
+        epochs. Nothing is remembered between calls, so a run resumes at any step with any number of workers. Raises
+        InputError if the split is shorter than one window, B is no multiple of `world`, or a shard cannot be read.
         """
         assert step >= 0
         assert 0 <= rank < world
         if batch_size % world != 0:
             raise InputError(f"batch_size: {batch_size} is not a multiple of the {world} workers")
-        total = self._require_windows(split, context)
+        self._require_windows(split, context)
+        windows = self._windows(split, context)
+        order = self._orders.get((split, context, seed), lambda: WindowOrder(windows, seed))
+        self._expect(split, context, seed, order, last=(step + 1) * batch_size - 1)
         samples = np.arange(step * batch_size + rank, (step + 1) * batch_size, world)
-        windows = np.array([self._order(split, total, seed, int(n // total))[n % total] for n in samples])
-        return self._gather(split, windows, context)
+        return self._gather(split, order.at(samples), context)
 
     def heldout_batches(
         self, batch_size: int, context: int, max_tokens: int | None = None
@@ -96,8 +103,17 @@ class TokenDataset:
         total = self._require_windows("heldout", context)
         if max_tokens is not None:
             total = min(total, max(1, max_tokens // context))
+        ends = np.cumsum(self._windows("heldout", context))
         for start in range(0, total, batch_size):
-            yield self._gather("heldout", np.arange(start, min(start + batch_size, total)), context)
+            windows = np.arange(start, min(start + batch_size, total))
+            shards = np.searchsorted(ends, windows, side="right")
+            before = np.concatenate([[0], ends])[shards]
+            yield self._gather("heldout", np.stack([shards, windows - before], axis=1), context)
+
+    def _windows(self, split: Split, context: int) -> Ints:
+        """Windows in each shard."""
+        shards = self.manifest.split(split).shards
+        return self._counts.get((split, context), lambda: np.array([(shard.tokens - 1) // context for shard in shards]))
 
     def _require_windows(self, split: Split, context: int) -> int:
         total = self.n_windows(split, context)
@@ -108,59 +124,27 @@ class TokenDataset:
             )
         return total
 
-    def _order(self, split: Split, total: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
-        key = (split, total, seed, epoch)
-        if key not in self._orders:
-            while len(self._orders) >= 2:  # a batch needs two epochs' orders at the most
-                self._orders.pop(next(iter(self._orders)))
-            self._orders[key] = np.random.default_rng([seed, epoch]).permutation(total)
-        return self._orders[key]
+    def _expect(self, split: Split, context: int, seed: int, order: WindowOrder, last: int) -> None:
+        """Let shards be copied ahead when sample `last` enters another group of them."""
+        epoch, group = order.group_of(last)
+        if self._expected.get(split) != (context, seed, epoch, group):
+            self._expected[split] = (context, seed, epoch, group)
+            shards = self.manifest.split(split).shards
+            self._files.expect([[shards[i] for i in ids] for ids in order.shards_from(epoch, group)])
 
-    def _gather(self, split: Split, windows: npt.NDArray[np.int64], context: int) -> npt.NDArray[np.int64]:
-        shards = self._shards[split]
-        ends = np.cumsum([_windows_in(shard, context) for shard in shards])
+    def _gather(self, split: Split, windows: Ints, context: int) -> npt.NDArray[np.int64]:
+        """The rows of (shard, window) pairs."""
+        shards = self.manifest.split(split).shards
         rows = np.empty((len(windows), context + 1), dtype=np.int64)
-        for row, window in enumerate(windows):
-            index = int(np.searchsorted(ends, window, side="right"))
-            before = int(ends[index - 1]) if index else 0
-            start = (int(window) - before) * context
-            rows[row] = shards[index][start : start + context + 1]
+        for row, (index, window) in zip(rows, windows.tolist(), strict=True):
+            tokens = self._open.get(shards[index].name, partial(self._files.open, shards[index]))
+            row[:] = tokens[window * context : (window + 1) * context + 1]
         return rows
 
 
-def _windows_in(shard: npt.NDArray[np.uint16], context: int) -> int:
-    return (len(shard) - 1) // context
-
-
-def _mapped(path: Path, shard: Shard) -> npt.NDArray[np.uint16]:
-    try:
-        tokens: npt.NDArray[np.uint16] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"shard {path} is missing or damaged: {error}") from error
-    if tokens.dtype != np.uint16 or tokens.shape != (shard.tokens,):
-        raise InputError(f"shard {path} holds {tokens.shape} {tokens.dtype}, not ({shard.tokens},) uint16")
-    return tokens
-
-
-def _local_copy(uri: str, manifest: Manifest, folder: Path) -> Path:
-    """Copy what is not yet in `folder`, where only whole and checked files ever appear."""
-    for file in (manifest.tokenizer, *manifest.train.shards, *manifest.heldout.shards):
-        target = folder / file.name
-        if not target.exists() or target.stat().st_size != file.bytes:
-            _checked_download(join(uri, file.name), file, target)
-    return folder
-
-
-def _checked_download(uri: str, file: File, target: Path) -> None:
-    unchecked = target.with_name(f".unchecked-{uuid.uuid4().hex}")
-    download(uri, unchecked)
-    with open(unchecked, "rb") as opened:
-        found = hashlib.file_digest(opened, "sha256").hexdigest()
-    if found != file.sha256:
-        unchecked.unlink()
-        raise InputError(f"{uri} is damaged: its sha256 is {found}, the manifest says {file.sha256}")
-    unchecked.replace(target)
-
-
-def _default_cache() -> Path:
-    return Path(tempfile.gettempdir()) / f"circuit-sweeps-{os.getuid()}"
+def _tokenizer(uri: str, manifest: Manifest) -> Tokenizer:
+    where = join(uri, manifest.tokenizer.name)
+    content = read_bytes(where)
+    if hashlib.sha256(content).hexdigest() != manifest.tokenizer.sha256:
+        raise InputError(f"{where} is damaged: its sha256 is not the manifest's")
+    return Tokenizer.from_json(content.decode("utf-8"))

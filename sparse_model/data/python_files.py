@@ -12,7 +12,9 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
+from sparse_model.errors import InputError
 from sparse_model.storage import refusing
 
 LEFT_OUT_FOLDERS = {
@@ -38,17 +40,24 @@ MOST_DIGITS = 0.1  # share of all characters; code has about 0.01, tables 0.1 to
 
 @dataclass(frozen=True)
 class PythonFile:
-    """A candidate file: `name` is its path below the library folder, the same on every machine."""
+    """A candidate file: `name` is its path below the library folder, the same on every machine; `size` in bytes."""
 
     name: str
     path: Path
+    size: int
+    digest: str
+
+    @classmethod
+    def at(cls, name: str, path: Path) -> Self:
+        raw = _read(path)
+        return cls(name, path, len(raw), _digest(raw))
 
     def read(self) -> bytes:
-        with refusing("read", str(self.path)):
-            return self.path.read_bytes()
-
-    def content_hash(self) -> str:
-        return hashlib.blake2b(self.read(), digest_size=16).hexdigest()
+        """The content that was listed; InputError if there is another by now, or on this machine."""
+        raw = _read(self.path)
+        if _digest(raw) != self.digest:
+            raise InputError(f"{self.path} changed while it was read, or differs between machines: run again")
+        return raw
 
 
 def python_files(source: str) -> list[PythonFile]:
@@ -59,15 +68,9 @@ def python_files(source: str) -> list[PythonFile]:
 
 
 def read_python(files: Sequence[PythonFile]) -> Iterator[str]:
-    """The text of the files worth learning from, in the given order, each text once."""
-    seen: set[bytes] = set()
+    """The text of the files worth learning from, in the given order."""
     for file in files:
-        raw = file.read()
-        digest = hashlib.blake2b(raw, digest_size=16).digest()
-        if digest in seen:
-            continue
-        seen.add(digest)
-        text = _decoded(raw)
+        text = _decoded(file.read())
         if text is not None and is_written_code(text) and _compiles(text):
             yield text
 
@@ -91,7 +94,16 @@ def _below(folder: Path) -> Iterator[PythonFile]:
             if name.endswith(".py") and not LEFT_OUT_NAMES.fullmatch(name):
                 path = Path(parent, name)
                 if path.is_file():  # not a dangling link
-                    yield PythonFile(path.relative_to(folder).as_posix(), path)
+                    yield PythonFile.at(path.relative_to(folder).as_posix(), path)
+
+
+def _read(path: Path) -> bytes:
+    with refusing("read", str(path)):
+        return path.read_bytes()
+
+
+def _digest(raw: bytes) -> str:
+    return hashlib.blake2b(raw, digest_size=16).hexdigest()
 
 
 def _decoded(raw: bytes) -> str | None:

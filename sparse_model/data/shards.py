@@ -1,75 +1,93 @@
 """From a corpus to a token dataset on disk or in an object store, made once per content.
 
 Layout below the root: data/<key>/ with tokenizer.json, train-00000.npy …, heldout-00000.npy … and manifest.json,
-written last. A dataset is a function of its key: processes that make the same one at once write the same bytes.
+written last. While it is made there are also records of the parts that are done, from which an interrupted
+preparation continues. A dataset is a function of its key: however many processes make it, the bytes are the same.
 """
 
 import hashlib
-import io
-from collections.abc import Callable, Iterator
-from itertools import chain, islice
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 
-import numpy as np
-import numpy.typing as npt
 import tokenizers
 
 from sparse_model.data.config import CorpusConfig, TokenizerConfig
 from sparse_model.data.corpora import (
     MEGABYTE,
+    PART_BYTES,
     SPLITS,
+    Part,
     SourceInputs,
-    Split,
+    empty_source,
     mixed_documents,
+    parts,
     source_inputs,
     split_of,
 )
 from sparse_model.data.loader import TOKENIZER_FILE, TokenDataset
-from sparse_model.data.manifest import File, Manifest, Shard, SplitManifest, is_complete, write_manifest
+from sparse_model.data.manifest import File, Manifest, is_complete, write_manifest
+from sparse_model.data.parts import RECORDS, Document, PartRecord, Tokenising, file_of, finished_parts, merged
+from sparse_model.data.processes import Execute, in_processes, in_turn
 from sparse_model.data.tokenizer import Tokenizer
 from sparse_model.errors import InputError
-from sparse_model.storage import check_writable, join, remove, write_bytes_atomic
+from sparse_model.storage import check_writable, exists, join, read_bytes, remove, write_bytes_atomic
 
-FORMAT = 1  # raise when the same configuration and input would give other tokens
-SHARD_TOKENS = 16 * 2**20
+FORMAT = 2  # raise when the same configuration and input would give other tokens
 FEWEST_TOKENS = 1024  # of a split: a loss measured on less means nothing
-BATCH_BYTES = 2 * MEGABYTE  # of text encoded at once: enough for all cores, little memory
 
 Progress = Callable[[str, float], None]
 
 
 def prepare(
-    corpus: CorpusConfig, tokenizer: TokenizerConfig, root: str, progress: Progress | None = None
+    corpus: CorpusConfig,
+    tokenizer: TokenizerConfig,
+    root: str,
+    progress: Progress | None = None,
+    *,
+    execute: Execute | None = None,
+    part_bytes: int = PART_BYTES,
 ) -> TokenDataset:
     """The token dataset of a corpus below `root` (any fsspec URI), made now unless it is there already.
 
+    A corpus of more than `part_bytes` of text is tokenised in parts of that size, by default in one process per CPU
+    core; `execute` does it elsewhere. Parts that an interrupted preparation has finished are not made again. Neither
+    text nor tokens of the corpus are ever in memory as a whole, except for the text the tokenizer is trained on.
+
     `progress` is told the stage ("corpus", "tokenizer", "tokens") and the share of it done, in [0, 1]. A changed
-    input or configuration makes a new dataset; one that was interrupted is made again. Raises InputError for
-    unusable input, too little text, or a root that cannot be written.
+    input or configuration makes a new dataset. Raises InputError for unusable input, too little text, or a root that
+    cannot be written.
     """
     report = progress or _silent
     inputs = _inspect(corpus, report)
-    key = _key(corpus, tokenizer, inputs)
+    key = _key(corpus, tokenizer, inputs, part_bytes)
     folder = join(root, "data", key)
     if not is_complete(folder):
         check_writable(root)
-        texts, trained = _train_tokenizer(corpus, tokenizer, inputs, report)
-        splits = _write_tokens(folder, corpus, texts, trained, inputs, report)
-        _refuse_unusable(folder, corpus, inputs, splits)
-        vocabulary = _write_file(folder, TOKENIZER_FILE, trained.to_json().encode("utf-8"))
+        plan = parts(corpus, inputs, part_bytes)
+        trained, vocabulary, documents = _tokenizer(folder, corpus, tokenizer, plan, report)
+        work = Tokenising(folder, corpus, trained)
+        records = _tokenise(work, plan, documents, execute or _default(corpus, root), report)
+        _refuse_unusable(folder, corpus, inputs, records)
         manifest = Manifest(
             key=key,
             corpus=corpus,
             tokenizer_config=tokenizer,
             tokenizer=vocabulary,
-            train=splits["train"],
-            heldout=splits["heldout"],
+            train=merged(records, "train"),
+            heldout=merged(records, "heldout"),
         )
         write_manifest(folder, manifest)
+        remove(join(folder, RECORDS))
     return TokenDataset.open(folder)
 
 
 def _silent(stage: str, share: float) -> None:
     pass
+
+
+def _default(corpus: CorpusConfig, root: str) -> Execute:
+    uris = (root, *(source.source for source in corpus.sources))
+    return in_turn if any(uri.startswith("memory:") for uri in uris) else in_processes()
 
 
 def _inspect(corpus: CorpusConfig, report: Progress) -> list[SourceInputs]:
@@ -81,120 +99,88 @@ def _inspect(corpus: CorpusConfig, report: Progress) -> list[SourceInputs]:
     return inputs
 
 
-def _key(corpus: CorpusConfig, tokenizer: TokenizerConfig, inputs: list[SourceInputs]) -> str:
-    parts = [
-        str(FORMAT),
+def _key(corpus: CorpusConfig, tokenizer: TokenizerConfig, inputs: Sequence[SourceInputs], part_bytes: int) -> str:
+    entries = [
+        f"{FORMAT} {part_bytes}",
         tokenizers.__version__,
         corpus.model_dump_json(),
         tokenizer.model_dump_json(),
         *(source.fingerprint for source in inputs),
     ]
-    return hashlib.sha256("\n".join(parts).encode("utf-8")).hexdigest()[:16]
+    return hashlib.sha256("\n".join(entries).encode("utf-8")).hexdigest()[:16]
 
 
-def _train_tokenizer(
-    corpus: CorpusConfig, config: TokenizerConfig, inputs: list[SourceInputs], report: Progress
-) -> tuple[Iterator[str], Tokenizer]:
-    """A tokenizer trained on the first training documents, and all documents, those first ones kept in memory."""
+def _tokenizer(
+    folder: str, corpus: CorpusConfig, config: TokenizerConfig, plan: Sequence[Part], report: Progress
+) -> tuple[Tokenizer, File, Iterator[Document]]:
+    """The tokenizer, as an earlier preparation left it or trained now, its file, and all documents of the corpus.
+
+    It is trained on the first training documents; those are then in memory, and not read again with the others.
+    """
     report("tokenizer", 0.0)
-    texts = mixed_documents(corpus, inputs)
-    first: list[str] = []
-    size = 0
-    for text in texts:
-        first.append(text)
-        size += len(text)
-        if size >= config.training_megabytes * MEGABYTE:
-            break
-    trained = Tokenizer.train((text for text in first if split_of(text, corpus.heldout_fraction) == "train"), config)
+    documents = chain.from_iterable(mixed_documents(part, corpus) for part in plan)
+    uri = join(folder, TOKENIZER_FILE)
+    if exists(uri):
+        content = read_bytes(uri)
+        trained = Tokenizer.from_json(content.decode("utf-8"))
+    else:
+        first = list(_beginning(documents, config.training_megabytes * MEGABYTE))
+        kept = (text for _, text in first if split_of(text, corpus.heldout_fraction) == "train")
+        trained = Tokenizer.train(kept, config)
+        content = trained.to_json().encode("utf-8")
+        write_bytes_atomic(uri, content)
+        documents = chain(first, documents)
     report("tokenizer", 1.0)
-    return chain(first, texts), trained
+    return trained, file_of(TOKENIZER_FILE, content), documents
 
 
-def _write_tokens(
-    folder: str,
-    corpus: CorpusConfig,
-    texts: Iterator[str],
-    tokenizer: Tokenizer,
-    inputs: list[SourceInputs],
-    report: Progress,
-) -> dict[Split, SplitManifest]:
-    writers = {split: _ShardWriter(folder, split) for split in SPLITS}
-    expected = sum(source.expected_bytes for source in inputs)
-    done = 0
-    for group in _grouped(texts):
-        for text, ids in zip(group, tokenizer.encode_batch(group), strict=True):
-            size = len(text.encode("utf-8"))
-            writers[split_of(text, corpus.heldout_fraction)].add([*ids, tokenizer.eot], size)
-            done += size
-        report("tokens", min(1.0, done / expected))
-    report("tokens", 1.0)
-    return {split: writer.finish() for split, writer in writers.items()}
+def _beginning(documents: Iterator[Document], size: float) -> Iterator[Document]:
+    """Documents up to the one that fills `size` characters."""
+    taken = 0
+    while taken < size and (document := next(documents, None)) is not None:
+        taken += len(document[1])
+        yield document
 
 
-def _grouped(texts: Iterator[str]) -> Iterator[list[str]]:
-    """Consecutive texts in lists of about BATCH_BYTES."""
-    for first in texts:
-        group, size = [first], len(first)
-        while size < BATCH_BYTES and (more := list(islice(texts, 1))):
-            group += more
-            size += len(more[0])
-        yield group
-
-
-class _ShardWriter:
-    """Collects the tokens of a split and writes a shard whenever one is full."""
-
-    def __init__(self, folder: str, split: Split) -> None:
-        self._folder = folder
-        self._split = split
-        self._parts: list[npt.NDArray[np.uint16]] = []
-        self._waiting = 0
-        self._shards: list[Shard] = []
-        self._documents = 0
-        self._text_bytes = 0
-
-    def add(self, ids: list[int], text_bytes: int) -> None:
-        self._documents += 1
-        self._text_bytes += text_bytes
-        self._parts.append(np.array(ids, dtype=np.uint16))
-        self._waiting += len(ids)
-        if self._waiting >= SHARD_TOKENS:
-            tokens = np.concatenate(self._parts)
-            whole = len(tokens) // SHARD_TOKENS * SHARD_TOKENS
-            for start in range(0, whole, SHARD_TOKENS):
-                self._write(tokens[start : start + SHARD_TOKENS])
-            self._parts, self._waiting = [tokens[whole:]], len(tokens) - whole
-
-    def finish(self) -> SplitManifest:
-        if self._waiting:
-            self._write(np.concatenate(self._parts))
-        return SplitManifest(shards=tuple(self._shards), documents=self._documents, text_bytes=self._text_bytes)
-
-    def _write(self, tokens: npt.NDArray[np.uint16]) -> None:
-        content = io.BytesIO()
-        np.save(content, tokens, allow_pickle=False)
-        name = f"{self._split}-{len(self._shards):05d}.npy"
-        file = _write_file(self._folder, name, content.getvalue())
-        self._shards.append(Shard(tokens=len(tokens), **file.model_dump()))
-
-
-def _write_file(folder: str, name: str, content: bytes) -> File:
-    write_bytes_atomic(join(folder, name), content)
-    return File(name=name, sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
+def _tokenise(
+    work: Tokenising, plan: Sequence[Part], documents: Iterator[Document], execute: Execute, report: Progress
+) -> list[PartRecord]:
+    """Records of all parts. A corpus of one part is tokenised here and now, from the documents already read."""
+    if len(plan) == 1:
+        report("tokens", 0.0)
+        return [work.of(plan[0], documents, lambda share: report("tokens", share))]
+    records = finished_parts(work.folder, plan)
+    finished = {record.index for record in records}
+    expected = sum(part.expected_bytes for part in plan)
+    done = sum(part.expected_bytes for part in plan if part.index in finished)
+    report("tokens", done / expected)
+    for record in execute(work, [part for part in plan if part.index not in finished]):
+        records.append(record)
+        done += plan[record.index].expected_bytes
+        report("tokens", done / expected)
+    return records
 
 
 def _refuse_unusable(
-    folder: str, corpus: CorpusConfig, inputs: list[SourceInputs], splits: dict[Split, SplitManifest]
+    folder: str, corpus: CorpusConfig, inputs: Sequence[SourceInputs], records: Sequence[PartRecord]
 ) -> None:
     """Leave nothing behind of a dataset that must not be used."""
-    problem = _too_small(corpus, splits) or _changed_input(corpus, inputs)
+    problem = _empty(corpus, records) or _too_small(corpus, records) or _changed_input(corpus, inputs)
     if problem is not None:
         remove(folder)
         raise InputError(problem)
 
 
-def _too_small(corpus: CorpusConfig, splits: dict[Split, SplitManifest]) -> str | None:
-    for split, written in splits.items():
+def _empty(corpus: CorpusConfig, records: Sequence[PartRecord]) -> str | None:
+    for index, source in enumerate(corpus.sources):
+        if not any(record.source_bytes[index] for record in records):
+            return empty_source(source)
+    return None
+
+
+def _too_small(corpus: CorpusConfig, records: Sequence[PartRecord]) -> str | None:
+    for split in SPLITS:
+        written = merged(records, split)
         if written.tokens < FEWEST_TOKENS:
             return (
                 f"corpus: the {split} split has {written.tokens} tokens from {written.documents} documents, "
@@ -204,8 +190,8 @@ def _too_small(corpus: CorpusConfig, splits: dict[Split, SplitManifest]) -> str 
     return None
 
 
-def _changed_input(corpus: CorpusConfig, inputs: list[SourceInputs]) -> str | None:
-    for source, before in zip(corpus.sources, inputs, strict=True):
-        if source_inputs(source, corpus).fingerprint != before.fingerprint:
-            return f"source {source.source!r} changed while it was read: run again once it is still"
+def _changed_input(corpus: CorpusConfig, inputs: Sequence[SourceInputs]) -> str | None:
+    for before in inputs:
+        if source_inputs(before.source, corpus).fingerprint != before.fingerprint:
+            return f"source {before.source.source!r} changed while it was read: run again once it is still"
     return None

@@ -1,10 +1,16 @@
-"""Documents in files named by a URI: .py and .txt hold one each, .jsonl and .parquet one per row."""
+"""Documents in files named by a URI: .py and .txt hold one each, .jsonl and .parquet one per row.
+
+All is streamed: of a file with rows a few megabytes are in memory at a time, of the others a few files.
+"""
 
 import hashlib
+import io
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby, pairwise
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -17,6 +23,8 @@ EXTENSIONS = (".py", ".txt", ".jsonl", ".parquet")
 # What drivers call a tag of the content. Times are none: two writes can fall into one tick of the clock.
 TAG_FIELDS = ("ETag", "etag", "blob_id", "md5Hash")
 ROWS_AT_ONCE = 1024
+READ_AHEAD = 2 * 2**20  # of a file in an object store, which would else fetch tens of megabytes at a time
+FILES_AT_ONCE = 64  # fetched together, where the store can: one after the other, waiting is most of the time
 GLOB = re.compile(r"[*?\[]")
 
 
@@ -44,6 +52,16 @@ class TextFile:
         return digest.hexdigest()
 
 
+@dataclass(frozen=True)
+class TextPiece:
+    """A file, or a run of its rows: of .jsonl the lines that begin in bytes [start, stop), of .parquet row groups."""
+
+    file: TextFile
+    start: int
+    stop: int
+    size: int
+
+
 def text_files(source: str) -> list[TextFile]:
     """The files of a URI, sorted by path: the file itself, or those of a folder or glob that are not hidden.
 
@@ -67,16 +85,35 @@ def text_files(source: str) -> list[TextFile]:
     return sorted(files, key=lambda file: file.path)
 
 
-def read_texts(files: Sequence[TextFile], text_field: str) -> Iterator[str]:
-    """The documents of the files in the given order, streamed; InputError names the file (and row)."""
+def pieces(file: TextFile, piece_bytes: int) -> list[TextPiece]:
+    """A file in pieces of about `piece_bytes`, as far as it has rows to cut between."""
+    count = math.ceil(file.size / piece_bytes)
+    units = file.size
+    if count > 1 and _extension(file.path) == ".parquet":
+        with refusing("read", file.uri), _opened(file) as opened:
+            units = pyarrow.parquet.ParquetFile(opened).num_row_groups
+        count = min(count, units)
+    elif _extension(file.path) != ".jsonl":
+        count = 1
+    if count <= 1:
+        return [TextPiece(file, 0, -1, file.size)]
+    cuts = [units * index // count for index in range(count + 1)]
+    return [
+        TextPiece(file, start, stop, file.size * stop // units - file.size * start // units)
+        for start, stop in pairwise(cuts)
+    ]
+
+
+def read_texts(run: Sequence[TextPiece], text_field: str) -> Iterator[str]:
+    """The documents of files or pieces in the given order, streamed; InputError names the file (and row)."""
     readers = {".jsonl": _json_rows, ".parquet": _parquet_rows}
-    for file in files:
-        extension = _extension(file.path)
-        with refusing("read", file.uri):
-            if extension in readers:
-                yield from readers[extension](file, text_field)
-            else:
-                yield file.fs.cat_file(file.path).decode("utf-8")
+    for extension, together in groupby(run, key=lambda piece: _extension(piece.file.path)):
+        if extension not in readers:
+            yield from _whole_files([piece.file for piece in together])
+            continue
+        for piece in together:
+            with refusing("read", piece.file.uri):
+                yield from readers[extension](piece, text_field)
 
 
 def _infos(fs: Any, root: str) -> list[dict[str, Any]] | None:
@@ -108,27 +145,70 @@ def _is_hidden(path: str, root: str) -> bool:
     return any(part.startswith(".") for part in path.removeprefix(root).split("/"))
 
 
-def _json_rows(file: TextFile, text_field: str) -> Iterator[str]:
-    with file.fs.open(file.path, "rb") as lines:
+def _whole_files(files: Sequence[TextFile]) -> Iterator[str]:
+    for group in _fetched_together(files):
+        found = group[0].fs.cat([file.path for file in group], on_error="return")
+        for file in group:
+            with refusing("read", file.uri):
+                raw = found[file.path]
+                if isinstance(raw, Exception):
+                    raise raw
+                yield raw.decode("utf-8")
+
+
+def _fetched_together(files: Sequence[TextFile]) -> Iterator[list[TextFile]]:
+    """Neighbours of at most READ_AHEAD bytes together; a larger file is alone."""
+    group: list[TextFile] = []
+    size = 0
+    for file in files:
+        if group and (len(group) == FILES_AT_ONCE or size + file.size > READ_AHEAD):
+            yield group
+            group, size = [], 0
+        group.append(file)
+        size += file.size
+    if group:
+        yield group
+
+
+def _opened(file: TextFile) -> Any:
+    return file.fs.open(file.path, "rb", block_size=READ_AHEAD)
+
+
+def _json_rows(piece: TextPiece, text_field: str) -> Iterator[str]:
+    file = piece.file
+    # fsspec's own line reader fetches and copies a whole block per line.
+    with _opened(file) as opened, io.BufferedReader(opened, 2**18) as lines:
+        place = 0
+        if piece.start:
+            lines.seek(piece.start - 1)
+            place = piece.start - 1 + len(lines.readline())  # the rest of a line that begins in the piece before
         for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise InputError(f"{file.uri} line {number}: not JSON: {error}") from error
-            text = row.get(text_field) if isinstance(row, dict) else None
-            yield _checked(text, text_field, f"{file.uri} line {number}")
+            if 0 <= piece.stop <= place:
+                break
+            where = f"{file.uri} byte {place}" if piece.start else f"{file.uri} line {number}"
+            place += len(line)
+            if line.strip():
+                yield _json_text(line, text_field, where)
 
 
-def _parquet_rows(file: TextFile, text_field: str) -> Iterator[str]:
-    with file.fs.open(file.path, "rb") as opened:
+def _json_text(line: bytes, text_field: str, where: str) -> str:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise InputError(f"{where}: not JSON: {error}") from error
+    return _checked(row.get(text_field) if isinstance(row, dict) else None, text_field, where)
+
+
+def _parquet_rows(piece: TextPiece, text_field: str) -> Iterator[str]:
+    file = piece.file
+    with _opened(file) as opened:
         table = pyarrow.parquet.ParquetFile(opened)
         columns = table.schema_arrow.names
         if text_field not in columns:
             raise InputError(f"{file.uri}: no field {text_field!r}: its fields are {', '.join(columns)}")
-        row = 0
-        for batch in table.iter_batches(batch_size=ROWS_AT_ONCE, columns=[text_field]):
+        groups = range(table.num_row_groups)[piece.start : None if piece.stop < 0 else piece.stop]
+        row = sum(table.metadata.row_group(group).num_rows for group in range(piece.start))
+        for batch in table.iter_batches(batch_size=ROWS_AT_ONCE, row_groups=list(groups), columns=[text_field]):
             for text in batch.column(0).to_pylist():
                 row += 1
                 yield _checked(text, text_field, f"{file.uri} row {row}")

@@ -16,8 +16,11 @@ from pydantic import ValidationError
 
 from sparse_model.data import corpora
 from sparse_model.data.config import CorpusConfig, SourceConfig, TokenizerConfig
-from sparse_model.data.corpora import documents, mixed_documents, source_inputs, split_of
+from sparse_model.data.corpora import documents, mixed_documents, parts, source_inputs, split_of
+from sparse_model.data.processes import in_turn
 from sparse_model.data.python_files import python_files
+from sparse_model.data.shards import prepare
+from sparse_model.data.text_files import pieces, read_texts, text_files
 from sparse_model.errors import InputError
 from sparse_model.storage import join, write_bytes_atomic
 
@@ -268,7 +271,8 @@ def test_any_beginning_of_the_mixture_is_in_proportion(tmp_path: Path) -> None:
             SourceConfig(source=str(tmp_path / "b.jsonl"), megabytes=0.001),
         )
     )
-    texts = list(mixed_documents(corpus, [source_inputs(source, corpus) for source in corpus.sources]))
+    (part,) = parts(corpus, [source_inputs(source, corpus) for source in corpus.sources])
+    texts = [text for _, text in mixed_documents(part, corpus)]
     for beginning in (40, 100, 200):
         share = sum(text.startswith("a") for text in texts[:beginning]) / beginning
         assert share == pytest.approx(0.75, abs=0.05)
@@ -297,3 +301,89 @@ def test_impossible_configurations_are_refused(
 ) -> None:
     with pytest.raises(ValidationError, match=field):
         config.model_validate(values)
+
+
+class TestParts:
+    """Parts read one by one give what one part gives."""
+
+    def texts(self, corpus: CorpusConfig, part_bytes: int) -> list[list[str]]:
+        inputs = [source_inputs(source, corpus) for source in corpus.sources]
+        return [[text for _, text in mixed_documents(part, corpus)] for part in parts(corpus, inputs, part_bytes)]
+
+    @pytest.mark.parametrize("part_bytes", [700, 3_000, 10**6])
+    def test_every_document_is_in_one_part(self, tmp_path: Path, part_bytes: int) -> None:
+        rows = [f"row {n} " + "é" * (n % 50) for n in range(300)]
+        write_bytes_atomic(str(tmp_path / "a.jsonl"), as_jsonl(rows[:150]))
+        write_bytes_atomic(str(tmp_path / "b.parquet"), as_parquet(list(rows[150:])))
+        (tmp_path / "c.py").write_text("x = 1\n" * 500)
+        corpus = corpus_of(str(tmp_path))
+        found = self.texts(corpus, part_bytes)
+        assert len(found) > 5 or part_bytes == 10**6
+        assert sorted(text for part in found for text in part) == sorted([*rows, "x = 1\n" * 500])
+        assert found == self.texts(corpus, part_bytes)
+
+    @given(st.lists(st.integers(0, 30), min_size=1, max_size=40), st.integers(1, 400), st.booleans())
+    def test_pieces_of_a_file_are_the_file(self, sizes: list[int], piece_bytes: int, ends_in_newline: bool) -> None:
+        rows = [f"{n}:" + "x" * size for n, size in enumerate(sizes)]
+        uri = "memory://pieces/a.jsonl"
+        write_bytes_atomic(uri, as_jsonl(rows) if ends_in_newline else as_jsonl(rows)[:-1])
+        (file,) = text_files(uri)
+        assert list(read_texts(pieces(file, piece_bytes), "text")) == rows
+
+    def test_copies_count_once_in_all_parts_together(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+        for number in range(60):
+            (tmp_path / f"{number}.py").write_text(f"x = {number % 20}\n" * 20)
+        found = self.texts(corpus_of("stdlib"), 1000)
+        assert len(found) > 3
+        assert sorted(text for part in found for text in part) == sorted(f"x = {n}\n" * 20 for n in range(20))
+
+    def test_a_limit_is_shared_out(self, tmp_path: Path) -> None:
+        (tmp_path / "a.jsonl").write_bytes(as_jsonl([f"row {n:04d}" for n in range(5000)]))
+        found = self.texts(corpus_of(str(tmp_path / "a.jsonl"), megabytes=0.008), 2000)
+        assert [sum(map(len, part)) for part in found] == pytest.approx([2000] * 4, rel=0.1)
+        assert 8000 - 4 * 8 <= sum(len(text) for part in found for text in part) <= 8000
+        # A sample of the whole file, not its beginning.
+        assert max(text for part in found for text in part) > "row 3000"
+
+    def test_each_part_is_a_sample_of_the_mixture(self, tmp_path: Path) -> None:
+        for name, count in (("a", 3000), ("b", 1000)):
+            (tmp_path / f"{name}.jsonl").write_bytes(as_jsonl([f"{name} {n:08d}" for n in range(count)]))
+        found = self.texts(corpus_of(str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")), 20_000)
+        assert len(found) > 3
+        for part in found:
+            assert sum(text.startswith("a") for text in part) / len(part) == pytest.approx(0.75, abs=0.05)
+            assert {text[0] for text in part[:20]} == {"a", "b"}
+
+    def test_streams_of_programs_differ(self) -> None:
+        found = self.texts(corpus_of("idioms", megabytes=0.1), 20_000)
+        assert len(found) == 5
+        assert found[0] == read(corpus_of("idioms", megabytes=0.02))
+        assert len({text for part in found for text in part}) > 0.98 * sum(map(len, found))
+
+    def test_a_python_file_that_differs_from_the_listed_one_is_refused(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+        (tmp_path / "a.py").write_text("x = 1\n")
+        corpus = corpus_of("stdlib")
+        (part,) = parts(corpus, [source_inputs(corpus.sources[0], corpus)])
+        (tmp_path / "a.py").write_text("x = 2\n")
+        with pytest.raises(InputError, match=r"a\.py changed while it was read, or differs between machines"):
+            list(mixed_documents(part, corpus))
+
+    def test_a_source_that_gives_nothing_is_refused_after_all_parts(self, tmp_path: Path) -> None:
+        (tmp_path / "blank.txt").write_text(" \n" * 10_000)
+        corpus = corpus_of("idioms", megabytes=0.1).model_copy(update={"heldout_fraction": 0.2})
+        with_blank = corpus.model_copy(
+            update={"sources": (*corpus.sources, SourceConfig(source=str(tmp_path / "blank.txt")))}
+        )
+        for part_bytes in (20_000, 10**6):
+            with pytest.raises(InputError, match=r"blank\.txt' is empty"):
+                prepare(
+                    with_blank,
+                    TokenizerConfig(vocab_size=400),
+                    str(tmp_path / "root"),
+                    execute=in_turn,
+                    part_bytes=part_bytes,
+                )

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparse_model import storage
-from sparse_model.data import loader, shards
 from sparse_model.data.config import CorpusConfig, SourceConfig, TokenizerConfig
 from sparse_model.data.corpora import Split
 from sparse_model.data.loader import TokenDataset
+from sparse_model.data.processes import in_turn
+from sparse_model.data.shards import prepare
 from sparse_model.errors import InputError
 
 CORPUS = CorpusConfig(sources=(SourceConfig(source="idioms", megabytes=0.1),), heldout_fraction=0.1)
@@ -22,10 +22,8 @@ CONTEXT = 32
 
 
 def make(root: str) -> TokenDataset:
-    """A dataset of about a dozen shards of 4000 tokens."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards, "SHARD_TOKENS", 4000)
-        return shards.prepare(CORPUS, TokenizerConfig(vocab_size=400), root)
+    """A dataset of a dozen parts, each a shard of about 4000 training tokens."""
+    return prepare(CORPUS, TokenizerConfig(vocab_size=400), root, execute=in_turn, part_bytes=9_000)
 
 
 @pytest.fixture(scope="module")
@@ -159,37 +157,3 @@ class TestDamage:
         (copy / "manifest.json").unlink()
         with pytest.raises(InputError, match="it is missing or was not finished"):
             TokenDataset.open(str(copy))
-
-
-class TestRemote:
-    @pytest.fixture
-    def remote(self, s3_bucket: str, s3_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-        monkeypatch.setattr(loader, "_default_cache", lambda: tmp_path / "default")
-        return make(f"s3://{s3_bucket}/x?endpoint_override={s3_endpoint}").uri
-
-    def test_it_gives_the_same_batches_as_a_local_one(self, remote: str, dataset: TokenDataset, tmp_path: Path) -> None:
-        opened = TokenDataset.open(remote, cache_dir=tmp_path)
-        assert opened.manifest == dataset.manifest
-        assert np.array_equal(batch(opened, 40), batch(dataset, 40))
-
-    def test_shards_are_copied_once(self, remote: str, tmp_path: Path) -> None:
-        before = TokenDataset.open(remote, cache_dir=tmp_path)
-        for shard in before.manifest.train.shards:
-            storage.remove(storage.join(remote, shard.name))
-        after = TokenDataset.open(remote, cache_dir=tmp_path)
-        assert np.array_equal(batch(after, 3), batch(before, 3))
-
-    def test_a_copy_cut_short_is_made_again(self, remote: str, tmp_path: Path) -> None:
-        key = TokenDataset.open(remote, cache_dir=tmp_path).manifest.key
-        truncate(tmp_path / key / "train-00003.npy")
-        TokenDataset.open(remote, cache_dir=tmp_path)
-
-    def test_damage_in_the_store_is_refused_and_not_kept(self, remote: str, tmp_path: Path) -> None:
-        uri = storage.join(remote, "train-00003.npy")
-        raw = bytearray(storage.read_bytes(uri))
-        raw[-1] ^= 1
-        storage.write_bytes_atomic(uri, bytes(raw))
-        with pytest.raises(InputError, match=r"train-00003\.npy.* is damaged: its sha256"):
-            TokenDataset.open(remote, cache_dir=tmp_path / "new")
-        left = sorted(path.name for path in (tmp_path / "new").rglob("*.npy"))
-        assert left == ["train-00000.npy", "train-00001.npy", "train-00002.npy"]

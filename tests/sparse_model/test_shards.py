@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sparse_model import storage
-from sparse_model.data import corpora, loader, shards
+from sparse_model.data import corpora, loader, parts
 from sparse_model.data.config import CorpusConfig, TokenizerConfig
 from sparse_model.data.corpora import SPLITS, documents, split_of
 from sparse_model.data.shards import prepare
@@ -29,7 +29,7 @@ IDIOMS = corpus_of("idioms", megabytes=0.1)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Copies of remote shards stay out of the user's cache."""
     folder = tmp_path_factory.mktemp("cache")
-    monkeypatch.setattr(loader, "_default_cache", lambda: folder)
+    monkeypatch.setattr(loader, "default_cache", lambda: folder)
 
 
 @pytest.fixture
@@ -68,15 +68,15 @@ def test_the_tokens_are_the_documents_of_each_split(root_uri: str) -> None:
 
 def test_shards_cut_the_same_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = prepare(IDIOMS, TOKENIZER, str(tmp_path / "whole"))
-    monkeypatch.setattr(shards, "SHARD_TOKENS", 1000)
-    monkeypatch.setattr(shards, "BATCH_BYTES", 3000)
+    monkeypatch.setattr(parts, "SHARD_TOKENS", 1000)
+    monkeypatch.setattr(parts, "BATCH_BYTES", 3000)
     cut = prepare(IDIOMS, TOKENIZER, str(tmp_path / "cut"))
     for split in SPLITS:
-        parts = [np.load(Path(cut.uri, shard.name)) for shard in cut.manifest.split(split).shards]
-        assert {len(part) for part in parts[:-1]} == {1000}
-        assert 0 < len(parts[-1]) <= 1000
+        pieces = [np.load(Path(cut.uri, shard.name)) for shard in cut.manifest.split(split).shards]
+        assert {len(part) for part in pieces[:-1]} == {1000}
+        assert 0 < len(pieces[-1]) <= 1000
         (shard,) = whole.manifest.split(split).shards
-        assert np.array_equal(np.concatenate(parts), np.load(Path(whole.uri, shard.name)))
+        assert np.array_equal(np.concatenate(pieces), np.load(Path(whole.uri, shard.name)))
 
 
 def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_a_finished_dataset_is_not_made_again(tmp_path: Path) -> None:
 
 
 def test_progress_rises_to_one_in_each_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "BATCH_BYTES", 10_000)
+    monkeypatch.setattr(parts, "BATCH_BYTES", 10_000)
     seen: dict[str, list[float]] = {}
     corpus = corpus_of("idioms", "stdlib", megabytes=0.1)
     prepare(corpus, TOKENIZER, str(tmp_path), lambda stage, share: seen.setdefault(stage, []).append(share))
@@ -139,8 +139,8 @@ class TestNothingHalfMade:
     def test_an_interrupted_preparation_has_no_manifest_and_is_done_again(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(shards, "SHARD_TOKENS", 1000)
-        monkeypatch.setattr(shards, "BATCH_BYTES", 3000)
+        monkeypatch.setattr(parts, "SHARD_TOKENS", 1000)
+        monkeypatch.setattr(parts, "BATCH_BYTES", 3000)
 
         def interrupt(stage: str, share: float) -> None:
             if stage == "tokens" and share > 0.5:

@@ -13,7 +13,7 @@ _POSITIONAL: tuple[Kind, ...] = weighted([(5, "int"), (2, "str"), (2, "bool"), (
 _KEYWORD: tuple[Kind, ...] = weighted([(7, "int"), (1, "str"), (1, "bool")])
 
 
-def programs(seed: int) -> Iterator[str]:
+def programs(seed: int | str) -> Iterator[str]:
     """Endless programs of about 0.3 to 1.5 kB; each compiles. The same seed gives the same bytes everywhere."""
     draw = Draw(random.Random(seed))
     while True:
