@@ -36,11 +36,11 @@ def methods(config: PruneConfig) -> tuple[Method, ...]:
     return METHODS if config.edges else ("node",)
 
 
-def measure_means(model_uri: str, data_uri: str, threads: int) -> Means:
+def measure_means(model_uri: str, data_uri: str, cache_bytes: int, threads: int) -> Means:
     """Mean activations of a published model over training text."""
     torch.set_num_threads(threads)
     model, _ = from_pretrained(model_uri)
-    return model_means(model, TokenDataset.open(data_uri))
+    return model_means(model, TokenDataset.open(data_uri, cache_bytes=cache_bytes))
 
 
 def model_means(model: SparseTransformer, data: TokenDataset) -> Means:

@@ -49,6 +49,10 @@ class Show:
             self._shares[name] = share
             self.line(f"{name}: {int(100 * share)}%{' · ' if note else ''}{note}")
 
+    def shows(self, name: str) -> bool:
+        """Whether a stage has begun."""
+        return name in self._tasks
+
     def end(self, name: str) -> None:
         """Take a stage's bar away."""
         if name in self._tasks:
@@ -64,8 +68,11 @@ class StudyProgress:
         self._counts = {"done": 0, "all": study.search.trials * len(study.seeds)}
 
     def data(self, stage: str, share: float) -> None:
-        """Preparation of the corpus."""
-        self.show.stage(f"data: {stage}", share)
+        """Preparation of the corpus; says so when an interrupted one goes on."""
+        name = f"data: {stage}"
+        if stage == "tokens" and 0 < share < 1 and not self.show.shows(name):
+            self.show.line(f"continuing: {share:.0%} of the text is tokenised already")
+        self.show.stage(name, share)
 
     def replayed(self, count: int) -> None:
         """Trials of an earlier run that need no other."""

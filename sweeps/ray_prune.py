@@ -18,7 +18,8 @@ def find_circuits(trial: Trial, report: Callable[[int, int], None]) -> list[Row]
     resources = trial.study.resources
     options = {"num_cpus": resources.cpus_per_pruning_task, "scheduling_strategy": "SPREAD"}
     threads = resources.cpus_per_pruning_task
-    means = ray.remote(measure_means).options(**options).remote(trial.model_uri, trial.plan.data, threads)
+    means_task = ray.remote(measure_means).options(**options)
+    means = means_task.remote(trial.model_uri, trial.plan.data, resources.cache_bytes, threads)
     prune = ray.remote(prune_task).options(**options)
     names, config, targets = trial.study.task_names, settings(trial.study), trial.study.target_losses
     rows: dict[str, list[Row]] = {}

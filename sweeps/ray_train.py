@@ -36,6 +36,7 @@ def train_model(trial: Trial) -> Trained:
         train_loop_config={
             "trial": trial.config.model_dump(mode="json"),
             "data": trial.plan.data,
+            "cache_bytes": resources.cache_bytes,
             "model_uri": trial.model_uri,
             "threads": resources.cpus_per_worker,
         },
@@ -70,7 +71,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     """One training worker: all take part in training, rank 0 publishes the model. Gives the fields of `Trained`."""
     torch.set_num_threads(config["threads"])
     trial = TrialConfig.model_validate(config["trial"])
-    data = TokenDataset.open(config["data"])
+    data = TokenDataset.open(config["data"], cache_bytes=config["cache_bytes"])
     result = train(trial.model, trial.training, data, checkpoints=RayCheckpoints(), report=_report, device=get_device())
     if result.status == "ok" and _rank() == 0:
         save_pretrained(result.model, data.tokenizer, config["model_uri"])

@@ -17,6 +17,7 @@ from sweeps.frontier import Frontier
 from sweeps.interrupts import Interrupts, remembered_interrupts
 from sweeps.objectives import FINAL, objectives
 from sweeps.progress import StudyProgress
+from sweeps.ray_tokens import on_ray
 from sweeps.rows import table_uri, write_circuit_rows, write_trial_row
 from sweeps.search import Objectives, StudySearch
 from sweeps.study import Study, read_study
@@ -32,7 +33,8 @@ def run_study(study: Study, progress: StudyProgress, *, address: str | None, ret
     Raises InputError, before anything is trained, for a study that cannot be run.
     """
     check_storage(study)
-    data = prepare(study.corpus, study.tokenizer, study.storage, progress.data)
+    on_any_machine = on_ray(study.resources, address)
+    data = prepare(study.corpus, study.tokenizer, study.storage, progress.data, execute=on_any_machine)
     check_tasks(study, data)
     known, failed = stored_results(study, data.manifest.key, retry_failed)
     store_study(study)

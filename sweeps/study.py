@@ -16,6 +16,7 @@ from circuit.tasks import TASKS
 from sparse_model import storage
 from sparse_model.config import Config
 from sparse_model.data.config import CorpusConfig, TokenizerConfig
+from sparse_model.data.shard_files import CACHE_BYTES
 from sparse_model.errors import InputError
 from sweeps.problems import InputErrors, Problem, pydantic_problems
 from sweeps.space import Space
@@ -54,6 +55,17 @@ class ResourceConfig(Config):
         ge=1,
         description="circuits searched at a time by a trial; as many as its training cores allow if left out",
     )
+
+    cache_gigabytes: float = Field(
+        CACHE_BYTES / 1e9,
+        gt=0,
+        description="disk of each machine, in GB (a billion bytes), for copies of tokens that lie in an object store",
+    )
+
+    @property
+    def cache_bytes(self) -> int:
+        """The same in bytes."""
+        return int(self.cache_gigabytes * 1e9)
 
     @property
     def cpus(self) -> int:

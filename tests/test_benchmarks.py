@@ -83,3 +83,15 @@ def test_the_recipe_is_the_same_from_answer_positions_only() -> None:
     assert loss > 0.01
     kept = judge.index.channels(keep)
     assert paper_recipe.count_edges(model, kept) == count_edges(model, kept) > 0
+
+
+def test_data(tmp_path: Path) -> None:
+    figures = run("data.py", tmp_path / "figures.json", "--megabytes", "2", "--workers", "2")
+    assert figures.keys() == {
+        "tokenise_one_core_mb_s",
+        "tokenise_one_process_mb_s",
+        "tokenise_processes_mb_s",
+        "load_local_mtok_s",
+        "load_cached_mtok_s",
+        "workers",
+    }

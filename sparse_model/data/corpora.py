@@ -89,7 +89,8 @@ def parts(corpus: CorpusConfig, inputs: Sequence[SourceInputs], part_bytes: int 
     """The corpus in parts of about `part_bytes` of text.
 
     Files come in an order shuffled by `corpus.seed`, large ones cut into pieces where their rows allow it, so that a
-    limit takes a random sample of them (rows within a piece stay in order). Each part has its share of a limit. Copies of a Python file count once in the whole corpus; rows and files of a URI count as they are.
+    limit takes a random sample of them (rows within a piece stay in order). Each part has its share of a limit.
+    Copies of a Python file count once in the whole corpus; rows and files of a URI count as they are.
     """
     count = max(1, math.ceil(sum(source.expected_bytes for source in inputs) / part_bytes))
     slices = [_slices(source, corpus, count, part_bytes) for source in inputs]

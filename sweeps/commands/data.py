@@ -10,8 +10,11 @@ from rich.console import Console
 
 from circuit.tasks import TASKS, example
 from sparse_model.data.loader import TokenDataset
+from sparse_model.data.processes import Execute, in_processes
 from sparse_model.data.shards import prepare
+from sparse_model.errors import InputError
 from sweeps.progress import Show, StudyProgress
+from sweeps.ray_tokens import on_ray
 from sweeps.study import Study, load_study
 from sweeps.table import terminal
 
@@ -33,10 +36,25 @@ def tasks() -> int:
     return 0
 
 
-def corpus(study: StudyArgument = "quickstart", storage_uri: StorageOption = None) -> int:
-    """Prepare the tokens of a study, if they are not there yet, and say what they are."""
+def corpus(
+    study: StudyArgument = "quickstart",
+    storage_uri: StorageOption = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="processes that tokenise; one per CPU core if left out")
+    ] = None,
+    address: Annotated[str | None, typer.Option(help="of a Ray cluster that is to tokenise instead")] = None,
+) -> int:
+    """Prepare the tokens of a study, if they are not there yet, and say what they are.
+
+    A corpus of more than 32 MB is tokenised in parts, by processes or by a cluster; the bytes are the same.
+    Interrupted, the same command goes on with the parts that are missing.
+    """
+    if workers is not None and address is not None:
+        raise InputError("--workers and --address: one of them; a cluster works on as many parts as it has CPU cores")
     console = terminal()
-    data = prepared(load_study(study, storage_uri), console)
+    asked = load_study(study, storage_uri)
+    execute = in_processes(workers) if address is None else on_ray(asked.resources, address)
+    data = prepared(asked, console, execute)
     for split in ("train", "heldout"):
         part = data.manifest.split(split)
         console.print(
@@ -60,7 +78,8 @@ def tokenizer(
     return 0
 
 
-def prepared(study: Study, console: Console) -> TokenDataset:
+def prepared(study: Study, console: Console, execute: Execute | None = None) -> TokenDataset:
     """The tokens of a study, prepared now if need be, with progress shown."""
     with Show(console) as show:
-        return prepare(study.corpus, study.tokenizer, study.storage, StudyProgress(show, study).data)
+        progress = StudyProgress(show, study)
+        return prepare(study.corpus, study.tokenizer, study.storage, progress.data, execute=execute)
