@@ -42,7 +42,7 @@ def status_of(arguments: list[str] | None = None) -> int:
             raise KeyboardInterrupt
         return status
     except typer.TyperException as error:
-        _say(" ".join(str(error).split()))
+        _say(" ".join(error.format_message().split()))
         return BAD_INPUT
     except ValidationError as error:
         for detail in error.errors():

@@ -142,15 +142,24 @@ class TestBatches:
             batch(TokenDataset.open(remote, tmp_path), step)
         assert set(downloads.values()) == {1}
 
+    @pytest.mark.parametrize(("room", "copied_ahead"), [(12, 6), (5, 3)])
     def test_the_next_group_is_copied_ahead_if_there_is_room(
-        self, remote: str, tmp_path: Path, downloads: Counter[str], monkeypatch: pytest.MonkeyPatch
+        self,
+        local: TokenDataset,
+        remote: str,
+        room: int,
+        copied_ahead: int,
+        tmp_path: Path,
+        downloads: Counter[str],
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         monkeypatch.setattr(order, "GROUP_SHARDS", 3)
-        dataset = TokenDataset.open(remote, tmp_path)
+        bound = room * max(shard.bytes for shard in local.manifest.train.shards)
+        dataset = TokenDataset.open(remote, tmp_path, bound)
         batch(dataset, 0)
         for thread in dataset._files._threads:  # type: ignore[attr-defined]
             thread.join()
-        assert len(downloads) == 6
+        assert sum(downloads.values()) == copied_ahead
 
 
 def test_processes_share_a_cache(remote: str, tmp_path: Path, downloads: Counter[str]) -> None:

@@ -94,6 +94,8 @@ def test_ten_mistakes_exit_2(
         (["import", "{folder}"], "out"),
         (["train", "{folder}/m", "--set", "kind=dense"], "model.d_model"),
         (["train", "{folder}/m", "--set", "nonsense"], "'nonsense'"),
+        (["corpus", "smoke", "--workers", "0"], "--workers"),
+        (["corpus", "smoke", "--workers", "2", "--address", "auto"], "--workers and --address: one of them"),
         (["dance"], "dance"),
     ],
 )
