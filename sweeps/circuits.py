@@ -13,7 +13,7 @@ from circuit.pruning import METHODS, Method, find_circuits
 from circuit.tasks import build_task, task_named
 from sparse_model import storage
 from sparse_model.data.config import CorpusConfig
-from sparse_model.data.corpora import mixed_documents, source_inputs, split_of
+from sparse_model.data.corpora import mixture, split_of
 from sparse_model.data.loader import TokenDataset
 from sparse_model.data.tokenizer import Tokenizer
 from sparse_model.errors import InputError
@@ -58,7 +58,7 @@ def text_means(model: SparseTransformer, tokenizer: Tokenizer, corpus: CorpusCon
     """
     context = model.config.context
     tokens: list[int] = []
-    for text in mixed_documents(corpus, [source_inputs(source, corpus) for source in corpus.sources]):
+    for text in mixture(corpus):
         if split_of(text, corpus.heldout_fraction) == "train":
             tokens += [*tokenizer.encode(text), tokenizer.eot]
         if len(tokens) >= MEAN_TOKENS:

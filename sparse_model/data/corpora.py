@@ -126,6 +126,13 @@ def mixed_documents(part: Part, corpus: CorpusConfig) -> Iterator[tuple[int, str
         yield index, text
 
 
+def mixture(corpus: CorpusConfig) -> Iterator[str]:
+    """Documents of the whole corpus, part after part, in the order in which they are tokenised."""
+    for part in parts(corpus, [source_inputs(source, corpus) for source in corpus.sources]):
+        for _, text in mixed_documents(part, corpus):
+            yield text
+
+
 def split_of(text: str, heldout_fraction: float) -> Split:
     """The side of the split a document is on: its text alone decides, so copies are never on both sides."""
     digest = hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest()
