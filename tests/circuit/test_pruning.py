@@ -130,6 +130,7 @@ def test_elimination_leaves_the_planted_edges_of_all(planted: Any) -> None:
 def test_what_is_left_is_minimal(planted: Any, edges: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even where estimates say nothing, and all passes but the last give up at once."""
     monkeypatch.setattr("circuit.elimination.PATIENCE", 1)
+    monkeypatch.setattr("circuit.elimination.AT_ONCE", 1)
     noise = torch.Generator().manual_seed(0)
     monkeypatch.setattr(Parts, "harm", lambda self, keep, calibration: torch.rand(len(keep), generator=noise))
     judge = Judge(planted.model, planted.means, planted.task.train)
