@@ -64,7 +64,7 @@ def node_circuits(
     inside: Solution | None = None
     for target in targets:
         here = config.model_copy(update={"target_loss": target})
-        candidates = [inside] if inside else []
+        candidates: list[Solution] = []
         if inside is None or target == config.target_loss:
             candidates += _explored(judge, data, here, progress)
         if inside is not None:

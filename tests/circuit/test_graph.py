@@ -107,7 +107,7 @@ def test_edge_circuit_gives_the_same_loss_after_a_round_trip(planted: Any, tmp_p
     config = PruneConfig(steps=2, eliminate=False)
     nodes = find_circuit(planted.model, planted.task, planted.means, config)
     circuit = find_circuit(planted.model, planted.task, planted.means, PruneConfig(steps=2), method="edge")
-    some = {"edges": nodes.edges[::2], "n_edges": len(nodes.edges[::2])}
+    some = {"edges": nodes.edges[::2], "n_edges": len(nodes.edges[::2]), "scale": nodes.scale, "shift": nodes.shift}
     circuit = circuit.model_copy(update={"nodes": nodes.nodes, "n_nodes": nodes.n_nodes, **some})
     path = str(tmp_path / "circuit.json")
     circuit.save(path)
