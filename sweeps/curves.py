@@ -24,8 +24,8 @@ from sweeps.rows import row_uri
 TARGETS = (0.5, 0.3, 0.15, 0.08, 0.04, 0.02, 0.01, 0.005, 0.002)
 """Task losses of the paper's figure 2, in nats."""
 
-COLORS = ("#0b6e99", "#c8553d", "#6b8e23", "#7d5ba6")
-MARKERS = ("o", "s", "^", "D")
+COLORS = ("#0b6e99", "#c8553d", "#6b8e23", "#7d5ba6", "#8c8c8c")
+MARKERS = ("o", "s", "^", "D", "v")
 
 Sizes = Mapping[str, Mapping[float, int | None]]
 """Task -> target loss -> edges, None or missing where the target is not reached."""
@@ -105,7 +105,7 @@ def _panel(axes: Axes, method: str, points: Sequence[Point]) -> None:
     names = list(points[0].means) if points else []
     for i, name in enumerate(names):
         x, y = [point.target for point in points], [max(1, point.means[name]) for point in points]
-        axes.plot(x, y, color=COLORS[i % 4], marker=MARKERS[i % 4], linewidth=1.8, markersize=6, label=name)
+        axes.plot(x, y, color=COLORS[i], marker=MARKERS[i], linewidth=1.8, markersize=6, label=name)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.invert_xaxis()
