@@ -40,7 +40,7 @@ def write_text(path: Path, megabytes: float) -> CorpusConfig:
             if size >= megabytes * 1e6:
                 break
             size += file.write(json.dumps({"text": f"# {copy}\n{text}"}) + "\n")
-    return CorpusConfig(sources=(SourceConfig(source=str(path)),))
+    return CorpusConfig(sources=(SourceConfig(source=str(path)),), heldout_fraction=0.1)
 
 
 def tokenising(dataset: TokenDataset, folder: str, workers: int, part_bytes: float) -> dict[str, Callable[[], object]]:
