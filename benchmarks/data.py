@@ -40,7 +40,7 @@ def write_text(path: Path, megabytes: float) -> CorpusConfig:
             if size >= megabytes * 1e6:
                 break
             size += file.write(json.dumps({"text": f"# {copy}\n{text}"}) + "\n")
-    return CorpusConfig(sources=(SourceConfig(source=str(path)),))
+    return CorpusConfig(sources=(SourceConfig(source=str(path)),), heldout_fraction=0.1)
 
 
 def tokenising(dataset: TokenDataset, folder: str, workers: int, part_bytes: float) -> dict[str, Callable[[], object]]:
@@ -68,7 +68,7 @@ def epoch(dataset: TokenDataset) -> Iterator[object]:
 def reading(local: TokenDataset, cache: Path) -> dict[str, Callable[[], object]]:
     """An epoch from disk, and through a cache too small for it; a new one for each call."""
     uri = "memory://benchmark"
-    for path in Path(local.uri).iterdir():
+    for path in filter(Path.is_file, Path(local.uri).iterdir()):
         storage.write_bytes_atomic(storage.join(uri, path.name), path.read_bytes())
     bound = 2 * GROUP_SHARDS * max(shard.bytes for shard in local.manifest.train.shards)
 
