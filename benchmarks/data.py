@@ -68,7 +68,7 @@ def epoch(dataset: TokenDataset) -> Iterator[object]:
 def reading(local: TokenDataset, cache: Path) -> dict[str, Callable[[], object]]:
     """An epoch from disk, and through a cache too small for it; a new one for each call."""
     uri = "memory://benchmark"
-    for path in Path(local.uri).iterdir():
+    for path in filter(Path.is_file, Path(local.uri).iterdir()):
         storage.write_bytes_atomic(storage.join(uri, path.name), path.read_bytes())
     bound = 2 * GROUP_SHARDS * max(shard.bytes for shard in local.manifest.train.shards)
 

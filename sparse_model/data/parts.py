@@ -55,12 +55,14 @@ class Tokenising:
 
     def __call__(self, part: Part) -> PartRecord:
         """Write the part's shards, then its record. Raises InputError for input or storage that cannot be used."""
-        return self.of(part, mixed_documents(part, self.corpus))
+        record = self.of(part, mixed_documents(part, self.corpus))
+        write_bytes_atomic(_record_uri(self.folder, part.index), record.model_dump_json().encode())
+        return record
 
     def of(
         self, part: Part, documents: Iterable[Document], report: Callable[[float], None] = lambda share: None
     ) -> PartRecord:
-        """The same, of documents already at hand; `report` is told the share done."""
+        """Write the shards only, of documents already at hand; `report` is told the share done."""
         writers = {split: _ShardWriter(self.folder, f"{split}-{part.index:05d}") for split in SPLITS}
         used = [0] * len(part.slices)
         for group in _grouped(iter(documents)):
@@ -72,9 +74,7 @@ class Tokenising:
             report(min(1.0, sum(used) / part.expected_bytes))
         report(1.0)
         splits = {split: writer.finish() for split, writer in writers.items()}
-        record = PartRecord(index=part.index, source_bytes=tuple(used), **splits)
-        write_bytes_atomic(_record_uri(self.folder, part.index), record.model_dump_json().encode())
-        return record
+        return PartRecord(index=part.index, source_bytes=tuple(used), **splits)
 
 
 def finished_parts(folder: str, parts: Sequence[Part]) -> list[PartRecord]:
@@ -114,7 +114,7 @@ def _record_uri(folder: str, index: int) -> str:
 
 
 def _read_record(folder: str, index: int) -> PartRecord | None:
-    """None for a record that cannot be used, or that another process, done before us, has removed."""
+    """None for a record that cannot be used."""
     try:
         return PartRecord.model_validate_json(read_bytes(_record_uri(folder, index)))
     except (InputError, ValidationError):

@@ -35,7 +35,7 @@ RETRY_SECONDS = (1.0, 4.0, 16.0)
 STRIPES = 64
 """Lock files; a shard's is chosen by its name."""
 WAIT_SECONDS = 0.05
-PART = ".part"
+PARTIAL = ".part"
 
 
 class ShardFiles(Protocol):
@@ -132,7 +132,7 @@ class CachedShards:
                     self._download(shard, target)
 
     def _download(self, shard: Shard, target: Path) -> None:
-        partial = target.with_name(f".{shard.name}.{shard.bytes}{PART}")
+        partial = target.with_name(f".{shard.name}.{shard.bytes}{PARTIAL}")
         partial.unlink(missing_ok=True)  # of a process that was killed: we hold the shard's lock
         try:
             with self._reserved(partial, shard.bytes):
@@ -162,9 +162,9 @@ class CachedShards:
     def _inventory(self) -> tuple[int, list[tuple[float, int, Path]]]:
         """Bytes in the cache, reserved ones included, and (time of last use, size, path) of what can make room."""
         held, files = 0, []
-        for partial in self._cache.glob(f"*/.*{PART}"):
+        for partial in self._cache.glob(f"*/.*{PARTIAL}"):
             if _is_locked(partial):
-                held += int(partial.name.removesuffix(PART).rsplit(".", 1)[1])
+                held += int(partial.name.removesuffix(PARTIAL).rsplit(".", 1)[1])
             else:
                 partial.unlink(missing_ok=True)  # whoever was copying it was killed
         for path in self._cache.glob("*/*.npy"):

@@ -1,8 +1,9 @@
 """From a corpus to a token dataset on disk or in an object store, made once per content.
 
 Layout below the root: data/<key>/ with tokenizer.json, train-00000.npy …, heldout-00000.npy … and manifest.json,
-written last. While it is made there are also records of the parts that are done, from which an interrupted
-preparation continues. A dataset is a function of its key: however many processes make it, the bytes are the same.
+written last; of a corpus of several parts also parts/00000.json …, the records of those that are done, from which an
+interrupted preparation continues. A dataset is a function of its key: however many processes make it, together or
+one after the other, the bytes are the same.
 """
 
 import hashlib
@@ -26,7 +27,7 @@ from sparse_model.data.corpora import (
 )
 from sparse_model.data.loader import TOKENIZER_FILE, TokenDataset
 from sparse_model.data.manifest import File, Manifest, is_complete, write_manifest
-from sparse_model.data.parts import RECORDS, Document, PartRecord, Tokenising, file_of, finished_parts, merged
+from sparse_model.data.parts import Document, PartRecord, Tokenising, file_of, finished_parts, merged
 from sparse_model.data.processes import Execute, in_processes, in_turn
 from sparse_model.data.tokenizer import Tokenizer
 from sparse_model.errors import InputError
@@ -77,7 +78,6 @@ def prepare(
             heldout=merged(records, "heldout"),
         )
         write_manifest(folder, manifest)
-        remove(join(folder, RECORDS))
     return TokenDataset.open(folder)
 
 

@@ -12,6 +12,7 @@ import pytest
 from sparse_model import storage
 from sparse_model.data.config import CorpusConfig, TokenizerConfig
 from sparse_model.data.loader import TokenDataset
+from sparse_model.data.parts import RECORDS
 from sparse_model.data.processes import in_turn
 from sparse_model.data.shards import prepare
 from sparse_model.errors import InputError
@@ -38,7 +39,8 @@ def make(corpus: CorpusConfig, root: str, **rest: Any) -> TokenDataset:
 
 
 def files(dataset: TokenDataset) -> dict[str, bytes]:
-    return {name: storage.read_bytes(storage.join(dataset.uri, name)) for name in storage.listdir(dataset.uri)}
+    names = [name for name in storage.listdir(dataset.uri) if name != RECORDS]
+    return {name: storage.read_bytes(storage.join(dataset.uri, name)) for name in names}
 
 
 def test_ray_data_gives_the_bytes_of_one_process_and_goes_on_where_another_stopped(bucket: str, tmp_path: Path) -> None:

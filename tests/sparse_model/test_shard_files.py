@@ -35,7 +35,7 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> TokenDataset:
 
 
 def copied(local: TokenDataset, uri: str) -> str:
-    for path in Path(local.uri).iterdir():
+    for path in filter(Path.is_file, Path(local.uri).iterdir()):
         storage.write_bytes_atomic(storage.join(uri, path.name), path.read_bytes())
     return uri
 

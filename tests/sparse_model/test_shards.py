@@ -11,6 +11,8 @@ from sparse_model import storage
 from sparse_model.data import corpora, loader, parts
 from sparse_model.data.config import CorpusConfig, TokenizerConfig
 from sparse_model.data.corpora import SPLITS, documents, split_of
+from sparse_model.data.loader import TokenDataset
+from sparse_model.data.processes import in_turn
 from sparse_model.data.shards import prepare
 from sparse_model.errors import InputError
 
@@ -155,11 +157,15 @@ class TestNothingHalfMade:
         prepare(IDIOMS, TOKENIZER, str(tmp_path / "b"))
         assert files_below(tmp_path / "a") == files_below(tmp_path / "b")
 
-    def test_several_at_once_make_the_same_set(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("part_bytes", [10**6, 20_000])
+    def test_several_at_once_make_the_same_set(self, tmp_path: Path, part_bytes: int) -> None:
+        def make(root: str) -> TokenDataset:
+            return prepare(IDIOMS, TOKENIZER, str(tmp_path / root), execute=in_turn, part_bytes=part_bytes)
+
         with ThreadPoolExecutor(4) as pool:
-            made = list(pool.map(lambda _: prepare(IDIOMS, TOKENIZER, str(tmp_path / "a")), range(4)))
+            made = list(pool.map(make, "aaaa"))
         assert len({dataset.manifest.model_dump_json() for dataset in made}) == 1
-        prepare(IDIOMS, TOKENIZER, str(tmp_path / "b"))
+        make("b")
         assert files_below(tmp_path / "a") == files_below(tmp_path / "b")
 
     def test_input_that_changes_meanwhile_is_refused(self, text_file: Path, tmp_path: Path) -> None:
