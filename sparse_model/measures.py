@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.distributed as dist
@@ -12,6 +12,7 @@ from sparse_model.config import LAYER_SITES, ModelConfig
 from sparse_model.loss import next_token_loss
 from sparse_model.model import SparseTransformer
 from sparse_model.sites import FINAL_SITE, site_kind
+from sparse_model.workers import summed
 
 KINDS: tuple[str, ...] = (*LAYER_SITES, FINAL_SITE)
 
@@ -27,14 +28,14 @@ def evaluate(model: SparseTransformer, batches: Iterable[Tensor]) -> dict[str, f
     """
     watch = _Watch(model.config, model.embedding.device)
     loss = torch.zeros((), dtype=torch.float64, device=model.embedding.device)
-    for batch in batches:
-        logits = model(batch[:, :-1], watch)
-        loss += next_token_loss(logits, batch[:, 1:], reduction="sum")
+    for batch, counts in _in_step(batches, loss.device):
+        logits = model(batch[:, :-1], watch if counts else None)
+        if counts:
+            loss += next_token_loss(logits, batch[:, 1:], reduction="sum")
     watch.sums[0] = loss
+    loss_sum, kurtosis_sum, n_tokens, *nonzeros = summed(watch.sums).tolist()
     if dist.is_initialized():
-        dist.all_reduce(watch.sums)
         dist.all_reduce(watch.alive, op=dist.ReduceOp.MAX)
-    loss_sum, kurtosis_sum, n_tokens, *nonzeros = watch.sums.tolist()
     return {
         "val_loss": loss_sum / n_tokens,
         "kurtosis": kurtosis_sum / n_tokens,
@@ -48,6 +49,20 @@ def _activity(config: ModelConfig, nonzeros: dict[str, float], n_tokens: float) 
     sites = {kind: n_tokens * config.width(kind) * (1 if kind == FINAL_SITE else config.n_layer) for kind in KINDS}
     shares = {f"active.{kind}": nonzeros[kind] / sites[kind] for kind in KINDS}
     return {"active": sum(nonzeros.values()) / sum(sites.values()), **shares}
+
+
+def _in_step(batches: Iterable[Tensor], device: torch.device) -> Iterator[tuple[Tensor, bool]]:
+    """Batches, and whether they count: a sharded model needs all workers in every forward pass.
+
+    So a worker that has run out of batches passes idle tokens till all have.
+    """
+    idle = torch.zeros(1, 2, dtype=torch.long, device=device)
+    iterator = iter(batches)
+    while True:
+        batch = next(iterator, None)
+        if not summed(torch.tensor(int(batch is not None), device=device)):
+            return
+        yield (idle, False) if batch is None else (batch, True)
 
 
 class _Watch:

@@ -44,14 +44,22 @@ class SparseTransformer(nn.Module):
             self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """GPT-2 initialisation; the matrices that write to the residual stream are scaled by 1/sqrt(2 * n_layer)."""
-        residual_scale = 1 / math.sqrt(2 * self.config.n_layer)
+        """Draw new initial values of all parameters, in their order."""
         for name, parameter in self.named_parameters():
-            if name.endswith("weight"):
-                std = 1 / math.sqrt(parameter.shape[1])
-                nn.init.normal_(parameter, std=std * (residual_scale if ".out." in name or ".down." in name else 1))
-            elif name in ("embedding", "unembedding", "positions"):
-                nn.init.normal_(parameter, std=1 / math.sqrt(self.config.d_model))
+            self.reset(name, parameter)
+
+    def reset(self, name: str, values: Tensor) -> None:
+        """Fill a tensor with the initial values of the parameter of that name and shape.
+
+        GPT-2's; the matrices that write to the residual stream are scaled by 1/sqrt(2 * n_layer).
+        """
+        if name.endswith("weight"):
+            residual_scale = 1 / math.sqrt(2 * self.config.n_layer) if ".out." in name or ".down." in name else 1
+            nn.init.normal_(values, std=residual_scale / math.sqrt(values.shape[1]))
+        elif name in ("embedding", "unembedding", "positions"):
+            nn.init.normal_(values, std=1 / math.sqrt(self.config.d_model))
+        else:
+            nn.init.constant_(values, 1.0 if name.endswith("gain") else 0.0)
 
     def forward(self, tokens: Tensor, at_site: SiteFunction | None = None, targets: Tensor | None = None) -> Tensor:
         """Logits (B, T, V) for tokens (B, T); with targets (B, T), their mean cross-entropy in nats instead.

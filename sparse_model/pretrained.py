@@ -11,12 +11,15 @@ import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
+from torch import Tensor
 
 from sparse_model import storage
 from sparse_model.config import ModelConfig
 from sparse_model.data.tokenizer import END_OF_TEXT, Tokenizer
 from sparse_model.errors import InputError
 from sparse_model.model import SparseTransformer
+from sparse_model.sharding import gathered_whole
+from sparse_model.workers import rank
 
 FORMAT = {"format": "circuit-sweeps/sparse-transformer", "version": 1}
 
@@ -24,9 +27,12 @@ FORMAT = {"format": "circuit-sweeps/sparse-transformer", "version": 1}
 def save_pretrained(model: SparseTransformer, tokenizer: Tokenizer, uri: str) -> None:
     """Write the files under a folder or fsspec URI, the weights last: a folder with weights is complete.
 
-    Hugging Face libraries read the tokenizer and the tensors (a tied unembedding once) as they are.
+    Hugging Face libraries read the tokenizer and the tensors (a tied unembedding once) as they are. In a process group
+    every worker calls this alike, and the first writes.
     """
-    weights = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}
+    weights = _whole_weights(model)
+    if rank():
+        return
     files = {
         "config.json": _json(_config(model, tokenizer)),
         "tokenizer.json": tokenizer.to_json().encode(),
@@ -35,6 +41,18 @@ def save_pretrained(model: SparseTransformer, tokenizer: Tokenizer, uri: str) ->
     }
     for name, content in files.items():
         storage.write_bytes_atomic(storage.join(uri, name), content)
+
+
+def _whole_weights(model: SparseTransformer) -> dict[str, Tensor]:
+    """All weights, on the first worker; of a sharded model the others hold one tensor at a time, and drop it."""
+    names = {name for name, _ in model.named_parameters()}
+    weights = {}
+    for name, p in model.state_dict().items():
+        if name in names:
+            whole = gathered_whole(p)
+            if rank() == 0:
+                weights[name] = whole.cpu().contiguous()
+    return weights
 
 
 def _config(model: SparseTransformer, tokenizer: Tokenizer) -> dict[str, object]:

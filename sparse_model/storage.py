@@ -133,6 +133,13 @@ def download(uri: str, target: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
+def upload(source: Path, uri: str) -> None:
+    """Copy a local file to a place in any store; raises InputError if it cannot be written."""
+    fs, path = filesystem(uri)
+    with refusing("write", uri):
+        fs.put_file(str(source), path)
+
+
 def check_writable(uri: str) -> None:
     """Prove by a tiny file, deleted again, that the folder can be written; raises InputError if it cannot."""
     probe = join(uri, f"_probe-{uuid.uuid4().hex}")

@@ -5,35 +5,34 @@ Shapes: B sequences, T context; a batch of tokens is (B, T + 1).
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
-import torch.distributed as dist
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from sparse_model.checkpoint import CheckpointStore, Metrics, NoCheckpoints
+from sparse_model.checkpoint import CheckpointStore, NoCheckpoints, Progress, Tensors
 from sparse_model.config import ModelConfig, TrainConfig
 from sparse_model.data.loader import TokenDataset
 from sparse_model.errors import InputError
 from sparse_model.measures import evaluate, flops_per_token
 from sparse_model.model import SparseTransformer
 from sparse_model.optimizer import SparseOptimizer, learning_rate
+from sparse_model.sharding import sharded_model
 from sparse_model.sparsity import check_budget
+from sparse_model.workers import Parallel, gathered, rank, summed, world_size
 
+Metrics = dict[str, float]
 Report = Callable[[Metrics], None]
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What came out of a run: the model, how it ended, and its last figures."""
+    """What came out of a run: the model (this worker's shard of it under fsdp), how it ended, and its last figures."""
 
     model: SparseTransformer
     status: Literal["ok", "diverged"]
@@ -49,16 +48,19 @@ def train(
     checkpoints: CheckpointStore | None = None,
     report: Report = lambda metrics: None,
     device: str | torch.device = "cpu",
+    parallel: Parallel = "ddp",
 ) -> TrainResult:
     """Train a model on the tokens of `data`, from its newest checkpoint if there is one (METHOD 3).
 
     In a process group every worker calls this alike; each sees its rows of every batch, and all end with the same
-    weights. `report` is called every `log_every` steps on every worker. Raises InputError for a recipe that cannot be.
+    weights, or with their shards of them: `parallel` changes results by rounding only. `report` is called every
+    `log_every` steps on every worker. Raises InputError for a recipe that cannot be, and where storage fails.
     """
     check(model_config, recipe, data)
     store = checkpoints or NoCheckpoints()
-    run = Run(model_config, recipe, data, torch.device(device))
-    store.restore(run.load)
+    run = Run(model_config, recipe, data, torch.device(device), parallel)
+    if not store.restore(run.load) and run.touched:
+        run = Run(model_config, recipe, data, torch.device(device), parallel)
     for step in range(run.step, run.n_steps):
         run.optimise(step)
         if run.due(recipe.log_every):
@@ -68,7 +70,7 @@ def train(
         if run.due(recipe.eval_every):
             report(run.validate())
         if run.due(recipe.checkpoint_every):
-            store.save(run.step, run.metrics, run.save)
+            store.save(run.step, run.progress(), run.tensors())
     return run.result(run.validate())
 
 
@@ -83,30 +85,31 @@ def check(model_config: ModelConfig, recipe: TrainConfig, data: TokenDataset) ->
         raise InputError(f"batch_size {recipe.batch_size}; must be divisible by the {world_size()} workers")
 
 
-def world_size() -> int:
-    """Workers in the process group; 1 without one."""
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def rank() -> int:
-    """This worker's number; 0 without a process group."""
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
 class Run:
     """A training run between two steps: everything a checkpoint holds, and what is derived from it."""
 
     def __init__(
-        self, model_config: ModelConfig, recipe: TrainConfig, data: TokenDataset, device: torch.device
+        self,
+        model_config: ModelConfig,
+        recipe: TrainConfig,
+        data: TokenDataset,
+        device: torch.device,
+        parallel: Parallel,
     ) -> None:
         self.recipe, self.data, self.device = recipe, data, device
         self.n_steps = recipe.n_steps(model_config.context)
+        dtype = getattr(torch, recipe.dtype)
         with torch.random.fork_rng():
             torch.manual_seed(recipe.seed)
-            self.model = SparseTransformer(model_config, getattr(torch, recipe.dtype)).to(device)
-        self.parallel = DistributedDataParallel(self.model) if world_size() > 1 else self.model
+            if parallel == "fsdp" and world_size() > 1:
+                self.model = sharded_model(model_config, dtype, device)
+            else:
+                self.model = SparseTransformer(model_config, dtype).to(device)
+        replicated = parallel == "ddp" and world_size() > 1
+        self.parallel = DistributedDataParallel(self.model) if replicated else self.model
         self.optimizer = SparseOptimizer(self.model, recipe, self.n_steps)
         self.step, self.seconds, self.reason = 0, 0.0, ""
+        self.touched = False
         self.metrics: Metrics = {}
         self._reset_window()
 
@@ -128,9 +131,7 @@ class Run:
 
     def log(self) -> Metrics:
         """Figures of the steps since the last log; finds divergence."""
-        window = self.window_loss.clone()
-        if dist.is_initialized():
-            dist.all_reduce(window)
+        window = summed(self.window_loss.clone())
         now = time.monotonic()
         seconds = now - self.window_start
         self.seconds += seconds
@@ -167,26 +168,29 @@ class Run:
         """Whether the last logged loss showed that training has failed."""
         return bool(self.reason)
 
-    def save(self, folder: Path) -> None:
-        """Write the whole state into a folder: tensors as safetensors, the rest as JSON."""
-        weights = {f"model.{name}": p.detach() for name, p in self.model.named_parameters()}
-        save_file(weights | self.optimizer.state(), folder / "state.safetensors")
-        progress = {"run": self._identity(), "step": self.step, "seconds": self.seconds, "metrics": self.metrics}
-        window = {"loss": self.window_loss.item(), "steps": self.window_steps}
-        (folder / "progress.json").write_text(json.dumps(progress | {"window": window}))
+    def progress(self) -> Progress:
+        """What a checkpoint holds beside the tensors."""
+        losses = gathered(self.window_loss.item())
+        window = {"losses": losses, "steps": self.window_steps}
+        figures = {"step": self.step, "seconds": self.seconds, "metrics": self.metrics}
+        return {"run": self._identity(), "window": window} | figures
 
-    def load(self, folder: Path) -> None:
-        """Continue from what `save` wrote, to the same weights bit for bit."""
-        progress = json.loads((folder / "progress.json").read_text())
+    def tensors(self) -> Tensors:
+        """Weights and moments, in their own memory, this worker's shards where they are sharded."""
+        weights = {f"model.{name}": p.detach() for name, p in self.optimizer.named.items()}
+        return weights | self.optimizer.state()
+
+    def load(self, progress: Progress, read: Callable[[Tensors], None]) -> None:
+        """Continue from a checkpoint: to the same weights bit for bit if there are as many workers as there were."""
         if progress["run"] != self._identity():
             raise InputError("it is of a run with another configuration")
-        tensors = load_file(folder / "state.safetensors", device=str(self.device))
-        with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
-                parameter.copy_(tensors[f"model.{name}"])
-        self.optimizer.load_state(tensors)
+        self.touched = True
+        read(self.tensors())
         self.step, self.seconds, self.metrics = progress["step"], progress["seconds"], progress["metrics"]
-        self.window_loss.fill_(progress["window"]["loss"])
+        self.optimizer.continue_from(self.step)
+        losses = progress["window"]["losses"]
+        same = len(losses) == world_size()
+        self.window_loss.fill_(losses[rank()] if same else sum(losses) / len(losses))
         self.window_steps = progress["window"]["steps"]
 
     def _identity(self) -> dict[str, object]:

@@ -88,6 +88,10 @@ class StudyProgress:
         note = f"step {metrics['step']}/{metrics['steps']} · {loss} · L0 {metrics['l0']:,.0f}"
         self.show.stage(f"{key} training", metrics["step"] / metrics["steps"], note)
 
+    def warned(self, key: str, text: str) -> None:
+        """Something went wrong, and the trial goes on."""
+        self.show.line(f"{key} warning: {text}")
+
     def pruning(self, key: str, done: int, total: int) -> None:
         self.show.end(f"{key} training")
         self.show.stage(f"{key} pruning", done / total, f"{done}/{total} tasks")

@@ -1,11 +1,12 @@
-"""Training of a trial's model by Ray Train: data-parallel workers, checkpoints found again by the trial's key."""
+"""Training of a trial's model by Ray Train: data-parallel workers, checkpoints found again by the trial's key.
+
+Checkpoints go past Ray's own register of them: that is one file, rewritten in place (ray 2.60, checkpoint_manager.py),
+and a kill at that moment, or a checkpoint that got lost, makes Ray refuse the whole run from then on.
+"""
 
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import ray.train
@@ -13,6 +14,7 @@ import torch
 from ray.train.torch import TorchTrainer, get_device
 from ray.tune.integration.ray_train import TuneReportCallback
 
+from sparse_model.checkpoint import Checkpoints
 from sparse_model.data.loader import TokenDataset
 from sparse_model.pretrained import save_pretrained
 from sparse_model.training import train
@@ -22,7 +24,8 @@ from sweeps.trial import Trained, Trial
 POLL_SECONDS = "0.5"
 """Ray Train's controller fetches one progress report per poll, and the next one blocks till then (2 s by default)."""
 
-WORKER_RETRIES = 1
+WORKER_RETRIES = 3
+"""Times the workers are started again, to go on from the last checkpoint, after one of them died or raised."""
 
 
 def train_model(trial: Trial) -> Trained:
@@ -38,6 +41,8 @@ def train_model(trial: Trial) -> Trained:
             "data": trial.plan.data,
             "cache_bytes": resources.cache_bytes,
             "model_uri": trial.model_uri,
+            "checkpoints_uri": trial.checkpoints_uri,
+            "parallel": resources.parallel,
             "threads": resources.cpus_per_worker,
         },
         scaling_config=ray.train.ScalingConfig(
@@ -49,7 +54,6 @@ def train_model(trial: Trial) -> Trained:
             name=trial.key,
             storage_path=trial.train_root,
             callbacks=[TuneReportCallback()],
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
             failure_config=ray.train.FailureConfig(max_failures=WORKER_RETRIES),
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),
@@ -68,43 +72,27 @@ _TRAIN_SETTINGS = {
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
-    """One training worker: all take part in training, rank 0 publishes the model. Gives the fields of `Trained`."""
+    """One training worker: all take part in training and in publishing the model. Gives the fields of `Trained`."""
     torch.set_num_threads(config["threads"])
     trial = TrialConfig.model_validate(config["trial"])
     data = TokenDataset.open(config["data"], cache_bytes=config["cache_bytes"])
-    result = train(trial.model, trial.training, data, checkpoints=RayCheckpoints(), report=_report, device=get_device())
-    if result.status == "ok" and _rank() == 0:
+    result = train(
+        trial.model,
+        trial.training,
+        data,
+        checkpoints=Checkpoints(config["checkpoints_uri"], warn=_warn),
+        report=_report,
+        device=get_device(),
+        parallel=config["parallel"],
+    )
+    if result.status == "ok":
         save_pretrained(result.model, data.tokenizer, config["model_uri"])
     return {"status": result.status, "reason": result.reason, "metrics": result.metrics}
 
 
-class RayCheckpoints:
-    """A `CheckpointStore` in which Ray Train keeps and finds the checkpoints."""
-
-    def restore(self, load: Callable[[Path], None]) -> bool:
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
-            return False
-        with checkpoint.as_directory() as folder:
-            load(Path(folder))
-        return True
-
-    def save(self, step: int, metrics: dict[str, float], write: Callable[[Path], None]) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            checkpoint = None
-            if _rank() == 0:
-                write(Path(folder))
-                checkpoint = ray.train.Checkpoint.from_directory(folder)
-            ray.train.report(_progress(metrics), checkpoint=checkpoint)
-
-
 def _report(metrics: dict[str, float]) -> None:
-    ray.train.report(_progress(metrics))
+    ray.train.report({"stage": "training", **metrics})
 
 
-def _progress(metrics: dict[str, float]) -> dict[str, Any]:
-    return {"stage": "training", **metrics}
-
-
-def _rank() -> int:
-    return int(ray.train.get_context().get_world_rank())
+def _warn(text: str) -> None:
+    ray.train.report({"stage": "warning", "warning": text})

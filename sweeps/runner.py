@@ -171,6 +171,8 @@ class TrialEvents(tune.Callback):  # type: ignore[misc]
         key, stage = _trial_key(trial), result.get("stage")
         if stage == "training" and "step" in result:
             self.progress.training(key, result)
+        elif stage == "warning":
+            self.progress.warned(key, result["warning"])
         elif stage == "pruning":
             self.progress.pruning(key, result["tasks_done"], result["tasks"])
         elif stage == "done":

@@ -18,6 +18,7 @@ from sparse_model.config import Config
 from sparse_model.data.config import CorpusConfig, TokenizerConfig
 from sparse_model.data.shard_files import CACHE_BYTES
 from sparse_model.errors import InputError
+from sparse_model.workers import Parallel
 from sweeps.problems import InputErrors, Problem, pydantic_problems
 from sweeps.space import Space
 from sweeps.template import read_template
@@ -48,6 +49,11 @@ class ResourceConfig(Config):
     workers: int = Field(1, ge=1, description="data-parallel training workers of a trial")
     cpus_per_worker: int = Field(1, ge=1, description="CPU cores of a training worker")
     gpus_per_worker: float = Field(0, ge=0, description="GPUs of a training worker")
+    parallel: Parallel = Field(
+        "ddp",
+        description="ddp: every worker holds the whole model; fsdp: each holds its shard of weights, gradients and "
+        "moments, for models too large for one. Changes results by rounding only",
+    )
     concurrency: int = Field(2, ge=1, description="trials at a time; fewer where a single machine has too few cores")
     cpus_per_pruning_task: int = Field(1, ge=1, description="CPU cores of the search of one circuit")
     pruning_tasks: int | None = Field(

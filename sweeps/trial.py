@@ -60,8 +60,13 @@ class Trial:
 
     @property
     def train_root(self) -> str:
-        """Where Ray Train keeps checkpoints; the run in it bears the trial's key, by which it is continued."""
+        """Where Ray Train's runs lie; that of this trial bears its key."""
         return storage.join(self.study.root, "ray", "train")
+
+    @property
+    def checkpoints_uri(self) -> str:
+        """Where training keeps its state, by which a trial that was broken off is continued."""
+        return storage.join(self.train_root, self.key, "checkpoints")
 
 
 @dataclass(frozen=True)

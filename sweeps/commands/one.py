@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -12,7 +11,7 @@ from circuit.ablation import Means
 from circuit.pruning import Method, find_circuit
 from circuit.tasks import build_task, task_named
 from sparse_model import storage
-from sparse_model.checkpoint import LocalCheckpoints
+from sparse_model.checkpoint import Checkpoints
 from sparse_model.data.tokenizer import Tokenizer
 from sparse_model.errors import InputError
 from sparse_model.model import SparseTransformer
@@ -38,7 +37,7 @@ def train(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="of weights and data order")] = 0,
     checkpoints: Annotated[
-        str | None, typer.Option(help="local folder for checkpoints; the same command then resumes from there")
+        str | None, typer.Option(help="folder or URI for checkpoints; the same command then resumes from there")
     ] = None,
     storage_uri: StorageOption = None,
 ) -> int:
@@ -55,7 +54,7 @@ def train(
             config.model,
             config.training,
             data,
-            checkpoints=LocalCheckpoints(Path(checkpoints)) if checkpoints else None,
+            checkpoints=Checkpoints(checkpoints) if checkpoints else None,
             report=lambda metrics: progress.training("model", metrics),
         )
     if result.status != "ok":

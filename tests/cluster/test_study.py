@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -134,17 +135,73 @@ def test_interrupted_and_killed_is_the_same_in_the_end(undisturbed: tuple[Path, 
     assert "started" not in again
 
 
+SHARDED = {
+    "search.trials": 1,
+    "search.try_first": [{"kind": "sparse"}],
+    "resources": {"workers": 2, "parallel": "fsdp", "concurrency": 1},
+    "tasks": ["else_elif"],
+    "pruning": {"pairs": 4},
+}
+
+
+def training_workers(mark: str) -> set[int]:
+    """Ids of the processes that train for the study whose environment bears the mark."""
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended meanwhile
+            if b"RayTrainWorker" in (process / "cmdline").read_bytes():
+                found |= {int(process.name)} if mark.encode() in (process / "environ").read_bytes() else set()
+    return found
+
+
+def checkpoints_till(step: int, root: Path, process: subprocess.Popen[bytes], log: Path) -> list[Path]:
+    """Complete checkpoints of the only trial seen from now till there is one of that step or later, by their names."""
+    deadline = time.monotonic() + 300
+    seen: set[Path] = set()
+    while not seen or max(seen).name < f"step-{step:08d}":
+        seen |= {path.parent for path in root.glob("ray/train/*/checkpoints/step-*/manifest.json")}
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.01)
+    return sorted(seen)
+
+
+def test_a_killed_worker_and_a_damaged_checkpoint_change_nothing(
+    study_text: Callable[..., str], tmp_path: Path
+) -> None:
+    path, log = tmp_path / "tiny.yaml", tmp_path / "log"
+    path.write_text(study_text(SHARDED | {"trial.training.tokens": 600_000, "trial.training.checkpoint_every": 20}))
+    finish(str(path), str(tmp_path / "whole"), log)
+    root, mark = tmp_path / "broken" / "tiny", uuid4().hex
+    process = start(str(path), str(tmp_path / "broken"), log, MARK_OF_THIS_TEST=mark)
+    before = checkpoints_till(60, root, process, log)
+    workers = training_workers(mark)
+    assert len(workers) == 2
+    os.kill(max(workers), signal.SIGKILL)
+    seen = checkpoints_till(200, root, process, log)
+    assert workers.isdisjoint(training_workers(mark)), "no other workers have taken over"
+    assert min(set(seen) - set(before)) > before[-1], "training began anew instead of at the last checkpoint"
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    while training_workers(mark):  # they end a moment after their driver
+        time.sleep(0.1)
+    part = max(root.glob("ray/train/*/checkpoints/step-*/manifest.json")).parent / "__1_0.distcp"
+    part.write_bytes(part.read_bytes()[:-10])
+    said = finish(str(path), str(tmp_path / "broken"), log)
+    assert "cannot be read (__1_0.distcp is damaged); trying the one before" in said
+    assert rows(str(root)) == rows(str(tmp_path / "whole" / "tiny"))
+
+
 def test_object_storage_and_two_workers(
     study_text: Callable[..., str], s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One trial with two data-parallel workers, every byte of it on an S3 server; its task is too hard to solve."""
+    """One trial sharded over two workers, every byte of it on an S3 server; its task is too hard to solve."""
     access = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
     bucket = f"b-{uuid4().hex}"
     boto3.client("s3", endpoint_url=s3_server, aws_access_key_id="testing", aws_secret_access_key="testing",
                  region_name="us-east-1").create_bucket(Bucket=bucket)  # fmt: skip
-    changes = {"search.trials": 1, "resources.workers": 2, "resources.concurrency": 1, "tasks": ["else_elif"]}
     path = tmp_path / "tiny.yaml"
-    path.write_text(study_text(changes | {"pruning": {"pairs": 4}, "trial.training.checkpoint_every": 5}))
+    path.write_text(study_text(SHARDED | {"trial.training.checkpoint_every": 5}))
     root = f"s3://{bucket}/here?endpoint_override={s3_server}"
     said = finish(str(path), root, tmp_path / "log", **access)
     for name, value in access.items():

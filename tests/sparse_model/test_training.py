@@ -1,7 +1,5 @@
-import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -9,9 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from sparse_model.checkpoint import LocalCheckpoints
+from sparse_model.checkpoint import Checkpoints
 from sparse_model.config import ModelConfig, TrainConfig
 from sparse_model.data import CorpusConfig, SourceConfig, TokenDataset, TokenizerConfig, prepare
 from sparse_model.errors import InputError
@@ -79,8 +76,8 @@ def test_a_run_broken_off_anywhere_continues_to_the_same_weights_and_figures(dat
 
     monkeypatch.setattr(TokenDataset, "batch", breaking)
     with pytest.raises(Killed):
-        train(MODEL, RECIPE, data, checkpoints=LocalCheckpoints(tmp_path))
-    resumed = train(MODEL, RECIPE, data, checkpoints=LocalCheckpoints(tmp_path))
+        train(MODEL, RECIPE, data, checkpoints=Checkpoints(str(tmp_path)))
+    resumed = train(MODEL, RECIPE, data, checkpoints=Checkpoints(str(tmp_path)))
     assert calls[at + 1] == at // 8 * 8  # went on from the newest checkpoint, not from the start
     assert same(weights(resumed.model), weights(whole.model))
     for key in ("train_loss", "val_loss", "l0", "tokens", "kurtosis"):
@@ -88,19 +85,19 @@ def test_a_run_broken_off_anywhere_continues_to_the_same_weights_and_figures(dat
 
 
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(data, tmp_path):
-    whole = train(MODEL, RECIPE, data, checkpoints=LocalCheckpoints(tmp_path))
-    newest = sorted(tmp_path.glob("step-*"))[-1] / "state.safetensors"
+    whole = train(MODEL, RECIPE, data, checkpoints=Checkpoints(str(tmp_path)))
+    newest = sorted(tmp_path.glob("step-*"))[-1] / "__0_0.distcp"
     newest.write_bytes(newest.read_bytes()[:1000])
     with pytest.warns(UserWarning, match="trying the one before"):
-        resumed = train(MODEL, RECIPE, data, checkpoints=LocalCheckpoints(tmp_path))
+        resumed = train(MODEL, RECIPE, data, checkpoints=Checkpoints(str(tmp_path)))
     assert same(weights(resumed.model), weights(whole.model))
 
 
 def test_a_checkpoint_of_another_model_is_not_continued(data, tmp_path):
-    train(MODEL, RECIPE, data, checkpoints=LocalCheckpoints(tmp_path))
+    train(MODEL, RECIPE, data, checkpoints=Checkpoints(str(tmp_path)))
     wider = MODEL.model_copy(update={"d_model": 64})
     with pytest.warns(UserWarning, match="cannot be read"):
-        resumed = train(wider, RECIPE, data, checkpoints=LocalCheckpoints(tmp_path))
+        resumed = train(wider, RECIPE, data, checkpoints=Checkpoints(str(tmp_path)))
     assert same(weights(resumed.model), weights(train(wider, RECIPE, data).model))
 
 
@@ -138,36 +135,15 @@ def test_dead_neurons_kurtosis_and_activity_of_a_hand_made_model():
     assert figures["kurtosis"] == pytest.approx(float((z**4).mean() / (z**2).mean() ** 2), rel=1e-4)
 
 
-def start_worker(data: TokenDataset, folder: Path, *place: object) -> subprocess.Popen:
-    script = Path(__file__).parent / "train_worker.py"
-    configs = {"model": MODEL.model_dump(), "recipe": RECIPE.model_dump()}
-    arguments = [data.uri, folder / "checkpoints", folder / "out", *place]
-    environment = os.environ | {"TRAINING": json.dumps(configs)}
-    return subprocess.Popen([sys.executable, script, *map(str, arguments)], env=environment)
-
-
-def test_two_workers_train_the_model_that_one_trains(data, tmp_path):
-    alone = train(MODEL, RECIPE, data)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    workers = [start_worker(data, tmp_path, rank, 2, port) for rank in range(2)]
-    assert [worker.wait(120) for worker in workers] == [0, 0]
-    assert same(load_file(tmp_path / "out-0.safetensors"), load_file(tmp_path / "out-1.safetensors"))
-    # gradients averaged, not summed, over the same rows: the losses of one worker, to rounding
-    metrics = json.loads((tmp_path / "out-0.json").read_text())
-    assert metrics["val_loss"] == pytest.approx(alone.metrics["val_loss"], abs=0.01)
-    assert metrics["train_loss"] == pytest.approx(alone.metrics["train_loss"], abs=0.01)
-    assert metrics["l0"] == alone.metrics["l0"]
-
-
 def test_sigkill_leaves_a_checkpoint_to_continue_from(data, tmp_path):
     folder = tmp_path / "checkpoints"
-    process = start_worker(data, tmp_path)
+    script = Path(__file__).parent / "train_worker.py"
+    environment = os.environ | {"MODEL": MODEL.model_dump_json(), "RECIPE": RECIPE.model_dump_json()}
+    process = subprocess.Popen([sys.executable, script, data.uri, str(folder)], env=environment)
     deadline = time.monotonic() + 60
-    while not list(folder.glob("step-*")) and time.monotonic() < deadline:
+    while not list(folder.glob("step-*/manifest.json")) and time.monotonic() < deadline:
         time.sleep(0.01)
     process.kill()
     assert process.wait(10) == -signal.SIGKILL
-    resumed = train(MODEL, RECIPE, data, checkpoints=LocalCheckpoints(folder))
+    resumed = train(MODEL, RECIPE, data, checkpoints=Checkpoints(str(folder)))
     assert same(weights(resumed.model), weights(train(MODEL, RECIPE, data).model))
