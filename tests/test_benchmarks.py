@@ -86,7 +86,7 @@ def test_the_recipe_is_the_same_from_answer_positions_only() -> None:
 
 
 def test_data(tmp_path: Path) -> None:
-    figures = run("data.py", tmp_path / "figures.json", "--megabytes", "2", "--workers", "2")
+    figures = run("data.py", tmp_path / "figures.json", "--megabytes", "1", "--workers", "2")
     assert figures.keys() == {
         "tokenise_one_core_mb_s",
         "tokenise_one_process_mb_s",
