@@ -8,19 +8,22 @@ pyarrow, by `s3://bucket/key?endpoint_override=http://host:port`. Every failure 
 import os
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
 import fsspec
+from fsspec.asyn import AsyncFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from sparse_model.errors import InputError
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=+-]*")
 S3_PROTOCOLS = ("s3", "s3a")
+AT_A_TIME = 256
+"""Files that `read_many` asks for and holds at a time."""
 
 
 def filesystem(uri: str) -> tuple[Any, str]:
@@ -90,11 +93,47 @@ def listdir(uri: str) -> list[str]:
     return sorted(name for name in names if not name.startswith("."))
 
 
+def versions(uri: str) -> dict[str, str]:
+    """Names of the files directly below a folder, each with a mark that changes when its content does."""
+    fs, path = filesystem(uri)
+    with refusing("list", uri):
+        try:
+            entries = fs.ls(path, detail=True)
+        except FileNotFoundError:
+            return {}
+    files = {str(entry["name"]).rsplit("/", 1)[-1]: _mark(entry) for entry in entries if entry["type"] == "file"}
+    return {name: mark for name, mark in sorted(files.items()) if not name.startswith(".")}
+
+
+def _mark(entry: dict[str, Any]) -> str:
+    return " ".join(str(entry.get(key)) for key in ("ETag", "etag", "size", "mtime", "ino", "LastModified", "created"))
+
+
 def read_bytes(uri: str) -> bytes:
     """The whole content of a file; raises InputError if it is missing or cannot be read."""
     fs, path = filesystem(uri)
     with refusing("read", uri):
         return bytes(fs.cat_file(path))
+
+
+def read_many(uri: str, names: Sequence[str]) -> Iterator[tuple[str, bytes | None]]:
+    """(name, content) of files directly below a folder, many at a time where the store is far; None if it is gone."""
+    fs, path = filesystem(uri)
+    for start in range(0, len(names), AT_A_TIME):
+        part = {f"{path}/{name}": name for name in names[start : start + AT_A_TIME]}
+        with refusing("read", uri):
+            contents = fs.cat(list(part), on_error="return")
+        for place, name in part.items():
+            yield name, _content(contents[place], join(uri, name))
+
+
+def _content(answer: Any, uri: str) -> bytes | None:
+    if isinstance(answer, FileNotFoundError):
+        return None
+    if isinstance(answer, BaseException):
+        with refusing("read", uri):
+            raise answer
+    return bytes(answer)
 
 
 def write_bytes_atomic(uri: str, data: bytes) -> None:
@@ -118,6 +157,18 @@ def remove(uri: str) -> None:
             fs.rm(path, recursive=True)
         except FileNotFoundError:
             return
+
+
+def remove_many(uri: str, names: Sequence[str]) -> None:
+    """Delete files directly below a folder, in order; those that are gone already do not matter."""
+    fs, path = filesystem(uri)
+    if isinstance(fs, AsyncFileSystem):  # object stores delete a thousand per request
+        with refusing("delete from", uri):
+            if names:
+                fs.rm([f"{path}/{name}" for name in names])
+        return
+    for name in names:
+        remove(join(uri, name))
 
 
 def download(uri: str, target: Path) -> None:

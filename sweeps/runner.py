@@ -36,12 +36,12 @@ def run_study(study: Study, progress: StudyProgress, *, address: str | None, ret
     on_any_machine = on_ray(study.resources, address)
     data = prepare(study.corpus, study.tokenizer, study.storage, progress.data, execute=on_any_machine)
     check_tasks(study, data)
-    known, failed = stored_results(study, data.manifest.key, retry_failed)
+    known, attempts = stored_results(study, data.manifest.key, retry_failed)
     store_study(study)
     progress.replayed(len(known))
     if StudySearch(study, known).suggest("probe") != StudySearch.FINISHED:
         with ray_session(study.resources, address) as capacity, remembered_interrupts() as interrupts:
-            plan = Plan(study, data.uri, failed)
+            plan = Plan(study, data.uri, attempts)
             run_trials(plan, known, TrialEvents(plan, progress, interrupts), capacity)
     return Frontier(study.root)
 
@@ -104,13 +104,13 @@ def differences(before: Any, now: Any, path: str = "") -> list[tuple[str, Any, A
     return found
 
 
-def stored_results(study: Study, data_key: str, retry_failed: bool) -> tuple[dict[str, Objectives], frozenset[str]]:
-    """Objectives of trials that have ended, and the keys of those that failed and are to be run again.
+def stored_results(study: Study, data_key: str, retry_failed: bool) -> tuple[dict[str, Objectives], dict[str, int]]:
+    """Objectives of trials that have ended, and those that failed and are to be run again, with their next attempt.
 
     Raises InputError where they were trained on other text than there is now (of another Python's library, say).
     """
     if not storage.listdir(table_uri(study.root, "trials")):
-        return {}, frozenset()
+        return {}, {}
     rows = [row for row in Frontier(study.root).trials().to_pylist() if row["status"] in FINAL]
     for row in rows:
         if row["data"] != data_key:
@@ -118,7 +118,7 @@ def stored_results(study: Study, data_key: str, retry_failed: bool) -> tuple[dic
                 f"corpus: its text has changed since {row['trial']} was trained "
                 f"(dataset {row['data']}, now {data_key}); give the study another name"
             )
-    again = frozenset(row["trial"] for row in rows if retry_failed and row["status"] == "failed")
+    again = {row["trial"]: row["attempt"] + 1 for row in rows if retry_failed and row["status"] == "failed"}
     return {row["trial"]: objectives(row) for row in rows if row["trial"] not in again}, again
 
 
@@ -182,6 +182,6 @@ class TrialEvents(tune.Callback):  # type: ignore[misc]
         crashed = Trial.of(trial.config, self.plan)
         error = trial.get_error()
         row = failed_row(crashed, one_line(error) if error is not None else "its process died")
-        write_circuit_rows(self.plan.study.root, crashed.key, [])
+        write_circuit_rows(self.plan.study.root, crashed.key, [], crashed.attempt)
         write_trial_row(self.plan.study.root, row)
         self.progress.finished(crashed.key, row)

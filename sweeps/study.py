@@ -79,6 +79,11 @@ class ResourceConfig(Config):
         return max(self.workers * self.cpus_per_worker, self.cpus_per_pruning_task)
 
     @property
+    def devices(self) -> int:
+        """GPUs that train a trial, or CPU cores where it asks for no GPU."""
+        return round(self.workers * self.gpus_per_worker) or self.workers * self.cpus_per_worker
+
+    @property
     def pruning_parallel(self) -> int:
         """Circuits searched at a time by a trial, default applied."""
         return self.pruning_tasks or max(1, self.cpus // self.cpus_per_pruning_task)

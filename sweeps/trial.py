@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -25,11 +25,11 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Plan:
-    """What all trials of a study share: the study, the URI of its tokens, and the trials that failed before."""
+    """What all trials of a study share: the study, the URI of its tokens, the attempts of retried trials."""
 
     study: Study
     data: str
-    failed_before: frozenset[str] = frozenset()
+    attempts: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,10 @@ class Trial:
     @property
     def study(self) -> Study:
         return self.plan.study
+
+    @property
+    def attempt(self) -> int:
+        return self.plan.attempts.get(self.key, 0)
 
     @property
     def model_uri(self) -> str:
@@ -113,7 +117,7 @@ def report_pruning(done: int, total: int) -> None:
 def publish(trial: Trial, circuits: list[Row], row: Row) -> None:
     """Write the trial's rows, its own last, and drop the checkpoints nobody needs any more."""
     assert row["status"] in FINAL, row["status"]
-    write_circuit_rows(trial.study.root, trial.key, circuits)
+    write_circuit_rows(trial.study.root, trial.key, circuits, trial.attempt)
     write_trial_row(trial.study.root, row)
     storage.remove(storage.join(trial.train_root, trial.key))
 
@@ -153,7 +157,9 @@ def _described(trial: Trial) -> Row:
         "trial": trial.key,
         "suggestion": trial.index,
         "kind": config.kind,
-        "retried": trial.key in trial.plan.failed_before,
+        "attempt": trial.attempt,
+        "retried": trial.attempt > 0,
+        "devices": study.resources.devices,
         "seed": config.training.seed,
         "d_model": config.model.d_model,
         "n_layer": config.model.n_layer,

@@ -56,7 +56,7 @@ def play(
     monkeypatch: pytest.MonkeyPatch,
     trained: Trained | Exception,
     circuits: list[dict[str, Any]] | Exception,
-    failed_before: frozenset[str] = frozenset(),
+    attempts: dict[str, int] | None = None,
 ) -> dict[str, Any]:
     """Run a trial whose training and pruning end as given; its row."""
 
@@ -66,8 +66,10 @@ def play(
         return outcome
 
     monkeypatch.setattr(ray_train, "train_model", lambda trial: ending(trained))
-    monkeypatch.setattr(ray_prune, "find_circuits", lambda trial, report: ending(circuits))
-    run_trial(suggestion(study), Plan(study, "data", failed_before))
+    monkeypatch.setattr(
+        ray_prune, "find_circuits", lambda trial, report: [row | {"trial": trial.key} for row in ending(circuits)]
+    )
+    run_trial(suggestion(study), Plan(study, "data", attempts or {}))
     (row,) = Frontier(study.root).trials().to_pylist()
     return dict(row)
 
@@ -150,12 +152,12 @@ def test_the_driver_sees_to_a_trial_that_kept_crashing(study: Study) -> None:
 def test_retrying_failed_trials(study: Study, monkeypatch: pytest.MonkeyPatch, reported: list[dict[str, Any]]) -> None:
     """A failed trial is run again when asked for; the search stays told of the failure, so that later trials stay."""
     key = play(study, monkeypatch, ValueError("once"), [])["trial"]
-    assert stored_results(study, "data", retry_failed=False) == ({key: PENALTIES}, frozenset())
+    assert stored_results(study, "data", retry_failed=False) == ({key: PENALTIES}, {})
     known, again = stored_results(study, "data", retry_failed=True)
-    assert (known, again) == ({}, {key})
+    assert (known, again) == ({}, {key: 1})
     row = play(study, monkeypatch, Trained("ok", "", FIGURES), [circuit("a", "ok", 4)] * 2, again)
     assert (row["trial"], row["status"], row["eligible"], row["retried"]) == (key, "ok", True, True)
-    assert stored_results(study, "data", retry_failed=True) == ({key: PENALTIES}, frozenset())
+    assert stored_results(study, "data", retry_failed=True) == ({key: PENALTIES}, {})
     assert Frontier(study.root).pareto().num_rows == 1
 
 
