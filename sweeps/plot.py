@@ -19,7 +19,7 @@ from sweeps.frontier import Choice, Frontier
 
 LOOKS = {"sparse": ("o", "#0b6e99"), "dense": ("s", "#c8553d")}
 INK, FAINT = "#222222", "#9a9a9a"
-MOST_LABELS = 40
+MOST_LABELS = 8
 """Trials of a kind beyond which labels would hide the points."""
 FORMATS = ("png", "svg", "pdf")
 

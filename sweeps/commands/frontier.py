@@ -105,8 +105,7 @@ def _put_matched(found: Frontier, groups: tuple[str, str], choice: Choice, form:
         console = terminal()
         console.print(f"Edges at equal validation loss: A where {groups[0]}, B where {groups[1]}", markup=False)
         console.print(matched_table(answer))
-        console.print(
-            f"all: mean over the common losses · intervals: bootstrap over tasks and seeds\n{found.compared(**choice).note()}"
-        )
+        console.print("all: mean over the common losses · intervals: bootstrap over tasks and seeds")
+        console.print(found.compared(**choice).note())
     else:
         _put(answer, form)
