@@ -8,19 +8,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
-import boto3
 import numpy as np
 import pyarrow as pa
+from s3_process import S3Process
 
 from circuit.tasks import TASKS
 from sparse_model import storage
@@ -50,8 +45,8 @@ def main() -> None:
     parser.add_argument("--json", help="write the figures to this file")
     arguments = parser.parse_args()
     figures: dict[str, object] = {"trials": arguments.trials, "tasks": len(TASKS)}
-    with tempfile.TemporaryDirectory() as folder, s3_server() as bucket:
-        for place, root in (("local", folder), ("s3", bucket)):
+    with tempfile.TemporaryDirectory() as folder, S3Process() as server:
+        for place, root in (("local", folder), ("s3", server.uri)):
             plant(root, arguments.trials, arguments.small_files)
             figures[place] = measured(root, arguments.rounds)
             print_figures(place, figures[place])
@@ -123,31 +118,6 @@ def print_figures(place: str, figures: object) -> None:
     print(f"{place}: compaction of the small files {figures['compaction_s']:.2f} s")
     for name in QUESTIONS:
         print(f"  {name:<16} cold {figures['cold_s'][name]:6.2f} s   warm {figures['warm_s'][name]:6.3f} s")
-
-
-@contextmanager
-def s3_server() -> Iterator[str]:
-    """URI of a new bucket on an S3 server in a process of its own."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        os.environ[name] = "testing"
-    os.environ["AWS_DEFAULT_REGION"] = "us-east-1"
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        while True:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.1)
-        address = f"http://127.0.0.1:{port}"
-        boto3.client("s3", endpoint_url=address).create_bucket(Bucket="planted")
-        yield f"s3://planted/study?endpoint_override={address}"
-    finally:
-        server.terminate()
-        server.wait()
 
 
 if __name__ == "__main__":

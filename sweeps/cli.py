@@ -8,6 +8,7 @@ import typer
 from pydantic import ValidationError
 
 from sparse_model.errors import InputError
+from sparse_model.store_errors import StorageUnavailable, redacted
 from sweeps.commands import curves, data, doctor, frontier, importing, one, run
 
 app = typer.Typer(
@@ -48,6 +49,9 @@ def status_of(arguments: list[str] | None = None) -> int:
         for detail in error.errors():
             _say(f"{'.'.join(map(str, detail['loc']))}: {detail['input']!r}: {detail['msg']}")
         return BAD_INPUT
+    except StorageUnavailable as error:
+        _say(f"failed: {error}")
+        return FAILED
     except InputError as error:
         for line in str(error).splitlines():
             _say(line)
@@ -56,7 +60,7 @@ def status_of(arguments: list[str] | None = None) -> int:
         _say("interrupted; the same command continues from here")
         return INTERRUPTED
     except Exception as error:
-        _say(f"failed: {type(error).__name__}: {' '.join(str(error).split())}")
+        _say(redacted(f"failed: {type(error).__name__}: {' '.join(str(error).split())}"))
         return FAILED
 
 

@@ -10,7 +10,7 @@ import ray
 
 from sweeps.circuits import measure_means, methods, prune_task, settings
 from sweeps.study import Study
-from sweeps.trial import Row, Trial, one_line
+from sweeps.trial import Row, Trial, is_crash, one_line
 
 
 def find_circuits(trial: Trial, report: Callable[[int, int], None]) -> list[Row]:
@@ -52,5 +52,7 @@ def _bounded(jobs: dict[str, tuple[Any, ...]], submit: Callable[..., Any], paral
         try:
             outcome = ray.get(done)
         except ray.exceptions.RayTaskError as error:  # a worker that died raises something else, and is tried again
+            if is_crash(error):
+                raise
             outcome = error
         yield running.pop(done), outcome

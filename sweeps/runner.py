@@ -39,10 +39,11 @@ def run_study(study: Study, progress: StudyProgress, *, address: str | None, ret
     known, attempts = stored_results(study, data.manifest.key, retry_failed)
     store_study(study)
     progress.replayed(len(known))
-    if StudySearch(study, known).suggest("probe") != StudySearch.FINISHED:
+    search = StudySearch(study, known)
+    if not search.is_finished():
         with ray_session(study.resources, address) as capacity, remembered_interrupts() as interrupts:
             plan = Plan(study, data.uri, attempts)
-            run_trials(plan, known, TrialEvents(plan, progress, interrupts), capacity)
+            run_trials(plan, search, TrialEvents(plan, progress, interrupts), capacity)
     return Frontier(study.root)
 
 
@@ -122,12 +123,12 @@ def stored_results(study: Study, data_key: str, retry_failed: bool) -> tuple[dic
     return {row["trial"]: objectives(row) for row in rows if row["trial"] not in again}, again
 
 
-def run_trials(plan: Plan, known: Mapping[str, Objectives], events: TrialEvents, capacity: Capacity) -> None:
-    """Run every trial of the study that has no stored result."""
+def run_trials(plan: Plan, search: StudySearch, events: TrialEvents, capacity: Capacity) -> None:
+    """Run every trial that the search hands out."""
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(run_trial, plan=plan), capacity.holder),
         tune_config=tune.TuneConfig(
-            search_alg=StudySearch(plan.study, known),
+            search_alg=search,
             num_samples=-1,  # until the search says that it has finished
             max_concurrent_trials=capacity.concurrency,
             reuse_actors=True,  # saves a process start, with all its imports, per trial

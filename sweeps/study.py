@@ -18,7 +18,11 @@ from sparse_model.config import Config
 from sparse_model.data.config import CorpusConfig, TokenizerConfig
 from sparse_model.data.shard_files import CACHE_BYTES
 from sparse_model.errors import InputError
+<<<<<<< HEAD
 from sparse_model.workers import Parallel
+=======
+from sparse_model.store_errors import check_no_credentials
+>>>>>>> fdd554e (Storage: passing failures are waited out with growing pauses and reported; credentials in URIs are refused; benchmark of the driver)
 from sweeps.problems import InputErrors, Problem, pydantic_problems
 from sweeps.space import Space
 from sweeps.template import read_template
@@ -124,6 +128,7 @@ class Study(Config):
     @classmethod
     def _absolute(cls, uri: str) -> str:
         """A local folder is meant from where the command was given: workers have other working directories."""
+        check_no_credentials(uri)
         return str(Path(storage.filesystem(uri)[1])) if storage.is_local(uri) else uri
 
     @field_validator("tasks")

@@ -15,6 +15,7 @@ import ray
 from ray import tune
 
 from sparse_model import storage
+from sparse_model.store_errors import StorageUnavailable, redacted
 from sweeps.objectives import FINAL, METRICS, geometric_mean_edges, objectives
 from sweeps.rows import write_circuit_rows, write_trial_row
 from sweeps.space import TrialConfig
@@ -172,11 +173,12 @@ def _described(trial: Trial) -> Row:
 
 
 def is_crash(error: BaseException) -> bool:
-    """Whether a process or node died (to be tried again) rather than our code raised (which would raise again)."""
+    """Whether a process, node or store was lost (to be tried again) rather than our code raised (as it would again)."""
     causes = getattr(error, "worker_failures", None) or {0: getattr(error, "controller_failure", error)}
     return any(
         (isinstance(cause, ray.exceptions.RayError) and not isinstance(cause, ray.exceptions.RayTaskError))
         or type(cause).__name__ in ("WorkerHealthCheckFailedError", "PreemptionError")
+        or isinstance(getattr(cause, "_base_exc", None) or getattr(cause, "cause", None) or cause, StorageUnavailable)
         for cause in causes.values()
     )
 
@@ -188,4 +190,4 @@ def one_line(error: BaseException) -> str:
         error = next(iter(causes.values()))
     error = getattr(error, "_base_exc", None) or getattr(error, "cause", None) or error
     text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}"[:500]
+    return redacted(f"{type(error).__name__}: {text}")[:500]

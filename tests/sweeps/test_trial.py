@@ -14,6 +14,7 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 
 from sparse_model import storage
 from sparse_model.errors import InputError
+from sparse_model.store_errors import StorageUnavailable
 from sweeps import ray_prune, ray_train
 from sweeps.frontier import Frontier
 from sweeps.interrupts import Interrupts
@@ -173,3 +174,22 @@ def test_differences_are_named_by_path() -> None:
     before = {"a": {"b": 1, "c": [1]}, "d": None}
     assert differences(before, before) == []
     assert differences(before, {"a": {"b": 2, "c": [1]}, "d": None, "e": 5}) == [("a.b", 1, 2), ("e", None, 5)]
+
+
+def test_a_trial_whose_rows_cannot_be_written_has_not_finished(
+    study: Study, monkeypatch: pytest.MonkeyPatch, reported: list[dict[str, Any]]
+) -> None:
+    def down(*_: Any) -> None:
+        raise StorageUnavailable("storage: cannot write: down")
+
+    monkeypatch.setattr(storage, "write_bytes_atomic", down)
+    with pytest.raises(StorageUnavailable):
+        play(study, monkeypatch, Trained("ok", "", FIGURES), [circuit("a", "ok", 4)])
+    assert not any(report.get("stage") == "done" for report in reported)
+    assert not storage.exists(storage.join(study.root, "frontier"))
+
+
+def test_a_store_that_is_down_is_no_fault_of_the_trial() -> None:
+    assert is_crash(WorkerGroupError("x", {0: StorageUnavailable("down")}))
+    assert is_crash(ray.exceptions.RayTaskError("f", "trace", StorageUnavailable("down")).as_instanceof_cause())
+    assert not is_crash(ray.exceptions.RayTaskError("f", "trace", InputError("bad")).as_instanceof_cause())
