@@ -43,5 +43,5 @@ class S3Process:
 
     def requests(self) -> int:
         """Requests it has answered so far: it logs one line each."""
-        self._log.seek(0); import shutil; shutil.copyfileobj(self._log, open("/tmp/motolog","wb")); self._log.seek(0)
-        return self._log.read().count(b'HTTP/1.1" ')
+        self._log.seek(0)
+        return self._log.read().count(b"HTTP/1.1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -124,8 +125,17 @@ def stored_results(study: Study, data_key: str, retry_failed: bool) -> tuple[dic
 
 
 def run_trials(plan: Plan, search: StudySearch, events: TrialEvents, capacity: Capacity) -> None:
-    """Run every trial that the search hands out."""
-    tuner = tune.Tuner(
+    """Run every trial that the search hands out.
+
+    Tune's own state goes to a folder that is thrown away: we never restore from it (the rows are the state), it costs
+    ten requests per trial on an object store, and an outage of the store would end the study.
+    """
+    with tempfile.TemporaryDirectory(prefix="circuit-sweeps-") as scratch:
+        _tuner(plan, search, events, capacity, scratch).fit()
+
+
+def _tuner(plan: Plan, search: StudySearch, events: TrialEvents, capacity: Capacity, scratch: str) -> tune.Tuner:
+    return tune.Tuner(
         tune.with_resources(tune.with_parameters(run_trial, plan=plan), capacity.holder),
         tune_config=tune.TuneConfig(
             search_alg=search,
@@ -137,13 +147,12 @@ def run_trials(plan: Plan, search: StudySearch, events: TrialEvents, capacity: C
         ),
         run_config=tune.RunConfig(
             name="tune",
-            storage_path=storage.join(plan.study.root, "ray"),
+            storage_path=scratch,
             callbacks=[events],
             failure_config=tune.FailureConfig(max_failures=CRASHES),
             verbose=0,
         ),
     )
-    tuner.fit()
 
 
 def _trial_key(trial: Any) -> str:
