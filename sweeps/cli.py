@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from sparse_model.errors import InputError
 from sparse_model.store_errors import StorageUnavailable, redacted
-from sweeps.commands import curves, data, doctor, frontier, importing, one, run
+from sweeps.commands import curves, data, doctor, frontier, importing, one, run, search
 
 app = typer.Typer(
     name="sweeps",
@@ -20,7 +20,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 for command in (
-    *(run.run, one.train, one.prune, frontier.frontier, curves.curves, curves.baselines),
+    run.run,
+    *(frontier.frontier, curves.curves, curves.baselines, search.search),
+    *(one.train, one.prune),
     *(data.tasks, data.corpus, data.tokenizer),
 ):
     app.command()(command)

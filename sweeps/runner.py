@@ -23,6 +23,7 @@ from sweeps.rows import table_uri, write_circuit_rows, write_trial_row
 from sweeps.search import Objectives, StudySearch
 from sweeps.study import Study, read_study
 from sweeps.trial import Plan, Trial, failed_row, one_line, run_trial
+from sweeps.warmstart import warm_trials
 
 CRASHES = 1
 """Times a trial is run again after its process died."""
@@ -40,7 +41,9 @@ def run_study(study: Study, progress: StudyProgress, *, address: str | None, ret
     known, attempts = stored_results(study, data.manifest.key, retry_failed)
     store_study(study)
     progress.replayed(len(known))
-    search = StudySearch(study, known)
+    warm = warm_trials(study, data.manifest.key)
+    progress.learnt(len(warm))
+    search = StudySearch(study, known, warm)
     if not search.is_finished():
         with ray_session(study.resources, address) as capacity, remembered_interrupts() as interrupts:
             plan = Plan(study, data.uri, attempts)

@@ -45,6 +45,18 @@ class SearchConfig(Config):
         "whatever order trials finish: the same study always draws the same ones",
     )
     try_first: tuple[dict[str, Any], ...] = Field((), description="trials, or parts of them, to begin with")
+    warm_start: tuple[str, ...] = Field(
+        (),
+        description="folders or URIs of earlier studies to learn from: of their trials, those with the same fixed "
+        "fields, tokens, tasks and target",
+    )
+
+    @field_validator("warm_start")
+    @classmethod
+    def _check_warm_start(cls, uris: tuple[str, ...]) -> tuple[str, ...]:
+        for uri in uris:
+            check_no_credentials(uri)
+        return tuple(_absolute(uri) for uri in uris)
 
 
 class ResourceConfig(Config):
@@ -129,7 +141,7 @@ class Study(Config):
     def _absolute(cls, uri: str) -> str:
         """A local folder is meant from where the command was given: workers have other working directories."""
         check_no_credentials(uri)
-        return str(Path(storage.filesystem(uri)[1])) if storage.is_local(uri) else uri
+        return _absolute(uri)
 
     @field_validator("tasks")
     @classmethod
@@ -255,6 +267,10 @@ def _sound(raw: Mapping[str, Any], section: str, field: str, *, least: int, defa
     part = raw.get(section)
     value = part.get(field, default) if isinstance(part, Mapping) else default
     return value if type(value) is int and value >= least else default
+
+
+def _absolute(uri: str) -> str:
+    return str(Path(storage.filesystem(uri)[1])) if storage.is_local(uri) else uri
 
 
 def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -21,19 +21,8 @@ from sweeps.rows import write_circuit_rows, write_trial_row
 from sweeps.study import ResourceConfig, read_study, shipped_studies
 
 Text = Callable[..., str]
-COMMANDS = (
-    "run",
-    "train",
-    "prune",
-    "import",
-    "frontier",
-    "tasks",
-    "corpus",
-    "tokenizer",
-    "curves",
-    "baselines",
-    "doctor",
-)
+WORK = ("run", "train", "prune", "import", "tasks", "corpus", "tokenizer", "doctor")
+COMMANDS = (*WORK, "frontier", "search", "curves", "baselines")
 
 
 CIRCUIT = {"study": "s", "task": "x", "target_loss": 0.15, "method": "node", "status": "ok", "edges": 10}

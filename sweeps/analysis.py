@@ -1,0 +1,140 @@
+"""A study's rows as an `optuna.Study`: which parameters mattered, and how figures depend on each."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import Any
+
+import optuna
+import pyarrow as pa
+from matplotlib.figure import Figure
+from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+from optuna.trial import FrozenTrial
+
+from sparse_model import storage
+from sparse_model.errors import InputError
+from sweeps.frontier import Frontier
+from sweeps.objectives import METRICS
+from sweeps.plot import FORMATS, INK, LOOKS
+from sweeps.sampling import finished_trial
+from sweeps.space import TrialConfig
+from sweeps.study import Study, read_study
+
+LEAST_TRIALS = 8
+"""Below which no importance is computed: it would be noise."""
+BEST = 0.25
+"""Share of the trials that counts as good: a parameter matters as far as its good values differ from all values."""
+
+
+def optuna_study(uri: str) -> optuna.Study:
+    """The study at `uri` with every eligible trial that its space has, in order of suggestion.
+
+    Named like the study, it minimises `METRICS`; each trial's user attributes are its key and kind. It holds rows as
+    they are now: the search itself needs no other storage (`sweeps.search`).
+    """
+    study = stored(uri)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    found = optuna.create_study(study_name=study.name, directions=["minimize"] * len(METRICS))
+    rows = Frontier(uri).trials()
+    for row in rows.filter(rows["eligible"]).to_pylist():
+        config = TrialConfig.model_validate_json(row["config"])
+        trial = finished_trial(
+            study.space, config, [row[m] for m in METRICS], {"trial": row["trial"], "kind": config.kind}
+        )
+        if trial is not None:
+            found.add_trial(trial)
+    return found
+
+
+def stored(uri: str) -> Study:
+    """The study whose folder is at `uri`; InputError where none is."""
+    path = storage.join(uri, "study.yaml")
+    return read_study(storage.read_bytes(path).decode(), path)
+
+
+def importances(study: optuna.Study) -> Any:
+    """A `pyarrow.Table`: how much each parameter decides whether a figure is good, as a share (PED-ANOVA).
+
+    Parameters of one kind do not exist in the other, so kinds are looked at apart. Kinds with fewer than
+    `LEAST_TRIALS` trials are left out; InputError if that leaves nothing.
+    """
+    rows: list[dict[str, Any]] = []
+    for kind in LOOKS:
+        trials = [trial for trial in study.trials if trial.user_attrs["kind"] == kind]
+        if len(trials) < LEAST_TRIALS or not _varied(trials):
+            continue
+        part = optuna.create_study(directions=[direction.name.lower() for direction in study.directions])
+        part.add_trials(trials)
+        shares = [_shares(part, metric) for metric in range(len(METRICS))]
+        for name in sorted(shares[0], key=lambda name: -shares[0][name]):
+            rows.append(
+                {"kind": kind, "parameter": name, "trials": len(trials)}
+                | {metric: share[name] for metric, share in zip(METRICS, shares, strict=True)}
+            )
+    if not rows:
+        raise InputError(f"importances: at least {LEAST_TRIALS} eligible trials of one kind are needed")
+    return pa.Table.from_pylist(rows)
+
+
+def _varied(trials: list[FrozenTrial]) -> list[str]:
+    """Parameters that all of the trials have and that differ among them."""
+    names = set.intersection(*(set(trial.params) for trial in trials))
+    return sorted(name for name in names if len({trial.params[name] for trial in trials}) > 1)
+
+
+def _shares(study: optuna.Study, metric: int) -> dict[str, float]:
+    evaluator = PedAnovaImportanceEvaluator(target_quantile=BEST, evaluate_on_local=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="PedAnovaImportanceEvaluator")  # low values are what we want
+        shares: dict[str, float] = get_param_importances(
+            study, evaluator=evaluator, params=_varied(study.trials), target=lambda trial: trial.values[metric]
+        )
+    return shares
+
+
+def plot_slices(study: optuna.Study, uri: str) -> None:
+    """Draw both figures over every parameter, kinds in colours, into a .png, .svg or .pdf at a path or URI."""
+    form = uri.split("?")[0].rsplit(".", 1)[-1].lower()
+    if form not in FORMATS:
+        raise InputError(f"slice {uri}; allowed endings: {', '.join('.' + name for name in FORMATS)}")
+    if not study.trials:
+        raise InputError("slice: no eligible trial to draw")
+    buffer = io.BytesIO()
+    _slices(study).savefig(buffer, format=form, dpi=130, facecolor="white")
+    storage.write_bytes_atomic(uri, buffer.getvalue())
+
+
+def _slices(study: optuna.Study) -> Figure:
+    names = sorted({name for trial in study.trials for name in trial.params if name != "kind"}) or ["kind"]
+    figure = Figure(figsize=(2.6 * len(names) + 1, 5.4), layout="constrained")
+    grid = figure.subplots(len(METRICS), len(names), squeeze=False, sharey="row", sharex="col")
+    for row, label in enumerate(("validation loss (nats)", "circuit edges")):
+        grid[row][0].set_ylabel(label, color=INK)
+        for column, name in enumerate(names):
+            _slice(grid[row][column], study.trials, name, row)
+            if row == len(METRICS) - 1:
+                grid[row][column].set_xlabel(name, color=INK, fontsize=9)
+    figure.suptitle(f"{study.study_name}: {len(study.trials)} trials", x=0.01, ha="left", color=INK)
+    return figure
+
+
+def _slice(axes: Any, trials: list[FrozenTrial], name: str, metric: int) -> None:
+    there = [trial for trial in trials if name in trial.params]
+    distribution = there[0].distributions[name]
+    words = isinstance(distribution, optuna.distributions.CategoricalDistribution)
+    order = {value: str(value) for value in distribution.choices} if words else {}
+    for kind, (marker, color) in LOOKS.items():
+        mine = [trial for trial in there if trial.user_attrs["kind"] == kind]
+        x = [list(order).index(trial.params[name]) if words else trial.params[name] for trial in mine]
+        axes.scatter(
+            x, [trial.values[metric] for trial in mine], s=26, marker=marker, color=color, alpha=0.8, label=kind
+        )
+    if words:
+        axes.set_xticks(range(len(order)), order.values())
+    elif getattr(distribution, "log", False):
+        axes.set_xscale("log")
+    if metric == 1:
+        axes.set_yscale("log")
+    axes.grid(True, color="#e6e6e6", linewidth=0.8)
+    axes.set_axisbelow(True)
