@@ -32,6 +32,7 @@ class BoundedStudy:
         """`known` are finished trials to learn from (warm start); those to begin with are `search.try_first`."""
         self._name, self._space, self._sampler = name, space, sampler_of(search)
         self._first = [space.params(entry) for entry in search.try_first]
+        self._blind = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=search.seed))
         self._asked: dict[str, tuple[optuna.Study, optuna.Trial]] = {}
         self._study = self._begin(known)
         self._told = len(known)
@@ -44,6 +45,13 @@ class BoundedStudy:
         suggest(self._space, trial)
         self._asked[name] = self._study, trial
         return dict(trial.params)
+
+    def ask_blindly(self, name: str) -> dict[str, Any]:
+        """Parameters drawn at random, whatever was told: for when the sampler keeps to what it knows."""
+        drawn = self._blind.ask()
+        suggest(self._space, drawn)
+        self._first.insert(0, dict(drawn.params))
+        return self.ask(name)
 
     def tell(self, name: str, values: Sequence[float]) -> None:
         """What came of parameters that were asked for, in the order of `METRICS`."""

@@ -28,8 +28,11 @@ from sweeps.study import Study
 
 Objectives = tuple[float, float]
 
-MOST_REPEATS = 100
-"""Configurations drawn before, in a row, after which the space counts as exhausted."""
+SAMPLER_REPEATS = 10
+"""Configurations drawn before, in a row, after which the next are drawn at random: a sampler may prefer a small part
+of the space, all of which was tried."""
+MOST_REPEATS = 110
+"""After which the space counts as exhausted."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,7 @@ class StudySearch(Searcher):  # type: ignore[misc]
         """Parameters that were not drawn before; None if none can be found."""
         for attempt in range(MOST_REPEATS):
             name = f"{index}.{attempt}"
-            params = self._optuna.ask(name)
+            params = self._optuna.ask(name) if attempt < SAMPLER_REPEATS else self._optuna.ask_blindly(name)
             written = self._written(params)
             if written not in self._seen:
                 self._seen.add(written)

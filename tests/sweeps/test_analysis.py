@@ -94,7 +94,7 @@ def test_learning_goes_on_after_a_cut(study_text: Text, monkeypatch: pytest.Monk
 
 
 def test_rows_as_an_optuna_study(study_text: Text, tmp_path: Path) -> None:
-    changes = {"search.trials": 60, "search.sampler": "random", "trial.model.d_model": {"choice": [16, 32, 48, 64]}}
+    changes = {"search.trials": 60, "search.sampler": "random", "trial.model.d_model": {"choice": [32, 48, 64, 80]}}
     study = read_study(study_text(changes), "s")
     keys = run(study)
     found = optuna_study(study.root)
