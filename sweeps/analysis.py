@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import io
-import warnings
 from typing import Any
 
+import numpy as np
 import optuna
 import pyarrow as pa
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
-from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial
 
 from sparse_model import storage
@@ -24,8 +23,8 @@ from sweeps.study import Study, read_study
 
 LEAST_TRIALS = 8
 """Below which no importance is computed: it would be noise."""
-BEST = 0.25
-"""Share of the trials that counts as good: a parameter matters as far as its good values differ from all values."""
+BINS = 4
+"""Into which values of a numeric parameter are put, equally full."""
 
 
 def optuna_study(uri: str) -> optuna.Study:
@@ -55,43 +54,55 @@ def stored(uri: str) -> Study:
 
 
 def importances(study: optuna.Study) -> Any:
-    """A `pyarrow.Table`: how much each parameter decides whether a figure is good, as a share (PED-ANOVA).
+    """A `pyarrow.Table`: how much of each figure's spread each parameter explains by itself, by kind of trial.
 
-    Parameters of one kind do not exist in the other, so kinds are looked at apart. Kinds with fewer than
-    `LEAST_TRIALS` trials are left out; InputError if that leaves nothing.
+    The share is the correlation ratio of the figure's ranks between groups of equal (or, of numbers, near) values,
+    less what chance would explain: 1 is all, 0 nothing. (Optuna's PED-ANOVA mistakes chance for importance at tens of
+    trials, its fANOVA needs scikit-learn.) Kinds with fewer than `LEAST_TRIALS` trials are left out; InputError if
+    that leaves nothing.
     """
     rows: list[dict[str, Any]] = []
     for kind in LOOKS:
         trials = [trial for trial in study.trials if trial.user_attrs["kind"] == kind]
-        if len(trials) < LEAST_TRIALS or not _varied(trials):
-            continue
-        part = optuna.create_study(directions=[direction.name.lower() for direction in study.directions])
-        part.add_trials(trials)
-        shares = [_shares(part, metric) for metric in range(len(METRICS))]
-        for name in sorted(shares[0], key=lambda name: -shares[0][name]):
-            rows.append(
+        if len(trials) >= LEAST_TRIALS:
+            rows += [
                 {"kind": kind, "parameter": name, "trials": len(trials)}
-                | {metric: share[name] for metric, share in zip(METRICS, shares, strict=True)}
-            )
+                | {metric: explained(trials, name, i) for i, metric in enumerate(METRICS)}
+                for name in _varied(trials)
+            ]
     if not rows:
         raise InputError(f"importances: at least {LEAST_TRIALS} eligible trials of one kind are needed")
-    return pa.Table.from_pylist(rows)
+    return pa.Table.from_pylist(rows).sort_by([("kind", "descending"), (METRICS[0], "descending")])
+
+
+def explained(trials: list[FrozenTrial], name: str, metric: int) -> float:
+    """Share of the spread of a figure's ranks that a parameter explains, adjusted for chance; 0 to 1."""
+    values = np.array([trial.values[metric] for trial in trials])
+    order = np.sort(values)
+    ranks = np.searchsorted(order, values, side="left") + np.searchsorted(order, values, side="right")
+    total = ((ranks - ranks.mean()) ** 2).sum()
+    groups = _groups([trial.params[name] for trial in trials])
+    n_groups = len(set(groups))
+    if total == 0 or n_groups >= len(trials):
+        return 0.0
+    within = sum(((ranks[groups == g] - ranks[groups == g].mean()) ** 2).sum() for g in set(groups))
+    chance = (len(trials) - 1) / (len(trials) - n_groups)
+    return float(max(0.0, 1 - chance * within / total))
+
+
+def _groups(values: list[Any]) -> Any:
+    """The number of its group for every value: equal ones together, many numbers in equally full bins."""
+    distinct = sorted(set(values), key=str)
+    if len(distinct) <= BINS or not all(isinstance(value, int | float) for value in distinct):
+        return np.array([distinct.index(value) for value in values])
+    edges = np.quantile(np.array(values, dtype=float), np.linspace(0, 1, BINS + 1)[1:-1])
+    return np.searchsorted(edges, np.array(values, dtype=float), side="left")
 
 
 def _varied(trials: list[FrozenTrial]) -> list[str]:
     """Parameters that all of the trials have and that differ among them."""
     names = set.intersection(*(set(trial.params) for trial in trials))
-    return sorted(name for name in names if len({trial.params[name] for trial in trials}) > 1)
-
-
-def _shares(study: optuna.Study, metric: int) -> dict[str, float]:
-    evaluator = PedAnovaImportanceEvaluator(target_quantile=BEST, evaluate_on_local=False)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="PedAnovaImportanceEvaluator")  # low values are what we want
-        shares: dict[str, float] = get_param_importances(
-            study, evaluator=evaluator, params=_varied(study.trials), target=lambda trial: trial.values[metric]
-        )
-    return shares
+    return sorted(name for name in names if len({str(trial.params[name]) for trial in trials}) > 1)
 
 
 def plot_slices(study: optuna.Study, uri: str) -> None:

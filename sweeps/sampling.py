@@ -30,6 +30,7 @@ class BoundedStudy:
 
     def __init__(self, name: str, space: Space, search: SearchConfig, known: Sequence[FrozenTrial] = ()) -> None:
         """`known` are finished trials to learn from (warm start); those to begin with are `search.try_first`."""
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._name, self._space, self._sampler = name, space, sampler_of(search)
         self._first = [space.params(entry) for entry in search.try_first]
         self._blind = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=search.seed))
@@ -70,7 +71,6 @@ class BoundedStudy:
         study.tell(trial, state=TrialState.FAIL)  # which samplers leave out of account
 
     def _begin(self, known: Sequence[FrozenTrial]) -> optuna.Study:
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
         directions = ["minimize"] * len(METRICS)
         study = optuna.create_study(study_name=self._name, directions=directions, sampler=self._sampler)
         study.add_trials(known)

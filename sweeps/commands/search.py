@@ -19,7 +19,7 @@ def search(
         typer.Option("--slice", help="draw loss and edges over each parameter into this .png, .svg or .pdf"),
     ] = None,
 ) -> int:
-    """Show how much each parameter decides whether loss and circuit size are good: shares, by kind of trial.
+    """Show what share of the spread of loss and of circuit size each parameter explains by itself, by kind of trial.
 
     \b
     sweeps search results/quickstart
