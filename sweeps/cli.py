@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from sparse_model.errors import InputError
 from sparse_model.store_errors import StorageUnavailable, redacted
-from sweeps.commands import curves, data, doctor, frontier, importing, one, run, search
+from sweeps.commands import cluster, curves, data, doctor, frontier, importing, one, run, search
 
 app = typer.Typer(
     name="sweeps",
@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 for command in (
     run.run,
+    *(cluster.plan, cluster.submit, cluster.status),
     *(frontier.frontier, curves.curves, curves.baselines, search.search),
     *(one.train, one.prune),
     *(data.tasks, data.corpus, data.tokenizer),

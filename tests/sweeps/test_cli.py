@@ -22,7 +22,8 @@ from sweeps.study import ResourceConfig, read_study, shipped_studies
 
 Text = Callable[..., str]
 WORK = ("run", "train", "prune", "import", "tasks", "corpus", "tokenizer", "doctor")
-COMMANDS = (*WORK, "frontier", "search", "curves", "baselines")
+WORK = ("run", "train", "prune", "import", "tasks", "corpus", "tokenizer", "doctor")
+COMMANDS = (*WORK, "plan", "submit", "status", "frontier", "search", "curves", "baselines")
 
 
 CIRCUIT = {"study": "s", "task": "x", "target_loss": 0.15, "method": "node", "status": "ok", "edges": 10}
