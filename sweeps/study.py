@@ -18,11 +18,8 @@ from sparse_model.config import Config
 from sparse_model.data.config import CorpusConfig, TokenizerConfig
 from sparse_model.data.shard_files import CACHE_BYTES
 from sparse_model.errors import InputError
-<<<<<<< HEAD
-from sparse_model.workers import Parallel
-=======
 from sparse_model.store_errors import check_no_credentials
->>>>>>> fdd554e (Storage: passing failures are waited out with growing pauses and reported; credentials in URIs are refused; benchmark of the driver)
+from sparse_model.workers import Parallel
 from sweeps.problems import InputErrors, Problem, pydantic_problems
 from sweeps.space import Space
 from sweeps.template import read_template
@@ -76,6 +73,12 @@ class ResourceConfig(Config):
         None,
         ge=1,
         description="circuits searched at a time by a trial; as many as its training cores allow if left out",
+    )
+
+    pruning_resource: str | None = Field(
+        None,
+        description="custom Ray resource that pruning tasks take as many of as cores, so that they run on nodes of "
+        "their own; cluster.yaml calls it pruner",
     )
 
     cache_gigabytes: float = Field(
