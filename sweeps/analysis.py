@@ -16,7 +16,7 @@ from sparse_model import storage
 from sparse_model.errors import InputError
 from sweeps.frontier import Frontier
 from sweeps.objectives import METRICS
-from sweeps.plot import FORMATS, INK, LOOKS
+from sweeps.plot import INK, LOOKS, image_format
 from sweeps.sampling import finished_trial
 from sweeps.space import TrialConfig
 from sweeps.study import Study, read_study
@@ -107,9 +107,7 @@ def _varied(trials: list[FrozenTrial]) -> list[str]:
 
 def plot_slices(study: optuna.Study, uri: str) -> None:
     """Draw both figures over every parameter, kinds in colours, into a .png, .svg or .pdf at a path or URI."""
-    form = uri.split("?")[0].rsplit(".", 1)[-1].lower()
-    if form not in FORMATS:
-        raise InputError(f"slice {uri}; allowed endings: {', '.join('.' + name for name in FORMATS)}")
+    form = image_format(uri)
     if not study.trials:
         raise InputError("slice: no eligible trial to draw")
     buffer = io.BytesIO()

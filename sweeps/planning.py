@@ -13,6 +13,7 @@ from sparse_model.config import ModelConfig
 from sparse_model.errors import InputError
 from sparse_model.measures import flops_per_token
 from sparse_model.model import SparseTransformer
+from sweeps.circuits import methods
 from sweeps.frontier import Frontier
 from sweeps.sampling import BoundedStudy
 from sweeps.space import TrialConfig
@@ -24,7 +25,7 @@ CPU_CORE_FLOPS, GPU_FLOPS = 4e10, 3e13
 """Sustained training FLOP/s assumed of a device unless stated: a CPU core of a server, and a tenth of what an A100
 promises in bfloat16 (small models do not fill it)."""
 PRUNE_SECONDS = 4.0
-"""Core seconds per circuit (task and target loss) assumed unless stated; it grows with the model."""
+"""Seconds per circuit (task, target loss and method) assumed unless stated; they grow with the model."""
 BYTES_PER_WEIGHT = {"model": 4, "checkpoint": 12, "in training": 20}
 """Float32 weights; with two Adam moments; with gradients and a working copy."""
 CIRCUIT_BYTES = 60_000
@@ -34,7 +35,7 @@ ROW_BYTES = 15_000
 
 @dataclass(frozen=True)
 class Throughput:
-    """How fast the work is done: FLOP/s of a training device, core seconds per circuit, and where that is from."""
+    """How fast the work is done: FLOP/s of a device, seconds per circuit on its cores, and where that is from."""
 
     flops: float
     prune_seconds: float
@@ -85,7 +86,7 @@ def plan(study: Study, throughput: Throughput) -> Plan:
     trials = study.search.trials * len(study.seeds)
     sizes = [parameters(config.model) for config in configs]
     flops = trials * fmean(config.training.tokens * flops_per_token(config.model) for config in configs)
-    circuits = trials * len(study.task_names) * len(study.target_losses)
+    circuits = trials * len(study.task_names) * len(study.target_losses) * len(methods(study.pruning))
     device_hours = flops / throughput.flops / 3600
     prune_hours = circuits * throughput.prune_seconds / 3600
     at_once = min(study.resources.concurrency, study.search.in_flight * len(study.seeds), trials)

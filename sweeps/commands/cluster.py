@@ -23,7 +23,7 @@ def plan(
     study: StudyArgument = "quickstart",
     storage_uri: StorageOption = None,
     flops: Annotated[float | None, typer.Option(min=1, help="training FLOP/s that one device sustains")] = None,
-    prune_seconds: Annotated[float | None, typer.Option(min=0, help="core seconds per circuit")] = None,
+    prune_seconds: Annotated[float | None, typer.Option(min=0, help="seconds per circuit, on its cores")] = None,
     like: Annotated[
         str | None, typer.Option(help="take both from the rows of a finished study at this folder or URI")
     ] = None,
@@ -48,17 +48,18 @@ def plan(
     resources = asked.resources
     device = "GPU" if resources.gpus_per_worker else "CPU core"
     at_once = min(resources.concurrency, asked.search.in_flight * len(asked.seeds), found.trials)
+    cores = at_once * resources.pruning_parallel * resources.cpus_per_pruning_task
     lines = {
         "trials": f"{found.trials:,} ({asked.search.trials:,} configurations × {len(asked.seeds)} seeds), "
         f"{len(asked.task_names)} tasks × {len(asked.target_losses)} target losses each",
         "parameters": f"{found.parameters[0]:,} to {found.parameters[1]:,} per model",
         "training": f"{found.tokens:.3g} tokens, {found.flops:.3g} FLOPs",
-        "throughput": f"{speed.flops:.3g} FLOP/s per {device}, {speed.prune_seconds:g} core seconds per circuit "
+        "throughput": f"{speed.flops:.3g} FLOP/s per {device}, {speed.prune_seconds:g} seconds per circuit "
         f"({speed.source})",
         "devices": f"{found.device_hours:,.2f} {device} hours of training, "
         f"{found.prune_core_hours:,.2f} core hours of pruning",
         "wall clock": f"about {found.hours:,.2f} hours with {at_once} trials at a time",
-        "cluster": f"{at_once * resources.devices} {device}s and {at_once * resources.pruning_parallel} "
+        "cluster": f"{at_once * resources.devices} {device}s and {cores} "
         f"cores for pruning; {found.training_gb:,.2f} GB per device for weights and optimiser of the largest model",
         "storage": f"{found.storage_gb:,.3g} GB, and up to {found.peak_checkpoint_gb:,.3g} GB of checkpoints meanwhile",
     }

@@ -176,3 +176,13 @@ def test_a_folder_of_this_machine_is_no_storage_for_a_cluster() -> None:
     with pytest.raises(InputError, match="nodes of a cluster share no local folder"):
         submission.check("smoke", None)
     assert submission.check("smoke", "s3://bucket/x").storage == "s3://bucket/x"
+
+
+def test_the_study_of_the_scale_plan_is_sound_and_costs_what_the_plan_says() -> None:
+    root = Path(__file__).parents[2]
+    study = read_study((root / "deploy" / "paper.yaml").read_text(), "paper")
+    found = plan(study, assumed(study, 1e14, 1200.0))
+    text = (root / "docs" / "scale.md").read_text()
+    assert f"{found.trials} models" in text
+    assert f"{found.device_hours:,.0f} GPU hours" in text
+    assert f"{found.prune_core_hours:,.0f} core hours" in text
