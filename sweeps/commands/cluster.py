@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from typing import Annotated, Literal
 
 import typer
@@ -11,6 +12,7 @@ import typer
 from sparse_model.errors import InputError
 from sweeps import planning, submission
 from sweeps import status as state
+from sweeps.cluster import prepare_environment
 from sweeps.commands.data import StorageOption, StudyArgument
 from sweeps.study import load_study
 from sweeps.table import terminal
@@ -84,12 +86,15 @@ def submit(
     """
     submission.check(study, storage_uri)
     command = submission.entrypoint(study, storage_uri, working_dir, retry_failed=retry_failed)
+    prepare_environment()
+    from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
     try:
         client = JobSubmissionClient(address)
+        logging.disable(logging.INFO)  # Ray's loggers, each set to INFO by itself
         job = submission.submit(client, command, working_dir)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (AuthenticationError, ConnectionError, RuntimeError, ValueError) as error:
         raise InputError(f"address {address}: {' '.join(str(error).split())}") from None
     console = terminal()
     console.print(f"job {job}: {command}", soft_wrap=True, markup=False)
