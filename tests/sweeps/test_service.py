@@ -39,9 +39,9 @@ def test_plan_by_hand(study_text: Text) -> None:
     assert found.tokens == 12 * 20_000
     assert found.flops == pytest.approx(12 * 20_000 * flops_per_token(config.model))
     assert found.device_hours == pytest.approx(found.flops / 1e9 / 3600)
-    assert found.prune_core_hours == pytest.approx(12 * 2 * 10 / 3600)
+    assert found.prune_core_hours == pytest.approx(2 * 12 * 2 * 10 / 3600)  # by node and by edge
     # three trials at a time, each on 2 x 2 cores, which prune four circuits at a time
-    assert found.hours == pytest.approx(found.device_hours / 12 + 24 * 10 / 3600 / 12)
+    assert found.hours == pytest.approx(found.device_hours / 12 + 2 * 24 * 10 / 3600 / 12)
 
 
 def test_plan_like_a_finished_study(study_text: Text, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
