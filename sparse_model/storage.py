@@ -2,25 +2,30 @@
 
 A URI is a plain path (relative ones too), `file://…`, `memory://…`, `s3://bucket/key` or anything else fsspec
 knows. An S3 server other than Amazon's is named by the environment variable AWS_ENDPOINT_URL or, as for
-pyarrow, by `s3://bucket/key?endpoint_override=http://host:port`. Every failure is a one-line `InputError`.
+pyarrow, by `s3://bucket/key?endpoint_override=http://host:port`. Every failure is a one-line `InputError`; one that may
+pass (no connection, overload, a time limit) is waited out first (`sparse_model.store_errors`).
 """
 
 import os
 import re
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
 import fsspec
+from fsspec.asyn import AsyncFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from sparse_model.errors import InputError
+from sparse_model.store_errors import check_no_credentials, persistently, redacted
+from sparse_model.store_errors import refusing as refusing
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=+-]*")
 S3_PROTOCOLS = ("s3", "s3a")
+AT_A_TIME = 256
+"""Files that `read_many` asks for and holds at a time."""
 
 
 def filesystem(uri: str) -> tuple[Any, str]:
@@ -28,6 +33,7 @@ def filesystem(uri: str) -> tuple[Any, str]:
 
     Raises InputError for an unknown protocol, a missing driver or an unknown query parameter.
     """
+    check_no_credentials(uri)
     location, options = _split_query(uri)
     protocol = _protocol(location)
     with refusing("open", uri):
@@ -48,7 +54,7 @@ def join(uri: str, *parts: str) -> str:
     location, separator, query = uri.partition("?") if _has_query(uri) else (uri, "", "")
     for part in parts:
         if any(component in ("", ".", "..") for component in part.split("/")) or "\\" in part:
-            raise InputError(f"storage: {part!r} is not a path below {uri}")
+            raise InputError(f"storage: {part!r} is not a path below {redacted(uri)}")
         # `s3://` and `memory://` alone, and `/`, already end in their slash
         location += part if location.endswith("/") else f"/{part}"
     return location + separator + query
@@ -67,12 +73,15 @@ def safe_name(name: str, what: str = "name") -> str:
 def exists(uri: str) -> bool:
     """Whether there is a file or folder at `uri`; raises InputError if the store cannot be reached."""
     fs, path = filesystem(uri)
-    with refusing("look at", uri):
+
+    def look() -> bool:
         try:
             fs.info(path)
         except FileNotFoundError:
             return False
         return True
+
+    return persistently("look at", uri, look)
 
 
 def listdir(uri: str) -> list[str]:
@@ -80,55 +89,110 @@ def listdir(uri: str) -> list[str]:
 
     Hidden names, half-written files among them, are left out.
     """
+    _, path = filesystem(uri)
+    entries = (str(entry["name"]).rstrip("/") for entry in _entries(uri) if entry["name"].rstrip("/") != path)
+    names = {entry.rsplit("/", 1)[-1] for entry in entries}
+    return sorted(name for name in names if not name.startswith("."))
+
+
+def versions(uri: str) -> dict[str, str]:
+    """Names of the files directly below a folder, each with a mark that changes when its content does."""
+    marks = {
+        str(entry["name"]).rsplit("/", 1)[-1]: " ".join(str(entry.get(key)) for key in _MARKS)
+        for entry in _entries(uri)
+        if entry["type"] == "file"
+    }
+    return {name: mark for name, mark in sorted(marks.items()) if name and not name.startswith(".")}
+
+
+_MARKS = ("ETag", "etag", "size", "mtime", "ino", "LastModified", "created")
+"""What the file systems say of a file that is another after every write."""
+
+
+def _entries(uri: str) -> list[dict[str, Any]]:
     fs, path = filesystem(uri)
-    with refusing("list", uri):
+
+    def look() -> list[dict[str, Any]]:
         try:
-            entries = fs.ls(path, detail=False)
+            return list(fs.ls(path, detail=True))
         except FileNotFoundError:
             return []
-    names = {str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry.rstrip("/") != path}
-    return sorted(name for name in names if not name.startswith("."))
+
+    return persistently("list", uri, look)
 
 
 def read_bytes(uri: str) -> bytes:
     """The whole content of a file; raises InputError if it is missing or cannot be read."""
     fs, path = filesystem(uri)
-    with refusing("read", uri):
-        return bytes(fs.cat_file(path))
+    return persistently("read", uri, lambda: bytes(fs.cat_file(path)))
 
 
-def write_bytes_atomic(uri: str, data: bytes) -> None:
+def read_many(uri: str, names: Sequence[str]) -> Iterator[tuple[str, bytes | None]]:
+    """(name, content) of files directly below a folder, many at a time where the store is far; None if it is gone."""
+    fs, path = filesystem(uri)
+    for start in range(0, len(names), AT_A_TIME):
+        part = {f"{path}/{name}": name for name in names[start : start + AT_A_TIME]}
+        contents = persistently("read", uri, lambda part=part: fs.cat(list(part), on_error="return"))  # type: ignore[misc]
+        for place, name in part.items():
+            yield name, _content(contents[place], join(uri, name))
+
+
+def _content(answer: Any, uri: str) -> bytes | None:
+    if isinstance(answer, FileNotFoundError):
+        return None
+    if isinstance(answer, BaseException):  # alone, it is tried again, or its reason told
+        return read_bytes(uri) if exists(uri) else None
+    return bytes(answer)
+
+
+def write_bytes_atomic(uri: str, data: bytes, patience: float | None = None) -> None:
     """Write a file that readers see whole or not at all, replacing an older one. Missing folders are made.
 
-    Raises InputError if the place cannot be written.
+    Raises InputError if the place cannot be written, for as long as `patience` seconds where that may pass.
     """
     fs, path = filesystem(uri)
-    with refusing("write", uri):
-        if isinstance(fs, LocalFileSystem):
-            _replace_local(Path(path), data)
-        else:
-            fs.pipe_file(path, data)  # one PUT, or a multipart upload that appears when it is completed
+    if isinstance(fs, LocalFileSystem):
+        persistently("write", uri, lambda: _replace_local(Path(path), data), patience)
+    else:  # one PUT, or a multipart upload that appears when it is completed
+        persistently("write", uri, lambda: fs.pipe_file(path, data), patience)
 
 
 def remove(uri: str) -> None:
     """Delete a file or a whole folder; nothing happens when it is missing."""
     fs, path = filesystem(uri)
-    with refusing("delete", uri):
+
+    def delete() -> None:
         try:
             fs.rm(path, recursive=True)
         except FileNotFoundError:
             return
+
+    persistently("delete", uri, delete)
+
+
+def remove_many(uri: str, names: Sequence[str]) -> None:
+    """Delete files directly below a folder; those that are gone already do not matter."""
+    fs, path = filesystem(uri)
+    if isinstance(fs, AsyncFileSystem):  # object stores delete a thousand per request
+        if names:
+            persistently("delete from", uri, lambda: fs.rm([f"{path}/{name}" for name in names]))
+        return
+    for name in names:
+        remove(join(uri, name))
 
 
 def download(uri: str, target: Path) -> None:
     """Copy one file to a local path, whole or not at all; raises InputError if it cannot be read."""
     fs, path = filesystem(uri)
     partial = _partial_name(target)
+
+    def copy() -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        fs.get_file(path, str(partial))
+        os.replace(partial, target)
+
     try:
-        with refusing("copy", f"{uri} to {target}"):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            fs.get_file(path, str(partial))
-            os.replace(partial, target)
+        persistently("copy", f"{uri} to {target}", copy)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -136,14 +200,17 @@ def download(uri: str, target: Path) -> None:
 def upload(source: Path, uri: str) -> None:
     """Copy a local file to a place in any store; raises InputError if it cannot be written."""
     fs, path = filesystem(uri)
-    with refusing("write", uri):
-        fs.put_file(str(source), path)
+    persistently("write", uri, lambda: fs.put_file(str(source), path))
+
+
+CHECK_PATIENCE = 10.0
+"""Seconds for which a store that is only asked whether it is there may fail."""
 
 
 def check_writable(uri: str) -> None:
     """Prove by a tiny file, deleted again, that the folder can be written; raises InputError if it cannot."""
     probe = join(uri, f"_probe-{uuid.uuid4().hex}")
-    write_bytes_atomic(probe, b"circuit-sweeps")
+    write_bytes_atomic(probe, b"circuit-sweeps", CHECK_PATIENCE)
     remove(probe)
 
 
@@ -169,7 +236,8 @@ def _driver_options(uri: str, protocol: str, query: dict[str, str]) -> dict[str,
     unknown = sorted(set(query) - {"endpoint_override", "scheme", "region"})
     if unknown:
         raise InputError(
-            f"storage: unknown parameter {unknown[0]!r} in {uri}: allowed are endpoint_override, scheme, region"
+            f"storage: unknown parameter {unknown[0]!r} in {redacted(uri)}: "
+            "allowed are endpoint_override, scheme, region"
         )
     # Named here, not left to botocore, so that a changed environment gets another (cached) file system.
     endpoint = (
@@ -178,8 +246,14 @@ def _driver_options(uri: str, protocol: str, query: dict[str, str]) -> dict[str,
     if endpoint and "://" not in endpoint:
         endpoint = f"{query.get('scheme', 'https')}://{endpoint}"
     region = {"region_name": query["region"]} if query.get("region") else {}
-    # Other processes write to the same folders: a cached listing would hide their files.
-    return {"endpoint_url": endpoint, "client_kwargs": region, "use_listings_cache": False}
+    return {
+        "endpoint_url": endpoint,
+        "client_kwargs": region,
+        # Other processes write to the same folders: a cached listing would hide their files.
+        "use_listings_cache": False,
+        # Longer outages are ours to wait out, and to report.
+        "config_kwargs": {"connect_timeout": 5, "read_timeout": 60, "retries": {"mode": "standard", "max_attempts": 3}},
+    }
 
 
 def _replace_local(path: Path, data: bytes) -> None:
@@ -198,19 +272,3 @@ def _replace_local(path: Path, data: bytes) -> None:
 def _partial_name(path: Path) -> Path:
     # The dot hides it from `listdir` and from Parquet readers should the process be killed.
     return path.with_name(f".partial-{uuid.uuid4().hex}")
-
-
-@contextmanager
-def refusing(action: str, uri: str) -> Iterator[None]:
-    """Turn whatever a driver raises (each has its own exceptions) into one line that names the URI."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        if isinstance(error, FileNotFoundError):
-            reason = "it does not exist"
-        elif isinstance(error, OSError) and error.strerror:
-            reason = error.strerror
-        raise InputError(f"storage: cannot {action} {uri}: {reason}") from error

@@ -8,7 +8,8 @@ import typer
 from pydantic import ValidationError
 
 from sparse_model.errors import InputError
-from sweeps.commands import curves, data, doctor, frontier, importing, one, run
+from sparse_model.store_errors import StorageUnavailable, redacted
+from sweeps.commands import cluster, curves, data, doctor, frontier, importing, one, run, search
 
 app = typer.Typer(
     name="sweeps",
@@ -19,7 +20,10 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 for command in (
-    *(run.run, one.train, one.prune, frontier.frontier, curves.curves, curves.baselines),
+    run.run,
+    *(cluster.plan, cluster.submit, cluster.status),
+    *(frontier.frontier, curves.curves, curves.baselines, search.search),
+    *(one.train, one.prune),
     *(data.tasks, data.corpus, data.tokenizer),
 ):
     app.command()(command)
@@ -48,6 +52,9 @@ def status_of(arguments: list[str] | None = None) -> int:
         for detail in error.errors():
             _say(f"{'.'.join(map(str, detail['loc']))}: {detail['input']!r}: {detail['msg']}")
         return BAD_INPUT
+    except StorageUnavailable as error:
+        _say(f"failed: {error}")
+        return FAILED
     except InputError as error:
         for line in str(error).splitlines():
             _say(line)
@@ -56,7 +63,7 @@ def status_of(arguments: list[str] | None = None) -> int:
         _say("interrupted; the same command continues from here")
         return INTERRUPTED
     except Exception as error:
-        _say(f"failed: {type(error).__name__}: {' '.join(str(error).split())}")
+        _say(redacted(f"failed: {type(error).__name__}: {' '.join(str(error).split())}"))
         return FAILED
 
 

@@ -25,6 +25,7 @@ _QUIET = {
     "RAY_DEDUP_LOGS_SKIP_REGEX": "PYTHON worker processes have been started",  # a trial has several, mostly asleep
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # our rows are the record
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # reports of progress carry no objective
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # and its cost grows with the number of trials
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the study; the same command resumes it
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "600",
     "TUNE_RESULT_BUFFER_LENGTH": "0",

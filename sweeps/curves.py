@@ -16,10 +16,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from sparse_model import storage
 from sparse_model.errors import InputError
-from sweeps.frontier import Frontier
 from sweeps.objectives import geometric_mean_edges
 from sweeps.plot import FAINT, INK, image_format
-from sweeps.rows import row_uri
+from sweeps.tables import read_table
 
 TARGETS = (0.5, 0.3, 0.15, 0.08, 0.04, 0.02, 0.01, 0.005, 0.002)
 """Task losses of the paper's figure 2, in nats."""
@@ -69,9 +68,7 @@ def stored_rows(model_uri: str) -> list[dict[str, Any]]:
     if len(parts) != 3 or parts[1] != "models" or "?" in model_uri:
         return []
     root, trial = parts[0], parts[2]
-    if not storage.exists(row_uri(root, "circuits", trial)):
-        return []
-    rows: list[dict[str, Any]] = Frontier(root).circuits().to_pylist()
+    rows: list[dict[str, Any]] = read_table(root, "circuits").to_pylist()
     return [row for row in rows if row["trial"] == trial]
 
 

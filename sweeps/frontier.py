@@ -1,118 +1,153 @@
-"""The capability-interpretability frontier of a study: its rows, the non-dominated ones, the area they cover."""
+"""The capability-interpretability frontier of one or more studies: rows, queries, the Pareto front, what it covers."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
-import duckdb
+import numpy as np
 import pyarrow as pa
-import pyarrow.dataset as ds
+import pyarrow.compute as pc
 
 from sparse_model import storage
 from sparse_model.errors import InputError
-from sweeps.rows import SCHEMA_VERSION, TABLES, table_uri
+from sweeps.comparison import CIRCUIT_COLUMNS, Comparison, compare
+from sweeps.matched import matched
+from sweeps.pareto import dominated_area, growing_area
+from sweeps.rows import TABLES, table_uri
+from sweeps.sql import query_tables
+from sweeps.tables import read_table
 
 REFERENCE = (4.0, 1e5)
 """Default reference point of the hypervolume: validation loss in nats, circuit edges."""
 
 
-class Frontier:
-    """The rows below a study's folder. Every method reads what is there now; a study may still be running."""
+class Choice(TypedDict, total=False):
+    """What is compared: trials for which an SQL condition holds, circuits of one target loss, tasks and method."""
 
-    def __init__(self, uri: str) -> None:
-        """`uri` is the study's folder, e.g. `./results/quickstart`; InputError where no trial has a row."""
-        self.uri = uri
-        if not storage.listdir(table_uri(uri, "trials")):
-            raise InputError(f"{uri}: no frontier here{_hint(uri)}")
+    where: str | None
+    target: float | None
+    tasks: Sequence[str] | None
+    method: str | None
+
+
+class Frontier:
+    """The rows below one or more studies' folders. Every method reads what is there now; studies may be running."""
+
+    def __init__(self, *uris: str) -> None:
+        """Studies' folders, e.g. `./results/quickstart`; InputError where no trial has a row."""
+        self.uris = uris
+        self._read: dict[tuple[Any, ...], tuple[dict[str, str], Any]] = {}
+        for i, uri in enumerate(uris):
+            if not storage.listdir(table_uri(uri, "trials")):
+                raise InputError(f"{uri}: no frontier here{_hint(uri)}")
+            if uri in uris[:i]:
+                raise InputError(f"{uri}: is there twice")
 
     def trials(self) -> Any:
-        """One row per trial (`sweeps.rows.TRIAL_SCHEMA`) as a `pyarrow.Table`, in the order of suggestion."""
-        return self._table("trials").sort_by("trial")
+        """One row per trial (`sweeps.rows.TRIAL_SCHEMA`) as a `pyarrow.Table`, in the order of suggestion.
 
-    def circuits(self) -> Any:
-        """One row per trial, task and target loss (`sweeps.rows.CIRCUIT_SCHEMA`) as a `pyarrow.Table`."""
-        return self._table("circuits").sort_by([("trial", "ascending"), ("task", "ascending")])
+        InputError where two of the folders hold rows of the same study and trial.
+        """
+        trials = self._table("trials").sort_by([("study", "ascending"), ("trial", "ascending")])
+        if len(self.uris) > 1:
+            pairs = trials.group_by(["study", "trial"]).aggregate([([], "count_all")])
+            twice = pairs.filter(pc.greater(pairs["count_all"], 1)).to_pylist()
+            if twice:
+                raise InputError(f"trial {twice[0]['trial']} of study {twice[0]['study']} is in several of the folders")
+        return trials
+
+    def circuits(self, columns: Sequence[str] | None = None) -> Any:
+        """One row per trial, task, target loss and method (`sweeps.rows.CIRCUIT_SCHEMA`) as a `pyarrow.Table`."""
+        order = [(name, "ascending") for name in ("study", "trial", "task") if columns is None or name in columns]
+        return self._table("circuits", columns).sort_by(order)
 
     def where(self, condition: str) -> Any:
         """Trials for which an SQL condition holds, e.g. `kind = 'sparse' AND val_loss < 2`."""
-        return self.sql(f"SELECT * FROM trials WHERE {condition} ORDER BY trial")
+        return self.sql(f"SELECT * FROM trials WHERE {condition} ORDER BY study, trial")
 
     def sql(self, query: str) -> Any:
-        """The answer of DuckDB to a query over the tables `trials` and `circuits`; InputError if it refuses."""
-        with duckdb.connect() as connection:
-            connection.register("trials", self.trials())
-            connection.register("circuits", self.circuits())
-            try:
-                return connection.sql(query).to_arrow_table()
-            except (duckdb.Error, AttributeError) as error:  # a statement without a result has no table
-                raise InputError(f"sql: {' '.join(str(error).split())}") from None
+        """The answer of DuckDB to one query over the tables `trials` and `circuits`.
 
-    def eligible(self) -> Any:
-        """Trials that may stand on the frontier: they ended well and solved enough tasks."""
-        trials = self.trials()
-        return trials.filter(trials["eligible"])
+        The query sees these tables and nothing else: no files, no network. InputError if DuckDB refuses it.
+        """
+        return query_tables(query, {"trials": self.trials, "circuits": self.circuits})
 
-    def pareto(self) -> Any:
-        """The non-dominated eligible trials, both figures to be small, from the lowest validation loss on."""
-        trials = self.eligible()
-        keep = non_dominated(_points(trials))
-        return trials.take(pa.array(keep, pa.int64())).sort_by("val_loss")
+    def compared(self, **choice: Unpack[Choice]) -> Comparison:
+        """The trials compared like with like (`sweeps.comparison`): all eligible ones, unless `choice` says less.
 
-    def hypervolume(self, reference: tuple[float, float] | None = None) -> float:
-        """Area dominated by the eligible trials, in nats times decades (validation loss × log10 of edges).
+        `choice`: where, target, tasks, method, each as in `Choice`.
+        """
+        condition = choice.get("where")
+        trials = self.trials() if condition is None else self.where(condition)
+        circuits = self._table("circuits", CIRCUIT_COLUMNS)
+        return compare(trials, circuits, choice.get("target"), choice.get("tasks"), choice.get("method"))
+
+    def pareto(self, **choice: Unpack[Choice]) -> Any:
+        """The non-dominated compared trials, from the lowest validation loss on, with their `edges`."""
+        table = self.compared(**choice).table()
+        return table.filter(table["on_front"]).sort_by("val_loss")
+
+    def hypervolume(self, reference: tuple[float, float] | None = None, **choice: Unpack[Choice]) -> float:
+        """Area dominated by the compared trials, in nats times decades (validation loss × log10 of edges).
 
         `reference` is the worst (validation loss, edges) that counts, `REFERENCE` if left out: a fixed one, so that
         studies on the same text can be compared.
         """
-        points = [(loss, max(1.0, edges)) for loss, edges in _points(self.eligible())]
-        reference = reference or REFERENCE
-        if not reference[1] > 0:
-            raise InputError(f"reference {reference}: the number of edges must be above 0")
-        return dominated_area([(loss, math.log10(edges)) for loss, edges in points], _logarithmic(reference))
+        return dominated_area(_decades(self.compared(**choice).points), _reference(reference))
 
-    def _table(self, name: str) -> Any:
-        fs, path = storage.filesystem(table_uri(self.uri, name))
-        files = [f"{path}/{file}" for file in storage.listdir(table_uri(self.uri, name)) if file.endswith(".parquet")]
-        if not files:
-            return TABLES[name].empty_table()
-        try:
-            table = ds.dataset(files, schema=TABLES[name], filesystem=fs, format="parquet").to_table()
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{self.uri}: rows that cannot be read ({' '.join(str(error).split())})") from None
-        newest = max((version for version in table["schema_version"].to_pylist() if version), default=SCHEMA_VERSION)
-        if newest > SCHEMA_VERSION:
-            raise InputError(f"{self.uri}: rows of schema {newest}; this version reads up to {SCHEMA_VERSION}")
-        return table
+    def hypervolume_over_time(self, reference: tuple[float, float] | None = None, **choice: Unpack[Choice]) -> Any:
+        """A row per compared trial in order of finishing: finished, study, trial, trials so far, hypervolume so far.
+
+        The tasks compared on are those of the whole set, so that the figure only grows. Rows older than the column
+        `finished` come first, in order of suggestion.
+        """
+        comparison = self.compared(**choice)
+        trials = comparison.trials.select(["finished", "study", "trial"]).filter(pa.array(comparison.compared))
+        order = pc.sort_indices(
+            trials.append_column("place", pa.array(np.arange(len(trials)))),
+            sort_keys=[("finished", "ascending", "at_start"), ("place", "ascending", "at_end")],
+        )
+        points = _decades(comparison.points)[order.to_numpy()]
+        return (
+            trials.take(order)
+            .append_column("trials", pa.array(np.arange(1, len(trials) + 1)))
+            .append_column("hypervolume", pa.array(growing_area(points, _reference(reference)), pa.float64()))
+        )
+
+    def matched(self, first: str, second: str, **choice: Unpack[Choice]) -> Any:
+        """Edges of two groups of trials, given as SQL conditions, at equal validation loss (`sweeps.matched`)."""
+        groups = [
+            (condition, set(zip(*(rows[name].to_pylist() for name in ("study", "trial")), strict=True)))
+            for condition, rows in ((condition, self.where(condition)) for condition in (first, second))
+        ]
+        if both := groups[0][1] & groups[1][1]:
+            raise InputError(f"compare: {len(both)} trials are in both groups ({first}; {second})")
+        return matched(self.compared(**choice), groups)
+
+    def _table(self, name: str, columns: Sequence[str] | None = None) -> Any:
+        tables = [self._unchanged(uri, name, columns) for uri in self.uris]
+        return pa.concat_tables(tables) if tables else TABLES[name].empty_table()
+
+    def _unchanged(self, uri: str, name: str, columns: Sequence[str] | None) -> Any:
+        """A table of one study, read again only when one of its files has changed."""
+        key = (uri, name, columns and tuple(columns))
+        marks = storage.versions(table_uri(uri, name))
+        if key not in self._read or self._read[key][0] != marks:
+            self._read[key] = (marks, read_table(uri, name, columns))
+        return self._read[key][1]
 
 
-def non_dominated(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of points that no other betters in one figure without being worse in the other; equals all stay."""
-    order = sorted(range(len(points)), key=lambda i: points[i])
-    keep: list[int] = []
-    for i in order:
-        if not keep or points[i][1] < points[keep[-1]][1] or points[i] == points[keep[-1]]:
-            keep.append(i)
-    return keep
+def _reference(reference: tuple[float, float] | None) -> tuple[float, float]:
+    loss, edges = reference or REFERENCE
+    if not edges > 0:
+        raise InputError(f"reference {reference}: the number of edges must be above 0")
+    return loss, math.log10(edges)
 
 
-def dominated_area(points: Sequence[tuple[float, float]], reference: tuple[float, float]) -> float:
-    """Area between the points and a reference point that is worse than they are; points beyond it add nothing."""
-    area, ceiling = 0.0, reference[1]
-    for x, y in sorted(points):
-        if x < reference[0] and y < ceiling:
-            area += (reference[0] - x) * (ceiling - y)
-            ceiling = y
-    return area
-
-
-def _points(trials: Any) -> list[tuple[float, float]]:
-    return list(zip(trials["val_loss"].to_pylist(), trials["circuit_edges"].to_pylist(), strict=True))
-
-
-def _logarithmic(point: tuple[float, float]) -> tuple[float, float]:
-    return point[0], math.log10(point[1])
+def _decades(points: Any) -> Any:
+    return np.stack([points[:, 0], np.log10(points[:, 1])], axis=1)
 
 
 def _hint(uri: str) -> str:

@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import io
-from typing import Any
+from textwrap import fill
+from typing import Any, Unpack
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from sparse_model import storage
 from sparse_model.errors import InputError
-from sweeps.frontier import Frontier
+from sweeps.comparison import Comparison
+from sweeps.frontier import Choice, Frontier
 
 LOOKS = {"sparse": ("o", "#0b6e99"), "dense": ("s", "#c8553d")}
 INK, FAINT = "#222222", "#9a9a9a"
+MOST_LABELS = 8
+"""Trials of a kind beyond which labels would hide the points."""
 FORMATS = ("png", "svg", "pdf")
 
 
-def plot_frontier(frontier: Frontier, uri: str, title: str | None = None) -> None:
-    """Draw a frontier into an image at a path or URI that ends in .png, .svg or .pdf; InputError for any other."""
+def plot_frontier(frontier: Frontier, uri: str, **choice: Unpack[Choice]) -> None:
+    """Draw a frontier into an image at a path or URI that ends in .png, .svg or .pdf; InputError for any other.
+
+    `choice` says what is compared, as in `Frontier.compared`.
+    """
     form = image_format(uri)
     buffer = io.BytesIO()
-    draw(frontier, title).savefig(buffer, format=form, dpi=160, facecolor="white")
+    draw(frontier.compared(**choice)).savefig(buffer, format=form, dpi=160, facecolor="white")
     storage.write_bytes_atomic(uri, buffer.getvalue())
 
 
@@ -34,27 +43,31 @@ def image_format(uri: str) -> str:
     return form
 
 
-def draw(frontier: Frontier, title: str | None = None) -> Figure:
-    """The picture as a matplotlib figure; trials that are not eligible are counted below it, not drawn."""
-    trials = frontier.trials().to_pylist()
-    shown = [row for row in trials if row["eligible"]]
+def draw(comparison: Comparison) -> Figure:
+    """The picture as a matplotlib figure; trials that are not compared are counted below it, not drawn."""
+    table = comparison.table()
+    shown = table.filter(pa.array(comparison.compared)).to_pylist()
     figure = Figure(figsize=(8, 5.6), layout="constrained")
     axes = figure.subplots()
-    _front(axes, frontier.pareto().to_pylist())
+    _front(axes, sorted((row for row in shown if row["on_front"]), key=lambda row: row["val_loss"]))
     for kind in LOOKS:
         _trials(axes, [row for row in shown if row["kind"] == kind], kind)
     _dress(axes, shown)
-    name = trials[0]["study"]
-    axes.set_title(title or f"Capability and interpretability: {name}", loc="left", fontsize=13, color=INK, pad=12)
-    figure.supxlabel(_caption(trials, shown), fontsize=8, color=FAINT, x=0.01, ha="left")
+    names = [name or "?" for name in pc.unique(table["study"]).to_pylist()]
+    title = f"Capability and interpretability: {', '.join(names)}"
+    axes.set_title(title, loc="left", fontsize=13, color=INK, pad=12)
+    caption = fill(f"Beside each trial: width · share of weights kept · tasks it solves. {comparison.note()}.", 130)
+    figure.supxlabel(caption, fontsize=8, color=FAINT, x=0.01, ha="left")
     return figure
 
 
 def _trials(axes: Axes, rows: list[dict[str, Any]], kind: str) -> None:
     marker, color = LOOKS[kind]
-    x, y = [row["val_loss"] for row in rows], [max(1, row["circuit_edges"]) for row in rows]
+    x, y = [row["val_loss"] for row in rows], [max(1, row["edges"]) for row in rows]
     label = f"{kind} (n = {len(rows)})"
     axes.scatter(x, y, s=70, marker=marker, color=color, edgecolor="white", linewidth=1.2, zorder=3, label=label)
+    if len(rows) > MOST_LABELS:
+        return
     for i, (loss, edge, label) in enumerate(sorted(zip(x, y, map(_label, rows), strict=True))):
         place = (7, 5) if i % 2 == 0 else (7, -12)  # neighbours' labels must not lie on each other
         axes.annotate(
@@ -71,16 +84,16 @@ def _label(row: dict[str, Any]) -> str:
 def _front(axes: Axes, rows: list[dict[str, Any]]) -> None:
     """The staircase through the non-dominated trials: what lies above and right of it is bettered by one of them."""
     if rows:
-        x, y = [row["val_loss"] for row in rows], [max(1, row["circuit_edges"]) for row in rows]
+        x, y = [row["val_loss"] for row in rows], [max(1, row["edges"]) for row in rows]
         axes.step(x, y, where="post", color=INK, linewidth=1.4, alpha=0.75, zorder=2, label=f"Pareto front ({len(x)})")
 
 
 def _dress(axes: Axes, shown: list[dict[str, Any]]) -> None:
     if shown:
-        _scale(axes, [max(1, row["circuit_edges"]) for row in shown])
+        _scale(axes, [max(1, row["edges"]) for row in shown])
     axes.margins(x=0.12)
     axes.set_xlabel("validation loss (nats per token)", color=INK)
-    axes.set_ylabel("circuit edges (geometric mean over solved tasks)", color=INK)
+    axes.set_ylabel("circuit edges (geometric mean over common tasks)", color=INK)
     axes.grid(True, which="major", color="#e6e6e6", linewidth=0.8)
     axes.set_axisbelow(True)
     for side in ("top", "right"):
@@ -88,7 +101,7 @@ def _dress(axes: Axes, shown: list[dict[str, Any]]) -> None:
     if shown:
         axes.legend(frameon=False, fontsize=9)
     else:
-        axes.text(0.5, 0.5, "no trial solves enough tasks yet", transform=axes.transAxes, ha="center", color=FAINT)
+        axes.text(0.5, 0.5, "no trial to compare yet", transform=axes.transAxes, ha="center", color=FAINT)
 
 
 def _scale(axes: Axes, edges: list[float]) -> None:
@@ -98,10 +111,3 @@ def _scale(axes: Axes, edges: list[float]) -> None:
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
-
-
-def _caption(trials: list[dict[str, Any]], shown: list[dict[str, Any]]) -> str:
-    left_out = len(trials) - len(shown)
-    hidden = f" {left_out} of {len(trials)} trials not drawn (failed, or too few tasks solved)." if left_out else ""
-    target = trials[0]["target_loss"]
-    return f"Beside each trial: width · share of weights kept · tasks solved at loss {target:g}.{hidden}"

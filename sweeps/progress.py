@@ -80,6 +80,11 @@ class StudyProgress:
         if count:
             self.show.line(f"{count} of {self._counts['all']} trials are finished already")
 
+    def learnt(self, count: int) -> None:
+        """Trials of earlier studies that the search starts warm with."""
+        if self.study.search.warm_start:
+            self.show.line(f"warm start: {count} trials of {', '.join(self.study.search.warm_start)} fit this study")
+
     def started(self, key: str, config: TrialConfig) -> None:
         self.show.line(f"{key} started: {described(config)}")
 

@@ -10,13 +10,15 @@ import ray
 
 from sweeps.circuits import measure_means, methods, prune_task, settings
 from sweeps.study import Study
-from sweeps.trial import Row, Trial, one_line
+from sweeps.trial import Row, Trial, is_crash, one_line
 
 
 def find_circuits(trial: Trial, report: Callable[[int, int], None]) -> list[Row]:
     """Circuit rows of every task and target loss. A task whose search raises has rows of status failed."""
     resources = trial.study.resources
-    options = {"num_cpus": resources.cpus_per_pruning_task, "scheduling_strategy": "SPREAD"}
+    options: dict[str, Any] = {"num_cpus": resources.cpus_per_pruning_task, "scheduling_strategy": "SPREAD"}
+    if resources.pruning_resource is not None:
+        options["resources"] = {resources.pruning_resource: resources.cpus_per_pruning_task}
     threads = resources.cpus_per_pruning_task
     means_task = ray.remote(measure_means).options(**options)
     means = means_task.remote(trial.model_uri, trial.plan.data, resources.cache_bytes, threads)
@@ -52,5 +54,7 @@ def _bounded(jobs: dict[str, tuple[Any, ...]], submit: Callable[..., Any], paral
         try:
             outcome = ray.get(done)
         except ray.exceptions.RayTaskError as error:  # a worker that died raises something else, and is tried again
+            if is_crash(error):
+                raise
             outcome = error
         yield running.pop(done), outcome

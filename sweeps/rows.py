@@ -1,13 +1,16 @@
 """The frontier's tables: Arrow schemas, and rows written whole, one Parquet file per trial and table.
 
-A row's file is named after its trial, so a trial that is run again replaces its rows. Circuits are written before the
-trial's own row, which is written last of all: where it exists, everything it speaks of exists.
+A row's file is named after its trial and attempt: `<trial>.parquet`, and `<trial>+1.parquet` once the trial was run
+again after a failure. So no name ever gets other content, which is what makes compaction safe beside writers
+(`sweeps.compaction`), and the highest attempt replaces the rows of lower ones. Circuits are written before the trial's
+own row, which is written last of all: where it exists, everything it speaks of exists.
 """
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
@@ -15,7 +18,7 @@ import pyarrow.parquet as pq
 
 from sparse_model import storage
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Raised when a column changes its meaning. A column more needs no other version: columns are read by name."""
 
 
@@ -24,7 +27,7 @@ def _schema(columns: Mapping[str, tuple[Any, str]]) -> Any:
     return pa.schema(fields, metadata={"schema_version": str(SCHEMA_VERSION)})
 
 
-TEXT, INT, FLOAT, BOOL = pa.string(), pa.int64(), pa.float64(), pa.bool_()
+TEXT, INT, FLOAT, BOOL, TIME = pa.string(), pa.int64(), pa.float64(), pa.bool_(), pa.timestamp("us", tz="UTC")
 
 TRIAL_SCHEMA = _schema(
     {
@@ -34,6 +37,7 @@ TRIAL_SCHEMA = _schema(
         "kind": (TEXT, "sparse or dense"),
         "status": (TEXT, "ok, failed, diverged or truncated"),
         "reason": (TEXT, "why the status is not ok"),
+        "attempt": (INT, "0, or how often the trial was run again after a failure"),
         "retried": (BOOL, "run again after a failure, which is what the search was told"),
         "eligible": (BOOL, "may stand on the frontier: ok, and at least min_tasks_solved tasks solved"),
         "seed": (INT, "of weights and data order"),
@@ -56,6 +60,8 @@ TRIAL_SCHEMA = _schema(
         "flops": (FLOAT, "of training, counted as if dense"),
         "train_seconds": (FLOAT, "spent in training steps, by each worker"),
         "prune_seconds": (FLOAT, "from the first to the last circuit, on the wall clock"),
+        "devices": (INT, "GPUs, or else CPU cores, that trained at a time: times train_seconds gives device seconds"),
+        "finished": (TIME, "when the row was written"),
         "data": (TEXT, "key of the token dataset: it changes with the text it was made from"),
         "config": (TEXT, "the trial's configuration as JSON"),
         "schema_version": (INT, "of this table"),
@@ -96,26 +102,34 @@ def table_uri(root: str, table: str) -> str:
     return storage.join(root, "frontier", table)
 
 
-def row_uri(root: str, table: str, trial: str) -> str:
+def row_uri(root: str, table: str, trial: str, attempt: int = 0) -> str:
     """File of a trial's rows."""
-    return storage.join(table_uri(root, table), f"{storage.safe_name(trial)}.parquet")
+    stem = storage.safe_name(trial) + (f"+{attempt}" if attempt else "")
+    return storage.join(table_uri(root, table), f"{stem}.parquet")
 
 
 def write_trial_row(root: str, row: Mapping[str, Any]) -> None:
-    """Write a trial's row below the study's folder `root`, replacing an older one. Columns left out are null."""
-    _write(root, "trials", row["trial"], [row])
+    """Write a trial's row below the study's folder `root`. Columns left out are null; `finished` is now by default."""
+    _write(root, "trials", row["trial"], [{"finished": datetime.now(UTC), **row}], row.get("attempt") or 0)
 
 
-def write_circuit_rows(root: str, trial: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write all circuit rows of a trial, replacing older ones; none of them leaves an empty table."""
-    _write(root, "circuits", trial, rows)
+def write_circuit_rows(root: str, trial: str, rows: Sequence[Mapping[str, Any]], attempt: int = 0) -> None:
+    """Write all circuit rows of a trial's attempt; none of them leaves an empty table."""
+    _write(root, "circuits", trial, rows, attempt)
 
 
-def _write(root: str, table: str, trial: str, rows: Sequence[Mapping[str, Any]]) -> None:
+def _write(root: str, table: str, trial: str, rows: Sequence[Mapping[str, Any]], attempt: int) -> None:
     schema = TABLES[table]
     unknown = {name for row in rows for name in row} - set(schema.names)
     assert not unknown, unknown
     content = pa.Table.from_pylist([{**row, "schema_version": SCHEMA_VERSION} for row in rows], schema=schema)
+    storage.write_bytes_atomic(row_uri(root, table, trial, attempt), parquet_bytes(content))
+    for earlier in range(attempt):  # readers know better already, but other Parquet tools do not
+        storage.remove(row_uri(root, table, trial, earlier))
+
+
+def parquet_bytes(table: Any) -> bytes:
+    """An Arrow table as a Parquet file."""
     buffer = io.BytesIO()
-    pq.write_table(content, buffer)
-    storage.write_bytes_atomic(row_uri(root, table, trial), buffer.getvalue())
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +23,7 @@ from sweeps.rows import table_uri, write_circuit_rows, write_trial_row
 from sweeps.search import Objectives, StudySearch
 from sweeps.study import Study, read_study
 from sweeps.trial import Plan, Trial, failed_row, one_line, run_trial
+from sweeps.warmstart import warm_trials
 
 CRASHES = 1
 """Times a trial is run again after its process died."""
@@ -36,13 +38,16 @@ def run_study(study: Study, progress: StudyProgress, *, address: str | None, ret
     on_any_machine = on_ray(study.resources, address)
     data = prepare(study.corpus, study.tokenizer, study.storage, progress.data, execute=on_any_machine)
     check_tasks(study, data)
-    known, failed = stored_results(study, data.manifest.key, retry_failed)
+    known, attempts = stored_results(study, data.manifest.key, retry_failed)
     store_study(study)
     progress.replayed(len(known))
-    if StudySearch(study, known).suggest("probe") != StudySearch.FINISHED:
+    warm = warm_trials(study, data.manifest.key)
+    progress.learnt(len(warm))
+    search = StudySearch(study, known, warm)
+    if not search.is_finished():
         with ray_session(study.resources, address) as capacity, remembered_interrupts() as interrupts:
-            plan = Plan(study, data.uri, failed)
-            run_trials(plan, known, TrialEvents(plan, progress, interrupts), capacity)
+            plan = Plan(study, data.uri, attempts)
+            run_trials(plan, search, TrialEvents(plan, progress, interrupts), capacity)
     return Frontier(study.root)
 
 
@@ -104,13 +109,13 @@ def differences(before: Any, now: Any, path: str = "") -> list[tuple[str, Any, A
     return found
 
 
-def stored_results(study: Study, data_key: str, retry_failed: bool) -> tuple[dict[str, Objectives], frozenset[str]]:
-    """Objectives of trials that have ended, and the keys of those that failed and are to be run again.
+def stored_results(study: Study, data_key: str, retry_failed: bool) -> tuple[dict[str, Objectives], dict[str, int]]:
+    """Objectives of trials that have ended, and those that failed and are to be run again, with their next attempt.
 
     Raises InputError where they were trained on other text than there is now (of another Python's library, say).
     """
     if not storage.listdir(table_uri(study.root, "trials")):
-        return {}, frozenset()
+        return {}, {}
     rows = [row for row in Frontier(study.root).trials().to_pylist() if row["status"] in FINAL]
     for row in rows:
         if row["data"] != data_key:
@@ -118,16 +123,25 @@ def stored_results(study: Study, data_key: str, retry_failed: bool) -> tuple[dic
                 f"corpus: its text has changed since {row['trial']} was trained "
                 f"(dataset {row['data']}, now {data_key}); give the study another name"
             )
-    again = frozenset(row["trial"] for row in rows if retry_failed and row["status"] == "failed")
+    again = {row["trial"]: row["attempt"] + 1 for row in rows if retry_failed and row["status"] == "failed"}
     return {row["trial"]: objectives(row) for row in rows if row["trial"] not in again}, again
 
 
-def run_trials(plan: Plan, known: Mapping[str, Objectives], events: TrialEvents, capacity: Capacity) -> None:
-    """Run every trial of the study that has no stored result."""
-    tuner = tune.Tuner(
+def run_trials(plan: Plan, search: StudySearch, events: TrialEvents, capacity: Capacity) -> None:
+    """Run every trial that the search hands out.
+
+    Tune's own state goes to a folder that is thrown away: we never restore from it (the rows are the state), it costs
+    ten requests per trial on an object store, and an outage of the store would end the study.
+    """
+    with tempfile.TemporaryDirectory(prefix="circuit-sweeps-") as scratch:
+        _tuner(plan, search, events, capacity, scratch).fit()
+
+
+def _tuner(plan: Plan, search: StudySearch, events: TrialEvents, capacity: Capacity, scratch: str) -> tune.Tuner:
+    return tune.Tuner(
         tune.with_resources(tune.with_parameters(run_trial, plan=plan), capacity.holder),
         tune_config=tune.TuneConfig(
-            search_alg=StudySearch(plan.study, known),
+            search_alg=search,
             num_samples=-1,  # until the search says that it has finished
             max_concurrent_trials=capacity.concurrency,
             reuse_actors=True,  # saves a process start, with all its imports, per trial
@@ -136,13 +150,12 @@ def run_trials(plan: Plan, known: Mapping[str, Objectives], events: TrialEvents,
         ),
         run_config=tune.RunConfig(
             name="tune",
-            storage_path=storage.join(plan.study.root, "ray"),
+            storage_path=scratch,
             callbacks=[events],
             failure_config=tune.FailureConfig(max_failures=CRASHES),
             verbose=0,
         ),
     )
-    tuner.fit()
 
 
 def _trial_key(trial: Any) -> str:
@@ -182,6 +195,6 @@ class TrialEvents(tune.Callback):  # type: ignore[misc]
         crashed = Trial.of(trial.config, self.plan)
         error = trial.get_error()
         row = failed_row(crashed, one_line(error) if error is not None else "its process died")
-        write_circuit_rows(self.plan.study.root, crashed.key, [])
+        write_circuit_rows(self.plan.study.root, crashed.key, [], crashed.attempt)
         write_trial_row(self.plan.study.root, row)
         self.progress.finished(crashed.key, row)

@@ -113,6 +113,18 @@ class Space:
                 params[written.path] = value
         return params
 
+    def params_of(self, config: TrialConfig) -> dict[str, Any] | None:
+        """The drawn values that give this configuration, whatever its seed; None if it is not in the space."""
+        entry: dict[str, Any] = {"kind": config.kind}
+        for field in self.sampled(config.kind) if config.kind in self.kinds() else ():
+            section, name = field.split(".")
+            entry.setdefault(section, {})[name] = getattr(getattr(config, section), name)
+        try:
+            params = self.params(entry)
+        except ValueError:
+            return None
+        return params if self.config(params, config.training.seed) == config else None
+
     def _kind_of(self, entry: Mapping[str, Any]) -> Kind:
         kind = entry.get("kind", None if isinstance(self.kind, Choice) else self.kind)
         if kind not in self.kinds():

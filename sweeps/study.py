@@ -18,6 +18,7 @@ from sparse_model.config import Config
 from sparse_model.data.config import CorpusConfig, TokenizerConfig
 from sparse_model.data.shard_files import CACHE_BYTES
 from sparse_model.errors import InputError
+from sparse_model.store_errors import check_no_credentials
 from sparse_model.workers import Parallel
 from sweeps.problems import InputErrors, Problem, pydantic_problems
 from sweeps.space import Space
@@ -41,6 +42,18 @@ class SearchConfig(Config):
         "whatever order trials finish: the same study always draws the same ones",
     )
     try_first: tuple[dict[str, Any], ...] = Field((), description="trials, or parts of them, to begin with")
+    warm_start: tuple[str, ...] = Field(
+        (),
+        description="folders or URIs of earlier studies to learn from: of their trials, those with the same fixed "
+        "fields, tokens, tasks and target",
+    )
+
+    @field_validator("warm_start")
+    @classmethod
+    def _check_warm_start(cls, uris: tuple[str, ...]) -> tuple[str, ...]:
+        for uri in uris:
+            check_no_credentials(uri)
+        return tuple(_absolute(uri) for uri in uris)
 
 
 class ResourceConfig(Config):
@@ -62,6 +75,12 @@ class ResourceConfig(Config):
         description="circuits searched at a time by a trial; as many as its training cores allow if left out",
     )
 
+    pruning_resource: str | None = Field(
+        None,
+        description="custom Ray resource that pruning tasks take as many of as cores, so that they run on nodes of "
+        "their own; cluster.yaml calls it pruner",
+    )
+
     cache_gigabytes: float = Field(
         CACHE_BYTES / 1e9,
         gt=0,
@@ -77,6 +96,11 @@ class ResourceConfig(Config):
     def cpus(self) -> int:
         """CPU cores of one trial."""
         return max(self.workers * self.cpus_per_worker, self.cpus_per_pruning_task)
+
+    @property
+    def devices(self) -> int:
+        """GPUs that train a trial, or CPU cores where it asks for no GPU."""
+        return round(self.workers * self.gpus_per_worker) or self.workers * self.cpus_per_worker
 
     @property
     def pruning_parallel(self) -> int:
@@ -119,7 +143,8 @@ class Study(Config):
     @classmethod
     def _absolute(cls, uri: str) -> str:
         """A local folder is meant from where the command was given: workers have other working directories."""
-        return str(Path(storage.filesystem(uri)[1])) if storage.is_local(uri) else uri
+        check_no_credentials(uri)
+        return _absolute(uri)
 
     @field_validator("tasks")
     @classmethod
@@ -245,6 +270,10 @@ def _sound(raw: Mapping[str, Any], section: str, field: str, *, least: int, defa
     part = raw.get(section)
     value = part.get(field, default) if isinstance(part, Mapping) else default
     return value if type(value) is int and value >= least else default
+
+
+def _absolute(uri: str) -> str:
+    return str(Path(storage.filesystem(uri)[1])) if storage.is_local(uri) else uri
 
 
 def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -13,6 +13,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from sweeps.comparison import Comparison
+
 Format = Literal["table", "csv", "json", "parquet"]
 
 WIDTH = 110
@@ -26,7 +28,7 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "l0": ("L0", "{:,}".format),
     "val_loss": ("val loss", "{:.3f}".format),
     "tasks_solved": ("solved", str),
-    "circuit_edges": ("edges", "{:,.1f}".format),
+    "edges": ("edges", "{:,.1f}".format),
     "train_seconds": ("train s", "{:.0f}".format),
     "prune_seconds": ("prune s", "{:.0f}".format),
     "status": ("status", str),
@@ -37,7 +39,8 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
 LEAST_WIDTH = {"train_seconds": 104, "prune_seconds": 104, "status": 88}
 """Columns of text below which a column is left out."""
 
-CAPTION = "* Pareto front · losses in nats · edges: geometric mean over the circuits of solved tasks"
+MOST_ROWS = 100
+"""Trials in a table for people; of more, only the Pareto front is shown."""
 
 
 def terminal() -> Console:
@@ -46,18 +49,40 @@ def terminal() -> Console:
     return console if console.is_terminal else Console(highlight=False, width=WIDTH)
 
 
-def frontier_table(trials: Any, front: set[str], title: str, width: int) -> Table:
-    """Trials (a `pyarrow.Table`) for `width` columns of text; `front` holds the keys of those on the Pareto front."""
+def frontier_table(comparison: Comparison, title: str, width: int, *, only_front: bool = False) -> Table:
+    """Compared trials for `width` columns of text, those on the Pareto front marked."""
+    trials, note = comparison.table(), f"* Pareto front · losses in nats · {comparison.note()}"
+    if len(trials) > MOST_ROWS and not only_front:
+        only_front = True
+        note += f" · {len(trials):,} trials: only the front is shown, --format csv gives all"
+    if only_front:
+        trials = trials.filter(trials["on_front"]).sort_by("val_loss")
     shown = {name: column for name, column in COLUMNS.items() if width >= LEAST_WIDTH.get(name, 0)}
-    table = Table(title=title, caption=CAPTION, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(title=title, caption=note, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.title_justify = table.caption_justify = "left"
     for heading, _ in shown.values():
         words = heading in ("trial", "kind", "status")
         table.add_column(heading, justify="left" if words else "right", no_wrap=True)
     for row in trials.to_pylist():
-        on_front = row["trial"] in front
         cells = ["–" if row[name] is None else write(row[name]) for name, (_, write) in shown.items()]
-        table.add_row(f"{'*' if on_front else ' '} {cells[0]}", *cells[1:], style="bold" if on_front else None)
+        mark, style = ("*", "bold") if row["on_front"] else (" ", None)
+        table.add_row(f"{mark} {cells[0]}", *cells[1:], style=style)
+    return table
+
+
+def matched_table(answer: Any) -> Table:
+    """The answer of `Frontier.matched` for the terminal, its groups called A and B."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for heading in ("val loss", "edges A", "edges B", "B / A", "95 % interval"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in answer.to_pylist():
+        table.add_row(
+            "all" if row["val_loss"] is None else f"{row['val_loss']:.3f}",
+            f"{row['edges_first']:,.1f}",
+            f"{row['edges_second']:,.1f}",
+            f"{row['ratio']:.2f}",
+            f"{row['ratio_low']:.2f} – {row['ratio_high']:.2f}",
+        )
     return table
 
 

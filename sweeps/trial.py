@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 from ray import tune
 
 from sparse_model import storage
+from sparse_model.store_errors import StorageUnavailable, redacted
 from sweeps.objectives import FINAL, METRICS, geometric_mean_edges, objectives
 from sweeps.rows import write_circuit_rows, write_trial_row
 from sweeps.space import TrialConfig
@@ -25,11 +26,11 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Plan:
-    """What all trials of a study share: the study, the URI of its tokens, and the trials that failed before."""
+    """What all trials of a study share: the study, the URI of its tokens, the attempts of retried trials."""
 
     study: Study
     data: str
-    failed_before: frozenset[str] = frozenset()
+    attempts: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,10 @@ class Trial:
     @property
     def study(self) -> Study:
         return self.plan.study
+
+    @property
+    def attempt(self) -> int:
+        return self.plan.attempts.get(self.key, 0)
 
     @property
     def model_uri(self) -> str:
@@ -113,7 +118,7 @@ def report_pruning(done: int, total: int) -> None:
 def publish(trial: Trial, circuits: list[Row], row: Row) -> None:
     """Write the trial's rows, its own last, and drop the checkpoints nobody needs any more."""
     assert row["status"] in FINAL, row["status"]
-    write_circuit_rows(trial.study.root, trial.key, circuits)
+    write_circuit_rows(trial.study.root, trial.key, circuits, trial.attempt)
     write_trial_row(trial.study.root, row)
     storage.remove(storage.join(trial.train_root, trial.key))
 
@@ -153,7 +158,9 @@ def _described(trial: Trial) -> Row:
         "trial": trial.key,
         "suggestion": trial.index,
         "kind": config.kind,
-        "retried": trial.key in trial.plan.failed_before,
+        "attempt": trial.attempt,
+        "retried": trial.attempt > 0,
+        "devices": study.resources.devices,
         "seed": config.training.seed,
         "d_model": config.model.d_model,
         "n_layer": config.model.n_layer,
@@ -166,11 +173,12 @@ def _described(trial: Trial) -> Row:
 
 
 def is_crash(error: BaseException) -> bool:
-    """Whether a process or node died (to be tried again) rather than our code raised (which would raise again)."""
+    """Whether a process, node or store was lost (to be tried again) rather than our code raised (as it would again)."""
     causes = getattr(error, "worker_failures", None) or {0: getattr(error, "controller_failure", error)}
     return any(
         (isinstance(cause, ray.exceptions.RayError) and not isinstance(cause, ray.exceptions.RayTaskError))
         or type(cause).__name__ in ("WorkerHealthCheckFailedError", "PreemptionError")
+        or isinstance(getattr(cause, "_base_exc", None) or getattr(cause, "cause", None) or cause, StorageUnavailable)
         for cause in causes.values()
     )
 
@@ -182,4 +190,4 @@ def one_line(error: BaseException) -> str:
         error = next(iter(causes.values()))
     error = getattr(error, "_base_exc", None) or getattr(error, "cause", None) or error
     text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}"[:500]
+    return redacted(f"{type(error).__name__}: {text}")[:500]

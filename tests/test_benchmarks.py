@@ -95,3 +95,19 @@ def test_data(tmp_path: Path) -> None:
         "load_cached_mtok_s",
         "workers",
     }
+
+
+def test_frontier_query(tmp_path: Path) -> None:
+    options = ("--trials", "60", "--small-files", "6", "--rounds", "1")
+    figures = run("frontier_query.py", tmp_path / "figures.json", *options)
+    for place in ("local", "s3"):
+        assert figures[place]["warm_s"].keys() == {"pareto", "pareto_5_tasks", "filter", "sql"}
+
+
+@pytest.mark.cluster
+def test_sweep_scale(tmp_path: Path) -> None:
+    (figures,) = run("sweep_scale.py", tmp_path / "figures.json", "--trials", "12")["sizes"]
+    assert figures["trials"] == 12
+    assert figures["files"] >= 2
+    assert figures["requests"] > 2
+    assert all(figures[name] > 0 for name in ("driver_s", "search_s", "replay_s", "memory_mb"))

@@ -1,4 +1,4 @@
-"""`sweeps frontier`: query and draw."""
+"""`sweeps frontier`: query, compare and draw."""
 
 from __future__ import annotations
 
@@ -8,39 +8,104 @@ from typing import Annotated, Any
 import typer
 
 from sparse_model.errors import InputError
-from sweeps.frontier import Frontier
+from sweeps.compaction import compact as compact_rows
+from sweeps.frontier import Choice, Frontier
 from sweeps.plot import plot_frontier
-from sweeps.table import Format, any_table, encoded, frontier_table, terminal
+from sweeps.table import Format, any_table, encoded, frontier_table, matched_table, terminal
+
+Uris = Annotated[
+    list[str], typer.Argument(metavar="URI...", help="studies' folders or URIs, e.g. ./results/quickstart")
+]
 
 
 def frontier(
-    uri: Annotated[str, typer.Argument(help="a study's folder or URI, e.g. ./results/quickstart")],
+    uris: Uris,
     form: Annotated[Format, typer.Option("--format", help="of the answer on standard output")] = "table",
     where: Annotated[
         str | None, typer.Option(help="only trials for which this SQL condition holds, e.g. \"kind = 'sparse'\"")
     ] = None,
     sql: Annotated[str | None, typer.Option(help="any DuckDB query over the tables trials and circuits")] = None,
+    target: Annotated[
+        float | None, typer.Option(help="task loss of the circuits, in nats; the study's first target if left out")
+    ] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="compare on these tasks, e.g. else_elif,for_while; all if left out")
+    ] = None,
+    method: Annotated[str | None, typer.Option(help="circuits of this method (node, edge)")] = None,
+    pareto: Annotated[
+        bool, typer.Option("--pareto", help="only the Pareto front, lowest validation loss first")
+    ] = False,
+    compare: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            metavar="A B", help="edges of two groups (SQL conditions) at equal validation loss, with intervals"
+        ),
+    ] = None,
+    over_time: Annotated[
+        bool, typer.Option("--over-time", help="hypervolume after each trial, in order of finishing")
+    ] = False,
+    compact: Annotated[
+        bool, typer.Option("--compact", help="first join the small files of the rows; safe while studies run")
+    ] = False,
     plot: Annotated[str | None, typer.Option(help="draw the frontier into this .png, .svg or .pdf file")] = None,
 ) -> int:
-    """Show the trials of a study: losses in nats, circuit size in edges, the Pareto front marked."""
-    if where is not None and sql is not None:
-        raise InputError("--where and --sql: one of them")
-    found = Frontier(uri)
-    answer = _answer(found, where, sql)
-    if form != "table":
-        sys.stdout.buffer.write(encoded(answer, form))
-    elif sql is not None:
-        terminal().print(any_table(answer))
+    """Show the trials of studies: losses in nats, circuit size in edges, the Pareto front marked.
+
+    Models that solve different tasks are compared on tasks that all of them solve; the last lines say which.
+
+    \b
+    sweeps frontier results/quickstart --where "val_loss < 2.5" --pareto
+    sweeps frontier results/quickstart --target 0.15 --tasks else_elif,for_while
+    sweeps frontier results/quickstart --compare "kind = 'sparse'" "kind = 'dense'"
+    sweeps frontier results/quickstart --sql "select task, min(edges) from circuits group by task" --format csv
+    sweeps frontier s3://bucket/a s3://bucket/b --plot both.svg
+    """
+    _one_of({"--sql": sql, "--compare": compare, "--over-time": over_time, "--pareto": pareto})
+    if sql is not None:
+        _one_of({"--sql": sql, "--where": where, "--target": target, "--tasks": tasks, "--method": method})
+    found = Frontier(*uris)
+    for uri in uris if compact else ():
+        for done in compact_rows(uri):
+            print(f"{uri}: {done.files} files of {done.table} are one now ({done.rows} rows)", file=sys.stderr)
+    names = [name.strip() for name in tasks.split(",")] if tasks is not None else None
+    choice: Choice = {"where": where, "target": target, "tasks": names, "method": method}
+    if sql is not None:
+        _put(found.sql(sql), form)
+    elif compare is not None:
+        _put_matched(found, compare, choice, form)
+    elif over_time:
+        _put(found.hypervolume_over_time(**choice), form)
+    elif form != "table":
+        _put(found.pareto(**choice) if pareto else found.compared(**choice).table(), form)
     else:
-        front = set(found.pareto()["trial"].to_pylist())
-        console, volume = terminal(), found.hypervolume()
-        console.print(frontier_table(answer, front, f"Frontier of {uri} · hypervolume {volume:.3f}", console.width))
+        console = terminal()
+        title = f"Frontier of {' and '.join(uris)} · hypervolume {found.hypervolume(**choice):.3f}"
+        console.print(frontier_table(found.compared(**choice), title, console.width, only_front=pareto))
     if plot is not None:
-        plot_frontier(found, plot)
+        plot_frontier(found, plot, **choice)
     return 0
 
 
-def _answer(found: Frontier, where: str | None, sql: str | None) -> Any:
-    if sql is not None:
-        return found.sql(sql)
-    return found.trials() if where is None else found.where(where)
+def _one_of(options: dict[str, Any]) -> None:
+    given = [name for name, value in options.items() if value]
+    if len(given) > 1:
+        raise InputError(f"{' and '.join(given)}: one of them")
+
+
+def _put(answer: Any, form: Format) -> None:
+    if form == "table":
+        terminal().print(any_table(answer))
+    else:
+        sys.stdout.buffer.write(encoded(answer, form))
+
+
+def _put_matched(found: Frontier, groups: tuple[str, str], choice: Choice, form: Format) -> None:
+    answer = found.matched(*groups, **choice)
+    if form == "table":
+        console = terminal()
+        console.print(f"Edges at equal validation loss: A where {groups[0]}, B where {groups[1]}", markup=False)
+        console.print(matched_table(answer))
+        console.print("all: mean over the common losses · intervals: bootstrap over tasks and seeds")
+        console.print(found.compared(**choice).note())
+    else:
+        _put(answer, form)

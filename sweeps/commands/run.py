@@ -46,10 +46,9 @@ def run(
 def _summary(study: Study, done: Frontier, console: Console) -> int:
     """The frontier's table, its picture, and where everything lies."""
     trials = done.trials()
-    front = set(done.pareto()["trial"].to_pylist())
     picture = storage.join(study.root, "frontier.png")
     plot_frontier(done, picture)
-    console.print(frontier_table(trials, front, f"Frontier of {study.name}", console.width))
+    console.print(frontier_table(done.compared(), f"Frontier of {study.name}", console.width))
     for what, where in (
         ("rows", storage.join(study.root, "frontier")),
         ("models", storage.join(study.root, "models")),

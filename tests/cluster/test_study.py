@@ -25,7 +25,7 @@ from sweeps.study import load_study
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
-CLOCK = {"train_seconds", "prune_seconds", "seconds"}
+CLOCK = {"train_seconds", "prune_seconds", "seconds", "finished"}
 """Columns that no two runs share."""
 
 

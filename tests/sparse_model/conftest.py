@@ -1,13 +1,16 @@
 """Every kind of store a URI can name: local path, file://, memory:// and an S3 server on this machine."""
 
+import itertools
 import logging
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from faulty_proxy import FaultyProxy
 from moto.server import ThreadedMotoServer
 
+from sparse_model import store_errors
 from sparse_model.storage import filesystem
 
 
@@ -34,9 +37,21 @@ def s3_bucket(s3_endpoint: str) -> str:
     return bucket
 
 
-@pytest.fixture(params=["path", "file", "memory", "s3"])
-def root_uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty folder in each kind of store."""
+@pytest.fixture(params=["path", "file", "memory", "s3", "bad_s3"])
+def root_uri(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An empty folder in each kind of store; `bad_s3` spoils every third request, each time differently."""
+    if request.param == "bad_s3":
+        monkeypatch.setattr(store_errors, "FIRST_PAUSE", 0.01)
+        monkeypatch.setenv(store_errors.PATIENCE, "20")
+        faults = itertools.cycle(["reset", 500, "lost", 503, "cut"])
+        bucket, endpoint = request.getfixturevalue("s3_bucket"), request.getfixturevalue("s3_endpoint")
+        with FaultyProxy(endpoint, lambda _method, _path, n: next(faults) if n % 3 == 0 else None) as proxy:
+            yield f"s3://{bucket}/root?endpoint_override={proxy.address}"
+    else:
+        yield _sound_root(request, tmp_path)
+
+
+def _sound_root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "path":
         return str(tmp_path / "root")
     if request.param == "file":

@@ -1,9 +1,13 @@
 """The same contract for every kind of store, and one clear line for every failure."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import ClassVar
 
+import fsspec
 import pytest
 import s3fs
+from fsspec.implementations.memory import MemoryFileSystem
 
 from sparse_model import storage
 from sparse_model.errors import InputError
@@ -58,9 +62,55 @@ class TestEveryStore:
             storage.read_bytes(uri)
         assert str(refused.value) == f"storage: cannot read {uri}: it does not exist"
 
+    def test_many_are_read_at_once_and_removed(self, root_uri: str) -> None:
+        for name in ("a", "b", "c"):
+            storage.write_bytes_atomic(storage.join(root_uri, name), name.encode())
+        assert dict(storage.read_many(root_uri, ["c", "none", "a"])) == {"a": b"a", "c": b"c", "none": None}
+        storage.remove_many(root_uri, ["c", "none", "a"])
+        assert storage.listdir(root_uri) == ["b"]
+        storage.remove_many(root_uri, [])
+
+    def test_a_new_version_has_another_mark(self, root_uri: str) -> None:
+        for name in ("a", "b", "folder/c"):
+            storage.write_bytes_atomic(storage.join(root_uri, name), b"one")
+        before = storage.versions(root_uri)
+        storage.write_bytes_atomic(storage.join(root_uri, "a"), b"two")
+        after = storage.versions(root_uri)
+        assert list(before) == list(after) == ["a", "b"]
+        assert (before["a"] != after["a"], before["b"] == after["b"]) == (True, True)
+        assert storage.versions(storage.join(root_uri, "missing")) == {}
+
+    def test_a_big_file_is_whole(self, root_uri: str, tmp_path: Path) -> None:
+        """Larger than what S3 takes in one part of a multipart upload."""
+        content = bytes(range(256)) * (6 * 2**12)
+        storage.write_bytes_atomic(storage.join(root_uri, "big"), content)
+        storage.download(storage.join(root_uri, "big"), tmp_path / "copy")
+        assert (tmp_path / "copy").read_bytes() == content == storage.read_bytes(storage.join(root_uri, "big"))
+
+    def test_two_writers_of_one_name_leave_one_whole_file(self, root_uri: str) -> None:
+        uri, versions = storage.join(root_uri, "a"), [bytes([i]) * 50_000 for i in range(8)]
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda content: storage.write_bytes_atomic(uri, content), versions))
+            assert storage.read_bytes(uri) in versions
+        assert storage.listdir(root_uri) == ["a"]
+
     def test_the_writability_probe_leaves_nothing(self, root_uri: str) -> None:
         storage.check_writable(root_uri)
         assert storage.listdir(root_uri) == []
+
+
+def test_other_protocols_go_the_same_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """gs:// as whichever file system fsspec has for it; nothing here knows it by name."""
+
+    class Elsewhere(MemoryFileSystem):
+        protocol = "gs"
+        store: ClassVar[dict[str, object]] = {}
+
+    fsspec.register_implementation("gs", Elsewhere, clobber=True)
+    storage.write_bytes_atomic("gs://bucket/a/b", b"x")
+    assert storage.read_bytes("gs://bucket/a/b") == b"x"
+    assert storage.listdir("gs://bucket") == ["a"]
+    assert storage.join("gs://bucket", "a") == "gs://bucket/a"
 
 
 def test_the_endpoint_may_come_from_the_environment(

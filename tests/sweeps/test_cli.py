@@ -21,19 +21,12 @@ from sweeps.rows import write_circuit_rows, write_trial_row
 from sweeps.study import ResourceConfig, read_study, shipped_studies
 
 Text = Callable[..., str]
-COMMANDS = (
-    "run",
-    "train",
-    "prune",
-    "import",
-    "frontier",
-    "tasks",
-    "corpus",
-    "tokenizer",
-    "curves",
-    "baselines",
-    "doctor",
-)
+WORK = ("run", "train", "prune", "import", "tasks", "corpus", "tokenizer", "doctor")
+WORK = ("run", "train", "prune", "import", "tasks", "corpus", "tokenizer", "doctor")
+COMMANDS = (*WORK, "plan", "submit", "status", "frontier", "search", "curves", "baselines")
+
+
+CIRCUIT = {"study": "s", "task": "x", "target_loss": 0.15, "method": "node", "status": "ok", "edges": 10}
 
 
 @pytest.fixture
@@ -42,7 +35,7 @@ def study_folder(tmp_path: Path) -> Path:
     for i, kind in enumerate(("sparse", "dense")):
         row = {"study": "s", "trial": f"t{i}", "kind": kind, "status": "ok", "eligible": True, "val_loss": 2.0 + i}
         row |= {"circuit_edges": 10.0, "tasks_solved": 1, "tasks_tried": 2, "d_model": 32, "fraction": 0.1}
-        write_circuit_rows(str(tmp_path), f"t{i}", [{"trial": f"t{i}", "task": "x", "edges": 10}])
+        write_circuit_rows(str(tmp_path), f"t{i}", [CIRCUIT | {"trial": f"t{i}"}])
         write_trial_row(str(tmp_path), row | {"target_loss": 0.15})
     return tmp_path
 
@@ -88,6 +81,11 @@ def test_ten_mistakes_exit_2(
         (["frontier", "{folder}", "--where", "nothing = 1"], "nothing"),
         (["frontier", "{folder}", "--format", "xml"], "xml"),
         (["frontier", "{folder}", "--plot", "{folder}/p.exe"], ".png"),
+        (["frontier", "{folder}", "{folder}"], "twice"),
+        (["frontier", "{folder}", "--sql", "COPY trials TO '/tmp/x'"], "one query"),
+        (["frontier", "{folder}", "--pareto", "--over-time"], "--over-time and --pareto: one of them"),
+        (["frontier", "{folder}", "--target", "0.7"], "there are circuits at 0.15"),
+        (["frontier", "{folder}", "--compare", "kind = 'sparse'", "kind = 'odd'"], "no trial of this group"),
         (["prune", "/nowhere", "else_elif"], "/nowhere"),
         (["prune", "/nowhere", "nonsense"], "nonsense"),
         (["import", "{folder}", "--out", "{folder}/m"], "beeg_config.json: it does not exist"),
@@ -169,6 +167,28 @@ def test_frontier_formats(study_folder: Path, capsysbinary: pytest.CaptureFixtur
     )
     assert json.loads(counted) == [{"n": 2}]
     assert (study_folder / "p.svg").exists()
+
+
+def test_frontier_questions(study_folder: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+    def answer(*arguments: str) -> bytes:
+        assert status_of(["frontier", str(study_folder), *arguments]) == 0
+        return capsysbinary.readouterr().out
+
+    (best,) = json.loads(answer("--pareto", "--format", "json"))
+    assert (best["trial"], best["edges"], best["compared_tasks"]) == ("t0", pytest.approx(10), 1)
+    assert "1 tasks (of 1) that all 2 compared trials solve" in " ".join(answer("--tasks", "x").decode().split())
+    history = json.loads(answer("--over-time", "--format", "json"))
+    assert [row["trials"] for row in history] == [1, 2]
+    write_trial_row(str(study_folder), {"study": "s", "trial": "t2", "kind": "dense", "status": "ok", "eligible": True,
+                                        "val_loss": 2.0, "target_loss": 0.15})  # fmt: skip
+    write_circuit_rows(str(study_folder), "t2", [CIRCUIT | {"trial": "t2", "edges": 40}])
+    groups = ("--compare", "kind = 'sparse'", "kind = 'dense' and val_loss < 2.5")
+    (_, whole) = json.loads(answer(*groups, "--format", "json"))
+    assert whole["ratio"] == pytest.approx(4)
+    assert "4.00" in answer(*groups).decode()
+    before = answer("--format", "csv")
+    assert answer("--format", "csv", "--compact") == before
+    assert len(list((study_folder / "frontier" / "trials").iterdir())) == 1
 
 
 def test_tasks_are_listed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ from uuid import uuid4
 
 import boto3
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
@@ -16,10 +17,19 @@ from hypothesis import strategies as st
 
 from sparse_model import storage
 from sparse_model.errors import InputError
-from sweeps.frontier import REFERENCE, Frontier, dominated_area, non_dominated
+from sweeps.frontier import REFERENCE, Frontier
 from sweeps.objectives import geometric_mean_edges
+from sweeps.pareto import dominated_area, growing_area, non_dominated
 from sweeps.plot import plot_frontier
-from sweeps.rows import CIRCUIT_SCHEMA, TRIAL_SCHEMA, row_uri, write_circuit_rows, write_trial_row
+from sweeps.rows import (
+    CIRCUIT_SCHEMA,
+    SCHEMA_VERSION,
+    TRIAL_SCHEMA,
+    parquet_bytes,
+    row_uri,
+    write_circuit_rows,
+    write_trial_row,
+)
 
 
 @pytest.fixture(params=["folder", "memory", "s3"])
@@ -90,6 +100,45 @@ def test_damaged_rows_are_named(root: str) -> None:
         Frontier(root).trials()
 
 
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELECT * FROM read_csv('/etc/passwd')",
+        "SELECT * FROM '/etc/passwd'",
+        "SELECT * FROM read_text('{folder}/frontier/trials/t0.parquet')",
+        "SELECT * FROM read_parquet('s3://bucket/x')",
+        "SELECT * FROM glob('/*')",
+        "SELECT * FROM planted",
+        "COPY trials TO '{folder}/out.csv'",
+        "EXPORT DATABASE '{folder}/out'",
+        "ATTACH '{folder}/out.db'",
+        "INSTALL httpfs",
+        "LOAD httpfs",
+        "SET enable_external_access = true",
+        "CREATE TABLE x AS SELECT 1",
+        "CREATE SECRET s (TYPE s3)",
+        "SELECT 1; SELECT 2",
+        "SELECT * FROM trials; COPY trials TO '{folder}/out.csv'",
+    ],
+)
+def test_queries_reach_nothing_else(tmp_path: Path, query: str) -> None:
+    write_trial_row(str(tmp_path), trial("t0", 1.0, 1.0))
+    planted = pa.table({"secret": [1]})
+    with pytest.raises(InputError, match=r"^sql: ") as caught:
+        Frontier(str(tmp_path)).sql(query.format(folder=tmp_path))
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["frontier"]
+    assert planted.num_rows == 1
+
+
+def test_queries_that_are_allowed(tmp_path: Path) -> None:
+    write_trial_row(str(tmp_path), trial("t0", 1.0, 1.0))
+    found = Frontier(str(tmp_path))
+    assert found.sql("WITH x AS (FROM trials) SELECT sum(l0) AS l0 FROM x").to_pylist() == [{"l0": 10}]
+    assert found.sql("DESCRIBE trials").num_rows == len(TRIAL_SCHEMA.names)
+    assert found.sql("SELECT count(*) AS n FROM Circuits").to_pylist() == [{"n": 0}]
+
+
 def test_bad_queries_are_one_line(tmp_path: Path) -> None:
     write_trial_row(str(tmp_path), trial("t0", 1.0, 1.0))
     for query in ("SELECT nothing FROM trials", "SELEC", ""):
@@ -116,7 +165,7 @@ def test_schemas_have_what_others_rely_on(tmp_path: Path) -> None:
     assert set(circuits.split()) <= set(CIRCUIT_SCHEMA.names)
     write_trial_row(str(tmp_path), trial("t0", 1.0, 4.0))
     schema = pq.read_schema(row_uri(str(tmp_path), "trials", "t0"))
-    assert schema.metadata[b"schema_version"] == b"1"
+    assert schema.metadata[b"schema_version"] == str(SCHEMA_VERSION).encode()
 
 
 def test_rows_from_before_a_column_was_added_are_read(tmp_path: Path) -> None:
@@ -126,11 +175,38 @@ def test_rows_from_before_a_column_was_added_are_read(tmp_path: Path) -> None:
     assert Frontier(str(tmp_path)).trials()["active"].to_pylist() == [0.2, None]
 
 
-def test_newer_rows_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sweeps.rows.SCHEMA_VERSION", 2)
+def test_newer_rows_are_refused(tmp_path: Path) -> None:
     write_trial_row(str(tmp_path), trial("t0", 1.0, 4.0))
-    with pytest.raises(InputError, match="rows of schema 2"):
+    path = row_uri(str(tmp_path), "trials", "t0")
+    pq.write_table(pq.read_table(path).replace_schema_metadata({"schema_version": str(SCHEMA_VERSION + 1)}), path)
+    with pytest.raises(InputError, match=f"rows of schema {SCHEMA_VERSION + 1}"):
         Frontier(str(tmp_path)).trials()
+
+
+def test_rows_of_schema_1_are_migrated(root: str) -> None:
+    """As version 1 wrote them: no attempt, devices or finished."""
+    for key, retried in (("t0", False), ("t1", True)):
+        row = trial(key, 2.0, 5.0, retried=retried, schema_version=1)
+        fields = [field for field in TRIAL_SCHEMA if field.name not in ("attempt", "devices", "finished")]
+        old = pa.Table.from_pylist([row], schema=pa.schema(fields, metadata={"schema_version": "1"}))
+        storage.write_bytes_atomic(row_uri(root, "trials", key), parquet_bytes(old))
+    write_trial_row(root, trial("t2", 1.0, 6.0, attempt=0))
+    rows = Frontier(root).trials()
+    assert rows.schema.equals(TRIAL_SCHEMA)
+    assert rows["attempt"].to_pylist() == [0, 1, 0]
+    assert [time is None for time in rows["finished"].to_pylist()] == [True, True, False]
+    assert Frontier(root).hypervolume_over_time()["trial"].to_pylist() == ["t0", "t1", "t2"]
+
+
+def test_rows_of_another_program(tmp_path: Path) -> None:
+    """One file of many trials, other integer and text types, columns of its own, no version."""
+    (tmp_path / "frontier" / "trials").mkdir(parents=True)
+    table = pd.DataFrame([trial(f"x{i}", 2.0 - i / 10, 5.0 + i, mine=i) for i in range(3)])
+    table = table.astype({"l0": "float64", "seed": "int32", "kind": "category"})
+    table.to_parquet(tmp_path / "frontier" / "trials" / "all.parquet")
+    found = Frontier(str(tmp_path))
+    assert found.trials()["l0"].to_pylist() == [10, 10, 10]
+    assert found.pareto()["trial"].to_pylist() == ["x2", "x1", "x0"]
 
 
 def test_who_stands_on_the_frontier(tmp_path: Path) -> None:
@@ -168,6 +244,12 @@ def test_non_dominated_against_brute_force(points: list[tuple[float, float]]) ->
 
     expected = [i for i, q in enumerate(points) if not any(beats(p, q) for p in points)]
     assert sorted(non_dominated(points)) == expected
+
+
+@given(POINTS)
+def test_area_grows_point_by_point(points: list[tuple[float, float]]) -> None:
+    expected = [dominated_area(points[: i + 1], (5, 5)) for i in range(len(points))]
+    assert list(growing_area(points, (5, 5))) == expected
 
 
 @given(POINTS)

@@ -127,6 +127,16 @@ def test_a_small_space_is_exhausted_once(study_text: Text) -> None:
     assert len(drawn) == 2, "there are two widths"
 
 
+def test_a_small_best_part_does_not_end_the_search(study_text: Text) -> None:
+    """Dense trials are two, and better than all others; the search goes on to sparse ones, of which there is no end."""
+    text = study_text({"search.trials": 60, "trial.training.lr": 0.01})
+    search, kinds = StudySearch(read_study(text, "s"), {}), list[str]()
+    while isinstance(config := search.suggest("x"), dict):
+        kinds.append(config["trial"]["kind"])
+        finish(search, "x", (1.0, 1.0) if kinds[-1] == "dense" else (9.0, 9.0))
+    assert (len(kinds), kinds.count("dense")) == (60, 2)
+
+
 def test_crashes_are_told_as_penalties(study_text: Text) -> None:
     study = read_study(study_text({"search.trials": 1}), "s")
     search = StudySearch(study, {})

@@ -14,6 +14,7 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 
 from sparse_model import storage
 from sparse_model.errors import InputError
+from sparse_model.store_errors import StorageUnavailable
 from sweeps import ray_prune, ray_train
 from sweeps.frontier import Frontier
 from sweeps.interrupts import Interrupts
@@ -56,7 +57,7 @@ def play(
     monkeypatch: pytest.MonkeyPatch,
     trained: Trained | Exception,
     circuits: list[dict[str, Any]] | Exception,
-    failed_before: frozenset[str] = frozenset(),
+    attempts: dict[str, int] | None = None,
 ) -> dict[str, Any]:
     """Run a trial whose training and pruning end as given; its row."""
 
@@ -66,8 +67,10 @@ def play(
         return outcome
 
     monkeypatch.setattr(ray_train, "train_model", lambda trial: ending(trained))
-    monkeypatch.setattr(ray_prune, "find_circuits", lambda trial, report: ending(circuits))
-    run_trial(suggestion(study), Plan(study, "data", failed_before))
+    monkeypatch.setattr(
+        ray_prune, "find_circuits", lambda trial, report: [row | {"trial": trial.key} for row in ending(circuits)]
+    )
+    run_trial(suggestion(study), Plan(study, "data", attempts or {}))
     (row,) = Frontier(study.root).trials().to_pylist()
     return dict(row)
 
@@ -150,12 +153,12 @@ def test_the_driver_sees_to_a_trial_that_kept_crashing(study: Study) -> None:
 def test_retrying_failed_trials(study: Study, monkeypatch: pytest.MonkeyPatch, reported: list[dict[str, Any]]) -> None:
     """A failed trial is run again when asked for; the search stays told of the failure, so that later trials stay."""
     key = play(study, monkeypatch, ValueError("once"), [])["trial"]
-    assert stored_results(study, "data", retry_failed=False) == ({key: PENALTIES}, frozenset())
+    assert stored_results(study, "data", retry_failed=False) == ({key: PENALTIES}, {})
     known, again = stored_results(study, "data", retry_failed=True)
-    assert (known, again) == ({}, {key})
+    assert (known, again) == ({}, {key: 1})
     row = play(study, monkeypatch, Trained("ok", "", FIGURES), [circuit("a", "ok", 4)] * 2, again)
     assert (row["trial"], row["status"], row["eligible"], row["retried"]) == (key, "ok", True, True)
-    assert stored_results(study, "data", retry_failed=True) == ({key: PENALTIES}, frozenset())
+    assert stored_results(study, "data", retry_failed=True) == ({key: PENALTIES}, {})
     assert Frontier(study.root).pareto().num_rows == 1
 
 
@@ -171,3 +174,22 @@ def test_differences_are_named_by_path() -> None:
     before = {"a": {"b": 1, "c": [1]}, "d": None}
     assert differences(before, before) == []
     assert differences(before, {"a": {"b": 2, "c": [1]}, "d": None, "e": 5}) == [("a.b", 1, 2), ("e", None, 5)]
+
+
+def test_a_trial_whose_rows_cannot_be_written_has_not_finished(
+    study: Study, monkeypatch: pytest.MonkeyPatch, reported: list[dict[str, Any]]
+) -> None:
+    def down(*_: Any) -> None:
+        raise StorageUnavailable("storage: cannot write: down")
+
+    monkeypatch.setattr(storage, "write_bytes_atomic", down)
+    with pytest.raises(StorageUnavailable):
+        play(study, monkeypatch, Trained("ok", "", FIGURES), [circuit("a", "ok", 4)])
+    assert not any(report.get("stage") == "done" for report in reported)
+    assert not storage.exists(storage.join(study.root, "frontier"))
+
+
+def test_a_store_that_is_down_is_no_fault_of_the_trial() -> None:
+    assert is_crash(WorkerGroupError("x", {0: StorageUnavailable("down")}))
+    assert is_crash(ray.exceptions.RayTaskError("f", "trace", StorageUnavailable("down")).as_instanceof_cause())
+    assert not is_crash(ray.exceptions.RayTaskError("f", "trace", InputError("bad")).as_instanceof_cause())

@@ -1,0 +1,170 @@
+"""What a study costs besides its work: the driver's seconds, memory, files and storage requests per trial.
+
+The true driver, search, rows and Ray Tune, with training and pruning replaced by stand-ins that take no time. Storage
+is an S3 server (moto) in a process of its own, which counts requests, or with --local a folder. Every size of study
+runs in a process of its own; `replay` is what starting the finished study again costs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import math
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from s3_process import S3Process
+
+from circuit.tasks import TASKS
+from sparse_model import storage
+from sweeps import runner
+from sweeps.cluster import prepare_environment, ray_session
+from sweeps.interrupts import remembered_interrupts
+from sweeps.progress import Show, StudyProgress
+from sweeps.search import StudySearch
+from sweeps.study import Study, read_study
+from sweeps.trial import Plan, Row, Trained, Trial, run_trial
+
+SIZES = (100, 1000, 10_000)
+
+
+def main() -> None:
+    """Print a table; with --json also write the figures as one object."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--trials", type=int, nargs="+", default=SIZES)
+    parser.add_argument("--sampler", default="tpe", choices=("tpe", "nsga2", "random"))
+    parser.add_argument(
+        "--local", action="store_true", help="a folder instead of an S3 server; requests are not counted"
+    )
+    parser.add_argument("--json", help="write the figures to this file")
+    parser.add_argument("--inside", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.inside:
+        return run_inside(arguments.inside, arguments.trials[0], arguments.sampler)
+    print("trials  driver s/trial  search s/trial  replay s/trial  memory MB  (+kB/trial)  files/trial  requests/trial")
+    figures = [measured(n, arguments.sampler, arguments.local) for n in arguments.trials]
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps({"sampler": arguments.sampler, "sizes": figures}, indent=1))
+    return None
+
+
+def measured(trials: int, sampler: str, local: bool) -> dict[str, Any]:
+    """The figures of a study of so many trials, also printed as a line."""
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        server = None if local else stack.enter_context(S3Process())
+        root = folder if server is None else server.uri
+        command = [sys.executable, __file__, "--inside", root, "--trials", str(trials), "--sampler", sampler]
+        found: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        fs, path = storage.filesystem(root)
+        requests = None if server is None else server.requests()
+        found |= {"trials": trials, "files": len(fs.find(path)) / trials, "requests": requests and requests / trials}
+    asked = "-" if requests is None else f"{found['requests']:.1f}"
+    print(
+        f"{trials:>6}  {found['driver_s']:>14.4f}  {found['search_s']:>14.4f}  {found['replay_s']:>14.4f}  "
+        f"{found['memory_mb']:>9.0f}  {found['memory_kb_per_trial']:>11.1f}  {found['files']:>11.1f}  {asked:>14}",
+        flush=True,
+    )
+    return found
+
+
+def run_inside(root: str, trials: int, sampler: str) -> None:
+    """Run the study in this process and print the figures as JSON."""
+    prepare_environment()
+    study = planted_study(root, trials, sampler)
+    runner.run_trial = instant_trial
+    search = TimedSearch(study, {})
+    with ExitStack() as stack:
+        show = stack.enter_context(Show(Console(file=io.StringIO())))
+        capacity = stack.enter_context(ray_session(study.resources, None))
+        interrupts = stack.enter_context(remembered_interrupts())
+        plan = Plan(study, "data")
+        before, start = memory_mb(), time.perf_counter()
+        runner.run_trials(plan, search, runner.TrialEvents(plan, StudyProgress(show, study), interrupts), capacity)
+        seconds, after = time.perf_counter() - start, memory_mb()
+    start = time.perf_counter()
+    known, _ = runner.stored_results(study, "data", retry_failed=False)
+    assert len(known) == trials, f"{len(known)} of {trials} trials have rows"
+    assert StudySearch(study, known).is_finished()
+    replay = time.perf_counter() - start
+    figures = {
+        "driver_s": seconds / trials,
+        "search_s": search.seconds / trials,
+        "replay_s": replay / trials,
+        "memory_mb": after,
+        "memory_kb_per_trial": 1e3 * (after - before) / trials,
+    }
+    print(json.dumps(figures))
+
+
+def planted_study(root: str, trials: int, sampler: str) -> Study:
+    """A study with a conditional space of six parameters."""
+    content = {
+        "name": "scale",
+        "storage": root,
+        "corpus": {"sources": [{"source": "idioms", "megabytes": 1}]},
+        "trial": {
+            "kind": {"choice": ["sparse", "dense"]},
+            "model": {"d_model": {"choice": [64, 96, 128]}},
+            "training": {"lr": {"loguniform": [0.001, 0.3]}, "warmup": {"uniform": [0.0, 0.1]}, "min_alive": 1},
+            "sparse": {
+                "training": {"fraction": {"loguniform": [0.03, 0.5]}, "anneal": {"uniform": [0.2, 0.8]}},
+            },
+        },
+        "search": {"trials": trials, "sampler": sampler, "in_flight": 8},
+        "resources": {"concurrency": max(2, os.cpu_count() or 1)},
+    }
+    return read_study(yaml.safe_dump(content), "scale")
+
+
+class TimedSearch(StudySearch):
+    """The search, its seconds added up."""
+
+    seconds = 0.0
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        start = time.perf_counter()
+        try:
+            return super().suggest(trial_id)
+        finally:
+            self.seconds += time.perf_counter() - start
+
+
+def instant_trial(config: dict[str, Any], plan: Plan) -> None:
+    """A trial whose training and pruning take no time; all else is as it is."""
+    from sweeps import ray_prune, ray_train
+
+    ray_train.train_model = instant_model
+    ray_prune.find_circuits = instant_circuits
+    run_trial(config, plan)
+
+
+def instant_model(trial: Trial) -> Trained:
+    recipe, width = trial.config.training, trial.config.model.d_model
+    loss = 2 + abs(math.log(recipe.lr / 0.05)) + 20 / width + 0.02 / recipe.fraction
+    return Trained("ok", "", {"val_loss": loss, "train_loss": loss, "l0": 1000, "tokens": recipe.tokens, "flops": 1e12})
+
+
+def instant_circuits(trial: Trial, report: Any) -> list[Row]:
+    edges = round(1e4 * trial.config.training.fraction) + trial.config.model.d_model
+    row = {"study": trial.study.name, "trial": trial.key, "status": "ok", "method": "node", "target_loss": 0.15}
+    return [row | {"task": task, "edges": edges + i} for i, task in enumerate(TASKS)]
+
+
+def memory_mb() -> float:
+    """Peak resident memory of this process, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+if __name__ == "__main__":
+    main()

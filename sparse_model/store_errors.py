@@ -1,0 +1,124 @@
+"""What goes wrong in stores: one line for every failure, patience with passing ones, no credentials in any of it."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import random
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from sparse_model.errors import InputError
+
+Answer = TypeVar("Answer")
+log = logging.getLogger(__name__)
+
+PATIENCE = "SWEEPS_STORAGE_PATIENCE"
+"""Environment variable: seconds for which a store that fails is tried again before giving up; 180 by default."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.25, 15.0
+
+_PASSING_NAMES = {
+    "HTTPClientError",  # botocore: reset, timed out
+    "ConnectionError",  # botocore: no connection
+    "ClientError",  # aiohttp: likewise (botocore's of the same name has a response, looked at first)
+    "ClientConnectionError",
+    "ClientPayloadError",
+    "IncompleteRead",
+    "ResponseParserError",
+    "FSTimeoutError",
+}
+_PASSING_CODES = {"SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "TooManyRequests", "InternalError"}
+_PASSING_ERRNO = {errno.EAGAIN, errno.ETIMEDOUT, errno.ESTALE, errno.ECONNRESET, errno.ECONNREFUSED, errno.EPIPE}
+
+_SECRET_WORDS = r"[\w.-]*(?:secret|token|passw|signature|credential|access_?key|api_?key|sas\b|\bsig\b)[\w.-]*"
+_SECRET_PAIR = re.compile(rf"(?i)({_SECRET_WORDS}\s*[=:]\s*)[^&\s,;'\"]+")
+_USER = re.compile(r"(?<=://)[^/@\s?]+@")
+_KEY_ID = re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}")
+
+
+class StorageUnavailable(InputError):
+    """A store that may be back later: nothing is wrong with what was asked."""
+
+
+def persistently(action: str, uri: str, operation: Callable[[], Answer], patience: float | None = None) -> Answer:
+    """Do something in a store, again and again with growing pauses while it fails for reasons that pass.
+
+    Every pause is logged as a warning. Raises InputError for what will not pass, StorageUnavailable after `patience`
+    seconds (`PATIENCE`). The operation must be one that may be done twice.
+    """
+    limit = float(os.environ.get(PATIENCE, 180)) if patience is None else patience
+    started, pause, failures = time.monotonic(), FIRST_PAUSE, 0
+    while True:
+        try:
+            with refusing(action, uri):
+                answer = operation()
+        except StorageUnavailable as error:
+            failures += 1
+            left = limit - (time.monotonic() - started)
+            if left <= 0:
+                raise StorageUnavailable(f"{error} (tried {failures} times in {limit:g} s)") from error
+            log.warning("%s; trying again for %.0f s", error, left)
+            time.sleep(min(pause * random.uniform(0.5, 1), left))
+            pause = min(2 * pause, LONGEST_PAUSE)
+        else:
+            if failures:
+                log.warning("storage: could %s %s after %d failures", action, redacted(uri), failures)
+            return answer
+
+
+@contextmanager
+def refusing(action: str, uri: str) -> Iterator[None]:
+    """Turn whatever a driver raises (each has its own exceptions) into one line that names the URI."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, FileNotFoundError):
+            reason = "it does not exist"
+        elif isinstance(error, OSError) and error.strerror:
+            reason = " ".join(error.strerror.split())
+        kind = StorageUnavailable if is_passing(error) else InputError
+        raise kind(f"storage: cannot {action} {redacted(uri)}: {redacted(reason)}") from error
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether an error, or what caused it, is of a kind that goes away: overload, no connection, a time limit."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if (response := getattr(seen, "response", None)) is not None and isinstance(response, dict):
+            return _is_passing_answer(response)
+        if isinstance(seen, ConnectionError | TimeoutError) or getattr(seen, "errno", None) in _PASSING_ERRNO:
+            return True
+        if {kind.__name__ for kind in type(seen).__mro__} & _PASSING_NAMES:
+            return True
+        if str(getattr(seen, "code", "")).isdigit() and int(getattr(seen, "code", 0)) in (408, 429, *range(500, 600)):
+            return True  # gcsfs
+        seen = seen.__cause__
+    return False
+
+
+def _is_passing_answer(response: dict[str, Any]) -> bool:
+    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    code = str(response.get("Error", {}).get("Code", ""))
+    # An answer to HEAD has no body: its code is the status.
+    return status >= 500 or status == 429 or code in _PASSING_CODES or code.startswith("5")
+
+
+def redacted(text: str) -> str:
+    """A text without what looks like credentials in it: user:password@, secret=…, access key ids."""
+    return _KEY_ID.sub("***", _SECRET_PAIR.sub(r"\1***", _USER.sub("***@", text)))
+
+
+def check_no_credentials(uri: str) -> None:
+    """InputError for a URI with credentials in it: it would be logged and stored with the results."""
+    if "://" in uri and redacted(uri) != uri:
+        raise InputError(
+            f"storage: {redacted(uri)}: credentials do not belong in a URI; allowed: environment variables "
+            "(AWS_ACCESS_KEY_ID, GOOGLE_APPLICATION_CREDENTIALS, …), a profile, or the machine's own role"
+        )

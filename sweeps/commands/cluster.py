@@ -1,0 +1,137 @@
+"""`sweeps plan`, `sweeps submit` and `sweeps status`: a study before, on, and beside a cluster."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from typing import Annotated, Literal
+
+import typer
+
+from sparse_model.errors import InputError
+from sweeps import planning, submission
+from sweeps import status as state
+from sweeps.cluster import prepare_environment
+from sweeps.commands.data import StorageOption, StudyArgument
+from sweeps.study import load_study
+from sweeps.table import terminal
+
+PriceOption = Annotated[float | None, typer.Option(min=0, help="of one device for an hour, in any currency")]
+TextOrJson = Annotated[Literal["text", "json"], typer.Option("--format", help="of the answer on standard output")]
+
+
+def plan(
+    study: StudyArgument = "quickstart",
+    storage_uri: StorageOption = None,
+    flops: Annotated[float | None, typer.Option(min=1, help="training FLOP/s that one device sustains")] = None,
+    prune_seconds: Annotated[float | None, typer.Option(min=0, help="seconds per circuit, on its cores")] = None,
+    like: Annotated[
+        str | None, typer.Option(help="take both from the rows of a finished study at this folder or URI")
+    ] = None,
+    price: PriceOption = None,
+    form: TextOrJson = "text",
+) -> int:
+    """Say what a study will take before anything is spent: trials, FLOPs, device hours, storage, the cluster it needs.
+
+    \b
+    sweeps plan quickstart
+    sweeps plan paper.yaml --flops 1e14 --price 2.50
+    sweeps plan bigger.yaml --like s3://bucket/results/smaller
+    """
+    if like is not None and (flops is not None or prune_seconds is not None):
+        raise InputError("--like and --flops or --prune-seconds: one of them")
+    asked = load_study(study, storage_uri)
+    speed = planning.measured(like) if like is not None else planning.assumed(asked, flops, prune_seconds)
+    found = planning.plan(asked, speed)
+    if form == "json":
+        print(json.dumps(dataclasses.asdict(found) | {"throughput": dataclasses.asdict(speed)}, indent=1))
+        return 0
+    resources = asked.resources
+    device = "GPU" if resources.gpus_per_worker else "CPU core"
+    at_once = min(resources.concurrency, asked.search.in_flight * len(asked.seeds), found.trials)
+    cores = at_once * resources.pruning_parallel * resources.cpus_per_pruning_task
+    lines = {
+        "trials": f"{found.trials:,} ({asked.search.trials:,} configurations × {len(asked.seeds)} seeds), "
+        f"{len(asked.task_names)} tasks × {len(asked.target_losses)} target losses each",
+        "parameters": f"{found.parameters[0]:,} to {found.parameters[1]:,} per model",
+        "training": f"{found.tokens:.3g} tokens, {found.flops:.3g} FLOPs",
+        "throughput": f"{speed.flops:.3g} FLOP/s per {device}, {speed.prune_seconds:g} seconds per circuit "
+        f"({speed.source})",
+        "devices": f"{found.device_hours:,.2f} {device} hours of training, "
+        f"{found.prune_core_hours:,.2f} core hours of pruning",
+        "wall clock": f"about {found.hours:,.2f} hours with {at_once} trials at a time",
+        "cluster": f"{at_once * resources.devices} {device}s and {cores} "
+        f"cores for pruning; {found.training_gb:,.2f} GB per device for weights and optimiser of the largest model",
+        "storage": f"{found.storage_gb:,.3g} GB, and up to {found.peak_checkpoint_gb:,.3g} GB of checkpoints meanwhile",
+    }
+    if price is not None:
+        lines["cost"] = f"{price * found.device_hours:,.2f} for training devices at {price:g} per {device} hour"
+    for name, text in lines.items():
+        terminal().print(f"{name:>11}: {text}", soft_wrap=True, markup=False)
+    return 0
+
+
+def submit(
+    study: StudyArgument,
+    address: Annotated[str, typer.Option(help="of the cluster's dashboard, e.g. http://127.0.0.1:8265")],
+    storage_uri: StorageOption = None,
+    working_dir: Annotated[str, typer.Option(help="folder to upload: this project")] = ".",
+    retry_failed: Annotated[bool, typer.Option(help="run trials again that failed before")] = False,
+    wait: Annotated[bool, typer.Option(help="follow the log to the end; without, print the job's id")] = True,
+) -> int:
+    """Run a study on a cluster as a Ray job and follow its log. Submitting it again resumes it.
+
+    Exits as the study did: 0 only if the job succeeded, 1 if it was stopped. Ctrl-C stops following, not the job.
+    """
+    submission.check(study, storage_uri)
+    command = submission.entrypoint(study, storage_uri, working_dir, retry_failed=retry_failed)
+    prepare_environment()
+    from ray.exceptions import AuthenticationError
+    from ray.job_submission import JobSubmissionClient
+
+    try:
+        client = JobSubmissionClient(address)
+        logging.disable(logging.INFO)  # Ray's loggers, each set to INFO by itself
+        job = submission.submit(client, command, working_dir)
+    except (AuthenticationError, ConnectionError, RuntimeError, ValueError) as error:
+        raise InputError(f"address {address}: {' '.join(str(error).split())}") from None
+    console = terminal()
+    console.print(f"job {job}: {command}", soft_wrap=True, markup=False)
+    if not wait:
+        return 0
+    try:
+        return submission.follow(client, job, lambda text: console.print(text, soft_wrap=True, markup=False))
+    except KeyboardInterrupt:
+        console.print(f"job {job} goes on; stop it with: ray job stop {job} --address {address}", soft_wrap=True)
+        raise
+
+
+def status(
+    uri: Annotated[str, typer.Argument(help="a study's folder or URI, e.g. s3://bucket/results/quickstart")],
+    price: PriceOption = None,
+    form: TextOrJson = "text",
+) -> int:
+    """Say where a study stands: trials by state, rate, time left, cost so far. It may run anywhere, or nowhere."""
+    found = state.study_status(uri)
+    if form == "json":
+        print(json.dumps(dataclasses.asdict(found), indent=1, default=str))
+        return 0
+    counts = ", ".join(f"{count} {name}" for name, count in sorted(found.by_status.items(), key=lambda pair: -pair[1]))
+    last = f"last {state.ago(found.last_finished)}" if found.last_finished else "none yet"
+    rate = f"{found.per_hour:.3g} trials per hour" if found.per_hour else "unknown until two trials have finished"
+    left = state.short(found.left) if found.left is not None else "unknown"
+    lines = {
+        "trials": f"{found.done} of {found.trials} finished ({100 * found.done / found.trials:.0f} %; {last})",
+        "states": ", ".join(filter(None, (counts, f"{found.begun} begun without a row" if found.begun else ""))) or "–",
+        "rate": rate,
+        "time left": left if found.done < found.trials else "none",
+        "so far": f"{found.device_hours:,.3g} device hours of training, {found.prune_hours:,.3g} hours of pruning, "
+        f"{found.flops:.3g} FLOPs",
+    }
+    if price is not None:
+        lines["cost"] = f"{price * found.device_hours:,.2f} at {price:g} per device hour of training"
+    terminal().print(f"study {found.study}", markup=False)
+    for name, text in lines.items():
+        terminal().print(f"{name:>10}: {text}", soft_wrap=True, markup=False)
+    return 0
