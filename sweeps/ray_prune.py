@@ -8,7 +8,7 @@ from typing import Any
 
 import ray
 
-from sweeps.circuits import measure_means, methods, prune_task, settings
+from sweeps.circuits import measure, methods, prune_task, settings
 from sweeps.study import Study
 from sweeps.trial import Row, Trial, one_line
 
@@ -18,14 +18,14 @@ def find_circuits(trial: Trial, report: Callable[[int, int], None]) -> list[Row]
     resources = trial.study.resources
     options = {"num_cpus": resources.cpus_per_pruning_task, "scheduling_strategy": "SPREAD"}
     threads = resources.cpus_per_pruning_task
-    means_task = ray.remote(measure_means).options(**options)
-    means = means_task.remote(trial.model_uri, trial.plan.data, resources.cache_bytes, threads)
+    measured = ray.remote(measure).options(**options)
+    known = measured.remote(trial.model_uri, trial.plan.data, resources.cache_bytes, threads)
     prune = ray.remote(prune_task).options(**options)
     names, config, targets = trial.study.task_names, settings(trial.study), trial.study.target_losses
     rows: dict[str, list[Row]] = {}
     report(0, len(names))
     for name, outcome in _bounded(
-        {name: (trial.model_uri, name, config, targets, trial.circuits_uri, threads, means) for name in names},
+        {name: (trial.model_uri, name, config, targets, trial.circuits_uri, threads, known) for name in names},
         prune.remote,
         resources.pruning_parallel,
     ):

@@ -15,7 +15,7 @@ import ray
 from ray import tune
 
 from sparse_model import storage
-from sweeps.objectives import FINAL, METRICS, geometric_mean_edges, objectives
+from sweeps.objectives import FINAL, METRICS, bootstrap_interval, geometric_mean_edges, objectives
 from sweeps.rows import write_circuit_rows, write_trial_row
 from sweeps.space import TrialConfig
 from sweeps.study import Study
@@ -123,6 +123,7 @@ def trial_row(trial: Trial, trained: Trained, circuits: list[Row]) -> Row:
     study, metrics = trial.study, trained.metrics
     compared = [c for c in circuits if (c["target_loss"], c["method"]) == (study.target_loss, "node")]
     solved = [c["edges"] for c in compared if c["status"] == "ok"]
+    interval = bootstrap_interval([max(1, n) for n in solved]) or (None, None)
     figures = ("train_loss", "val_loss", "dead_neurons", "kurtosis", "active", "flops", "train_seconds")
     counts = ("l0", "total_params", "tokens")
     return (
@@ -136,6 +137,8 @@ def trial_row(trial: Trial, trained: Trained, circuits: list[Row]) -> Row:
             "eligible": trained.status == "ok" and len(solved) >= study.min_tasks_solved,
             "tasks_solved": len(solved),
             "circuit_edges": geometric_mean_edges(solved),
+            "circuit_edges_low": interval[0],
+            "circuit_edges_high": interval[1],
         }
     )
 

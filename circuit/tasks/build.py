@@ -50,6 +50,13 @@ class PairBatch:
     def n_pairs(self) -> int:
         return len(self.length) // 2
 
+    def first(self, n_pairs: int) -> "PairBatch":
+        """The first pairs, or all there are."""
+        length = self.length[: 2 * n_pairs]
+        columns = slice(int(length.max()))
+        rows = slice(2 * n_pairs)
+        return PairBatch(self.tokens[rows, columns], length, self.right[rows], self.wrong[rows])
+
     def shuffled(self, seed: int) -> "PairBatch":
         """The control task (METHOD section 6): in about half of the pairs, right and wrong swap in both rows."""
         coins = torch.rand(self.n_pairs, generator=torch.Generator().manual_seed(seed)) < 0.5

@@ -19,20 +19,22 @@ from sparse_model.errors import InputError
 from sweeps.circuits import circuit_row, settings
 from sweeps.commands.data import StorageOption
 from sweeps.commands.one import opened
-from sweeps.curves import TARGETS, Point, mean_curves, plot_curves, sizes_of, stored_rows
+from sweeps.curves import TARGETS, Interval, Point, mean_curves, plot_curves, sizes_of, stored_rows
 from sweeps.progress import Show
 from sweeps.study import Study, load_study
 from sweeps.table import terminal
 
 StudyOption = Annotated[str, typer.Option(help="whose corpus, tasks and pruning settings: a file or a shipped name")]
 TasksOption = Annotated[str | None, typer.Option(help="names of tasks with commas, instead of the study's")]
+INTERVALS = "in brackets: 95 % bootstrap intervals over tasks"
 PlotOption = Annotated[str | None, typer.Option(help="draw the curves into this .png, .svg or .pdf file")]
 
 
 def curves(
     a: Annotated[str, typer.Argument(help="folder or URI of a model, e.g. a sparse one")],
     b: Annotated[str, typer.Argument(help="of the model to compare it with, e.g. a dense one of equal loss")],
-    plot: PlotOption = None,
+    plot: INTERVALS = "in brackets: 95 % bootstrap intervals over tasks"
+PlotOption = None,
     tasks: TasksOption = None,
     study: StudyOption = "quickstart",
     storage_uri: StorageOption = None,
@@ -60,7 +62,8 @@ def curves(
 
 def baselines(
     model: Annotated[str, typer.Argument(help="folder or URI of a model")],
-    plot: PlotOption = None,
+    plot: INTERVALS = "in brackets: 95 % bootstrap intervals over tasks"
+PlotOption = None,
     tasks: TasksOption = None,
     study: StudyOption = "quickstart",
     storage_uri: StorageOption = None,
@@ -71,7 +74,7 @@ def baselines(
     """
     asked = load_study(study, storage_uri)
     console = terminal()
-    trained, tokenizer, means = opened(model, asked)
+    trained, tokenizer, (means, _) = opened(model, asked)
     config = settings(asked)
     found: dict[str, dict[str, Any]] = {}
     with Show(console) as show:
@@ -106,10 +109,11 @@ def _rows(uri: str, name: str, study: Study, tasks: Sequence[str], show: Show) -
     rows = [row for row in stored_rows(uri) if row["task"] in tasks]
     if len({row["target_loss"] for row in rows}) > 1:
         return rows
-    model, tokenizer, means = opened(uri, study)
+    model, tokenizer, known = opened(uri, study)
     config, rows = settings(study), []
     for task in tasks:
-        circuits = find_circuits(model, _prompts(task, tokenizer, config), means, config, TARGETS, METHODS)
+        prompts = _prompts(task, tokenizer, config)
+        circuits = find_circuits(model, prompts, known.means, config, TARGETS, METHODS)
         rows += [circuit_row(circuit) for circuit in circuits]
         show.line(f"{name}: {task} done, {circuits[0].seconds * len(circuits):.0f} s")
     return rows
@@ -133,12 +137,18 @@ def _name(uri: str) -> str:
 
 def _table(title: str, points: Sequence[Point], ratio: bool) -> Table:
     """Points as rows; with `ratio`, the second curve over the first."""
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", caption=INTERVALS, caption_justify="left")
     names = list(points[0].means) if points else []
     for heading in ("task loss", "tasks", *names, *(["ratio"] if ratio else [])):
         table.add_column(heading, justify="right")
     for point in points:
-        means = list(point.means.values())
-        ratios = [f"{means[1] / means[0]:.1f} x"] if ratio else []
-        table.add_row(f"{point.target:g}", str(point.tasks), *(f"{mean:,.1f}" for mean in means), *ratios)
+        means = [_written(mean, point.intervals[name]) for name, mean in point.means.items()]
+        ratios = [_written(*point.ratio, " x")] if ratio else []
+        table.add_row(f"{point.target:g}", str(point.tasks), *means, *ratios)
     return table
+
+
+def _written(mean: float, interval: Interval, unit: str = "") -> str:
+    """A mean and, where it is over several tasks, the ends of its interval."""
+    ends = "" if interval is None else f" ({interval[0]:,.1f}–{interval[1]:,.1f})"
+    return f"{mean:,.1f}{unit}{ends}"
