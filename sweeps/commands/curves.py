@@ -26,15 +26,15 @@ from sweeps.table import terminal
 
 StudyOption = Annotated[str, typer.Option(help="whose corpus, tasks and pruning settings: a file or a shipped name")]
 TasksOption = Annotated[str | None, typer.Option(help="names of tasks with commas, instead of the study's")]
-INTERVALS = "in brackets: 95 % bootstrap intervals over tasks"
 PlotOption = Annotated[str | None, typer.Option(help="draw the curves into this .png, .svg or .pdf file")]
+
+INTERVALS = "in brackets: 95 % bootstrap intervals over tasks"
 
 
 def curves(
     a: Annotated[str, typer.Argument(help="folder or URI of a model, e.g. a sparse one")],
     b: Annotated[str, typer.Argument(help="of the model to compare it with, e.g. a dense one of equal loss")],
-    plot: INTERVALS = "in brackets: 95 % bootstrap intervals over tasks"
-PlotOption = None,
+    plot: PlotOption = None,
     tasks: TasksOption = None,
     study: StudyOption = "quickstart",
     storage_uri: StorageOption = None,
@@ -62,8 +62,7 @@ PlotOption = None,
 
 def baselines(
     model: Annotated[str, typer.Argument(help="folder or URI of a model")],
-    plot: INTERVALS = "in brackets: 95 % bootstrap intervals over tasks"
-PlotOption = None,
+    plot: PlotOption = None,
     tasks: TasksOption = None,
     study: StudyOption = "quickstart",
     storage_uri: StorageOption = None,
