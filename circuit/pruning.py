@@ -20,6 +20,7 @@ from circuit.stability import stability
 from circuit.tasks import TaskData
 from circuit.verdicts import summary
 from circuit.watch import Progress, Stopped, Watch
+from sparse_model.errors import InputError
 from sparse_model.model import SparseTransformer
 
 Method = Literal["node", "edge"]
@@ -66,6 +67,7 @@ def find_circuits(
     is solved where the whole model's own loss is at `config.solved_loss`, or else at the target itself.
     """
     start = time.monotonic()
+    _check_length(model, task)
     train, heldout = (Judge(model, means, data) for data in (task.train, task.heldout))
     unpruned = train.score(train.everything()).loss
     solved = [target for target in targets if unpruned <= (config.solved_loss or target)]
@@ -96,6 +98,14 @@ def find_circuits(
     ]
     seconds = (time.monotonic() - start) / len(circuits)
     return [circuit.model_copy(update={"seconds": seconds, "summary": summary(circuit)}) for circuit in circuits]
+
+
+def _check_length(model: SparseTransformer, task: TaskData) -> None:
+    longest = max(task.train.tokens.shape[1], task.heldout.tokens.shape[1])
+    if longest > model.config.context:
+        raise InputError(
+            f"task {task.name}: prompts of up to {longest} tokens; the model's context is {model.config.context}"
+        )
 
 
 class _Found(NamedTuple):

@@ -12,7 +12,7 @@ from circuit.config import PruneConfig
 from circuit.graph import Circuit
 from circuit.pruning import METHODS, Method, find_circuits
 from circuit.resample import STRENGTHS
-from circuit.tasks import build_task, task_named
+from circuit.tasks import task_data
 from sparse_model import storage
 from sparse_model.data.config import CorpusConfig
 from sparse_model.data.corpora import mixture, split_of
@@ -30,10 +30,14 @@ RESAMPLED_WINDOWS = 64
 """Windows of training tokens from which nodes outside a circuit take values in resample ablation."""
 
 
-def settings(study: Study) -> PruneConfig:
-    """How circuits of the study are searched: the first of its target losses decides what is solved."""
-    solved = study.pruning.solved_loss or study.target_loss
-    return study.pruning.model_copy(update={"target_loss": study.target_loss, "solved_loss": solved})
+def settings(study: Study, target: float | None = None, **changes: Any) -> PruneConfig:
+    """How circuits of the study are searched: the first of its target losses, or `target` in their place, decides what
+    is solved. `changes` are other fields of `PruneConfig`."""
+    target = study.target_loss if target is None else target
+    solved = study.pruning.solved_loss or target
+    return PruneConfig.model_validate(
+        study.pruning.model_dump() | {"target_loss": target, "solved_loss": solved, **changes}
+    )
 
 
 def methods(config: PruneConfig) -> tuple[Method, ...]:
@@ -94,7 +98,7 @@ def prune_task(
     """Find, publish and describe one task's circuits, one per target loss and method."""
     torch.set_num_threads(threads)
     model, tokenizer = from_pretrained(model_uri)
-    data = build_task(task_named(task), tokenizer, n_train=config.pairs, n_heldout=config.pairs, seed=config.seed)
+    data = task_data(task, tokenizer, pairs=config.pairs, seed=config.seed)
     circuits = find_circuits(model, data, known.means, config, targets, methods(config), text=known.text)
     for circuit in circuits:
         circuit.save(storage.join(circuits_uri, f"{circuit_name(circuit, config.target_loss)}.json"))

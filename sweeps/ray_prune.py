@@ -8,6 +8,7 @@ from typing import Any
 
 import ray
 
+from circuit.tasks import source_name
 from sweeps.circuits import measure, methods, prune_task, settings
 from sweeps.study import Study
 from sweeps.trial import Row, Trial, one_line
@@ -21,11 +22,15 @@ def find_circuits(trial: Trial, report: Callable[[int, int], None]) -> list[Row]
     measured = ray.remote(measure).options(**options)
     known = measured.remote(trial.model_uri, trial.plan.data, resources.cache_bytes, threads)
     prune = ray.remote(prune_task).options(**options)
-    names, config, targets = trial.study.task_names, settings(trial.study), trial.study.target_losses
+    sources, config, targets = trial.study.task_sources, settings(trial.study), trial.study.target_losses
     rows: dict[str, list[Row]] = {}
+    names = [source_name(source) for source in sources]
     report(0, len(names))
     for name, outcome in _bounded(
-        {name: (trial.model_uri, name, config, targets, trial.circuits_uri, threads, known) for name in names},
+        {
+            name: (trial.model_uri, source, config, targets, trial.circuits_uri, threads, known)
+            for name, source in zip(names, sources, strict=True)
+        },
         prune.remote,
         resources.pruning_parallel,
     ):

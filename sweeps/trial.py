@@ -162,7 +162,7 @@ def _described(trial: Trial) -> Row:
         "n_layer": config.model.n_layer,
         "fraction": config.training.fraction,
         "target_loss": study.target_loss,
-        "tasks_tried": len(study.task_names),
+        "tasks_tried": len(study.task_sources),
         "data": trial.plan.data.split("?")[0].rsplit("/", 1)[-1],
         "config": config.canonical_json(),
     }

@@ -14,7 +14,7 @@ from circuit.config import PruneConfig
 from circuit.evaluation import Judge
 from circuit.pruning import METHODS, find_circuits
 from circuit.search import node_circuits
-from circuit.tasks import TaskData, build_task, task_named
+from circuit.tasks import TaskData, check_source, source_name, task_data
 from sparse_model.errors import InputError
 from sweeps.circuits import circuit_row, settings
 from sweeps.commands.data import StorageOption
@@ -25,7 +25,9 @@ from sweeps.study import Study, load_study
 from sweeps.table import terminal
 
 StudyOption = Annotated[str, typer.Option(help="whose corpus, tasks and pruning settings: a file or a shipped name")]
-TasksOption = Annotated[str | None, typer.Option(help="names of tasks with commas, instead of the study's")]
+TasksOption = Annotated[
+    str | None, typer.Option(help="names or .jsonl files of tasks, with commas; default: the study's")
+]
 PlotOption = Annotated[str | None, typer.Option(help="draw the curves into this .png, .svg or .pdf file")]
 
 INTERVALS = "in brackets: 95 % bootstrap intervals over tasks"
@@ -105,7 +107,7 @@ def _ways(judge: Judge, task: TaskData, config: PruneConfig) -> dict[str, dict[f
 
 def _rows(uri: str, name: str, study: Study, tasks: Sequence[str], show: Show) -> list[dict[str, Any]]:
     """Circuit rows of a model: those its study has stored, or those of a search now."""
-    rows = [row for row in stored_rows(uri) if row["task"] in tasks]
+    rows = [row for row in stored_rows(uri) if row["task"] in map(source_name, tasks)]
     if len({row["target_loss"] for row in rows}) > 1:
         return rows
     model, tokenizer, known = opened(uri, study)
@@ -119,15 +121,17 @@ def _rows(uri: str, name: str, study: Study, tasks: Sequence[str], show: Show) -
 
 
 def _prompts(name: str, tokenizer: Any, config: PruneConfig) -> TaskData:
-    return build_task(task_named(name), tokenizer, n_train=config.pairs, n_heldout=config.pairs, seed=config.seed)
+    return task_data(name, tokenizer, pairs=config.pairs, seed=config.seed)
 
 
 def _tasks(study: Study, names: str | None) -> tuple[str, ...]:
     """The tasks named, or the study's; InputError where there is no such task."""
-    chosen = study.task_names if names is None else tuple(names.split(","))
-    if len(set(chosen)) < len(chosen):
+    chosen = study.task_sources if names is None else tuple(names.split(","))
+    for source in chosen:
+        check_source(source)
+    if len({source_name(source) for source in chosen}) < len(chosen):
         raise InputError(f"tasks {names}; allowed: each name once")
-    return tuple(task_named(name).name for name in chosen)
+    return chosen
 
 
 def _name(uri: str) -> str:

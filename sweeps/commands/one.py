@@ -8,10 +8,9 @@ import typer
 from rich.console import Console
 
 from circuit.ablation import Pretraining
-from circuit.config import PruneConfig
 from circuit.graph import Circuit
 from circuit.pruning import Method, find_circuit
-from circuit.tasks import build_task, task_named
+from circuit.tasks import check_source, task_data
 from circuit.verdicts import verdicts
 from circuit.watch import Progress, Update
 from sparse_model import storage
@@ -73,7 +72,9 @@ def prune(
     model: Annotated[
         str, typer.Argument(help="folder or URI of a model, as `sweeps train`, `sweeps import` or a trial left it")
     ],
-    task: Annotated[str, typer.Argument(help="name of a task (see `sweeps tasks`)")],
+    task: Annotated[
+        str, typer.Argument(help="name of a task (see `sweeps tasks`), or a .jsonl file of pairs of your own")
+    ],
     out: Annotated[str | None, typer.Option(help="write the circuit into this JSON file")] = None,
     method: Annotated[Method, typer.Option(help="prune nodes alone, or edges as well")] = "node",
     target: Annotated[float | None, typer.Option(help="task loss in nats, instead of the study's target")] = None,
@@ -89,11 +90,11 @@ def prune(
 
     Mean activations are taken over the study's training text, in the model's own tokens.
     """
-    asked, wanted = load_study(study, storage_uri), task_named(task)
-    changes = {"stability": stability} | ({} if target is None else {"target_loss": target})
-    config = PruneConfig.model_validate(settings(asked).model_dump() | changes)
+    check_source(task)  # before the data are prepared
+    asked = load_study(study, storage_uri)
+    config = settings(asked, target, stability=stability)
     trained, tokenizer, known = opened(model, asked)
-    prompts = build_task(wanted, tokenizer, n_train=config.pairs, n_heldout=config.pairs, seed=config.seed)
+    prompts = task_data(task, tokenizer, pairs=config.pairs, seed=config.seed)
     with Show(Console(stderr=True)) as show:
         circuit = find_circuit(
             trained, prompts, known.means, config, method=method, text=known.text, progress=searching(show)
@@ -122,6 +123,8 @@ def describe(circuit: Circuit, console: Console) -> None:
         if value is not None and name not in words:
             console.print(f"{name:>17}: {value:.4g}" if isinstance(value, float) else f"{name:>17}: {value}")
     marks = {True: "passes", False: "FAILS", None: "not measured"}
+    if circuit.status == "unsolved":
+        console.print(f"the model's own loss is {circuit.unpruned_loss:.3f}, too high to look for a circuit (--target)")
     for proof, passed, said in verdicts(circuit):
         console.print(f"{marks[passed]:>17}: {proof}: {said}", soft_wrap=True)
 
