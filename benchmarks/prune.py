@@ -36,7 +36,7 @@ from circuit.search import edge_circuits, eliminated, node_circuits
 from circuit.tasks import PairBatch, build_task, task_named
 from sparse_model.model import SparseTransformer
 from sparse_model.pretrained import from_pretrained
-from sweeps.circuits import model_means
+from sweeps.circuits import pretraining
 from sweeps.cli import status_of
 from sweeps.commands.data import prepared
 from sweeps.study import load_study
@@ -53,7 +53,7 @@ def main() -> None:
     folder = options.model or trained_here(options)
     model, tokenizer = from_pretrained(folder, options.device)
     model.requires_grad_(False)
-    means = model_means(model, prepared(study, Console(stderr=True)))
+    means = pretraining(model, prepared(study, Console(stderr=True))).means
     print(explained(options, model))
     print(f"{'':28}{'recipe s':>10}{'ours s':>8}{'speedup':>9}{'recipe':>8}{'ours':>7}{'ratio':>7}  edge-pruned: both")
     figures = {}

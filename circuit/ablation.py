@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +18,13 @@ from sparse_model.sites import site_names, site_width
 
 Means = dict[str, Tensor]
 """Site name -> (C,) float32 mean activation, on the model's device."""
+
+
+class Pretraining(NamedTuple):
+    """What a search takes from pretraining data: mean activations, and windows of tokens (n, T) to resample from."""
+
+    means: Means
+    text: Tensor
 
 
 @torch.no_grad()
@@ -34,7 +42,7 @@ def mean_activations(model: SparseTransformer, batches: Iterable[Tensor]) -> Mea
         sums[name] += x.flatten(0, -2).sum(0, dtype=torch.float64)
         return x
 
-    with _float32_activations(model):
+    with float32_activations(model):
         for tokens in batches:
             model.final(tokens.to(device), add)
             positions += tokens.numel()
@@ -49,7 +57,8 @@ def zero_means(model: SparseTransformer) -> Means:
 
 
 @contextmanager
-def _float32_activations(model: SparseTransformer) -> Iterator[None]:
+def float32_activations(model: SparseTransformer) -> Iterator[None]:
+    """Circuits are computed in float32, whatever the model was trained in."""
     dtype, model.compute_dtype = model.compute_dtype, torch.float32
     try:
         yield

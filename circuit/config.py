@@ -46,6 +46,9 @@ class PruneConfig(Config):
         description="further searches with k_coef, lr and others picked by Optuna around the values here; the smallest "
         "circuit of all is kept",
     )
+    stability: int = Field(
+        0, ge=0, description="further searches from other seeds, whose kept nodes are compared; they cost as much again"
+    )
     tie_qk: bool = Field(False, description="learn one mask for channel i of attn.q and of attn.k in place of two")
     eliminate: bool = Field(
         True, description="after bisection, remove every node, and for method edge every edge, that can be spared"

@@ -27,7 +27,7 @@ def edges_between(model: SparseTransformer, kept: Kept) -> list[Edge]:
     """Edges in qkv, out, up and down, in the order of layers, matrices, targets, sources."""
     return [
         Edge(matrix, layer, Node(source, int(kept[source][i])), Node(target, int(kept[target][o])), float(block[o, i]))
-        for layer, matrix, source, target, weight in _matrices(model)
+        for layer, matrix, source, target, weight in matrices(model)
         for block in [weight[kept[target]][:, kept[source]]]
         for o, i in block.nonzero().tolist()
     ]
@@ -43,7 +43,7 @@ def edges_kept(edges: list[Edge], kept: Edges | None) -> list[Edge]:
 
 def count_edges(model: SparseTransformer, kept: Kept) -> int:
     """len(edges_between(model, kept)), without building them."""
-    blocks = (weight[kept[target]][:, kept[source]] for _, _, source, target, weight in _matrices(model))
+    blocks = (weight[kept[target]][:, kept[source]] for _, _, source, target, weight in matrices(model))
     return sum(int(block.count_nonzero()) for block in blocks)
 
 
@@ -60,7 +60,7 @@ def edge_ends(model: SparseTransformer, kept: Kept, first: Mapping[str, int]) ->
     """(E,) the nodes that each of `edges_between` comes from and goes to, as indices `first[site]` + channel, and
     which of the edges are between which sites."""
     sources, targets, blocks, start = [], [], [], 0
-    for _, _, source, target, weight in _matrices(model):
+    for _, _, source, target, weight in matrices(model):
         o, i = weight[kept[target]][:, kept[source]].nonzero().unbind(1)
         sources.append(kept[source][i] + first[source])
         targets.append(kept[target][o] + first[target])
@@ -85,7 +85,7 @@ def count_unembedding_edges(model: SparseTransformer, kept: Kept, data: PairBatc
     return int(model.unembedding[answers][:, kept[FINAL_SITE]].count_nonzero())
 
 
-def _matrices(
+def matrices(
     model: SparseTransformer,
 ) -> Iterator[tuple[int, Literal["qkv", "out", "up", "down"], str, str, Tensor]]:
     """(layer, matrix, source site, target site, weight (targets, sources)) of all weights that can be edges."""

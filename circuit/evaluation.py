@@ -15,6 +15,7 @@ from circuit.compact import AblatedModel, Edges
 from circuit.graph import Circuit, means_of
 from circuit.masks import NodeIndex
 from circuit.tasks import PairBatch
+from circuit.watch import SILENT, Watch
 from sparse_model.model import SparseTransformer
 
 
@@ -29,11 +30,11 @@ class Score(NamedTuple):
 class Judge:
     """What models with some nodes ablated make of one set of prompts.
 
-    `keep` is boolean (N,) over all nodes of the model, in the order of `NodeIndex`.
+    `keep` is boolean (N,) over all nodes of the model, in the order of `NodeIndex`. `watch` is told what is judged.
     """
 
-    def __init__(self, model: SparseTransformer, means: Means, data: PairBatch) -> None:
-        self.model, self.means, self.index = model, means, NodeIndex(model)
+    def __init__(self, model: SparseTransformer, means: Means, data: PairBatch, watch: Watch = SILENT) -> None:
+        self.model, self.means, self.index, self.watch = model, means, NodeIndex(model), watch
         self.batches = all_batches(data, model.embedding.device)
         self.sides = torch.cat([batch.sides for batch in self.batches])
 
@@ -50,7 +51,9 @@ class Judge:
 
     def calibrated(self, keep: Tensor, edges: Edges | None = None) -> tuple[float, Calibration]:
         """Task loss after calibration, and the calibration."""
-        return calibrated_loss(self.margins(keep, edges), self.sides)
+        loss, calibration = calibrated_loss(self.margins(keep, edges), self.sides)
+        self.watch.judged(int(keep.sum()), loss)
+        return loss, calibration
 
     def at(self, target: float) -> Callable[[Tensor], bool]:
         """Tells of nodes `keep` (N,) whether they are, calibrated, at a target loss or below."""

@@ -14,6 +14,7 @@ from circuit.exploration import explore
 from circuit.masks import learn_masks
 from circuit.search import Solution, edge_circuits, eliminated, smallest
 from circuit.tasks import PairBatch
+from circuit.watch import SILENT, Watch
 from sparse_model.model import SparseTransformer
 
 
@@ -30,10 +31,16 @@ class Controls:
     """
 
     def __init__(
-        self, model: SparseTransformer, data: PairBatch, means: Means, config: PruneConfig, targets: Sequence[float]
+        self,
+        model: SparseTransformer,
+        data: PairBatch,
+        means: Means,
+        config: PruneConfig,
+        targets: Sequence[float],
+        watch: Watch = SILENT,
     ) -> None:
         self.config, self.data = config, data.shuffled(config.seed)
-        self.judge = Judge(model, means, self.data)
+        self.judge = Judge(model, means, self.data, watch)
         learned_at = {min(targets), config.target_loss} & set(targets) if targets else set()
         self.tau: list[Tensor] = []
         self.loss: float | None = None
@@ -52,8 +59,9 @@ class Controls:
     def _reached(self, config: PruneConfig) -> float:
         """What masks learned for shuffled answers reach; remembered if it is the least so far."""
         reaches = self.judge.at(config.target_loss)
-        self.tau.append(learn_masks(self.judge.model, self.data, self.judge.means, config, reaches))
-        loss = self.judge.calibrated(self.tau[-1] > 0)[0]
+        tau = learn_masks(self.judge.model, self.data, self.judge.means, config, reaches, None, self.judge.watch)
+        self.tau.append(tau)
+        loss = self.judge.calibrated(tau > 0)[0]
         self.loss = loss if self.loss is None else min(loss, self.loss)
         return loss
 

@@ -39,17 +39,20 @@ class Circuit(Config):
     """A task, a model, and the nodes that do the task when all others are held at their means.
 
     Losses are two-way cross-entropies in nats. `loss`, `heldout_loss` and `heldout_accuracy` are of the circuit under
-    its `scale` and `shift`; `unpruned_loss` and `necessity_loss` are of the model's own logits. Of an unsolved task
-    there are no nodes, and `loss` is what the calibrated unpruned model reaches.
+    its `scale` and `shift`; `unpruned_loss` and `necessity_loss` are of the model's own logits. Of an unsolved task or
+    a stopped search there are no nodes, and `loss` is what the calibrated unpruned model reaches.
     """
 
-    schema_version: Literal[1] = Field(1, description="of this object's JSON")
+    format: Literal["circuit-sweeps/circuit"] = Field("circuit-sweeps/circuit", description="what the JSON holds")
+    schema_version: Literal[2] = Field(2, description="of this object's JSON; see docs/circuit_json.md")
     task: str = Field(description="name of the task")
     model: str = Field(description="fingerprint of the model's configuration and weights")
     method: Literal["node", "edge"] = Field(
         "node", description="what is pruned: nodes, with all weights between the kept ones as edges, or edges as well"
     )
-    status: Literal["ok", "unsolved"] = Field(description="unsolved: the unpruned model does not do the task")
+    status: Literal["ok", "unsolved", "stopped"] = Field(
+        description="unsolved: the unpruned model does not do the task; stopped: the search was told to"
+    )
     target_loss: float = Field(description="calibrated loss on the training pairs that had to be reached")
     nodes: dict[str, tuple[int, ...]] = Field(description="kept channels by node site; sites without any left out")
     edges: tuple[Edge, ...] = Field(
@@ -72,6 +75,14 @@ class Circuit(Config):
     )
     control_loss: float | None = Field(description="what masks learned for shuffled answers reach, calibrated")
     control_edges: int | None = Field(description="edges of the shuffled control's circuit, if it reaches the target")
+    resample_losses: dict[float, float] = Field(
+        description="by strength, on held-out pairs with nodes outside at mean + strength * (value in random "
+        "pretraining text - mean); empty where no text was given"
+    )
+    stability: float | None = Field(
+        description="mean overlap of kept nodes (intersection over union) between searches from other seeds, if made"
+    )
+    summary: str = Field(description="which proofs the circuit passes, which it fails, which were not measured")
     scale: float = Field(description="calibration: logits are multiplied by it")
     shift: float = Field(description="calibration: added to the logit of the answer with the lower token id")
     means: dict[str, tuple[float, ...]] = Field(description="mean activation of every channel, by node site")

@@ -30,15 +30,12 @@ from circuit.compact import AblatedModel
 from circuit.config import PruneConfig
 from circuit.edges import edge_ends
 from circuit.tasks import PairBatch
+from circuit.watch import SILENT, Watch
 from sparse_model.model import SparseTransformer
 from sparse_model.sites import site_names, site_width
 
 SNAPSHOT_STEPS = 10
 """Steps between the states among which the best is chosen."""
-
-Progress = Callable[[int, int, int, float], None]
-"""Told (step, steps, nodes kept, task loss in nats) after every step of mask learning."""
-
 
 EPSILON = 1e-12
 """Of Adam: far below any gradient that a mask gets, since a node's price alone can be 1e-4."""
@@ -129,7 +126,7 @@ def learn_masks(
     config: PruneConfig,
     reaches: Callable[[Tensor], bool],
     among: Tensor | None = None,
-    progress: Progress | None = None,
+    watch: Watch = SILENT,
 ) -> Tensor:
     """Mask parameters tau (N,) in [-1, 1] after learning; order nodes by it, keep those above 0.
 
@@ -145,8 +142,7 @@ def learn_masks(
         learner.retire()
         if (step + 1) % SNAPSHOT_STEPS == 0 or step + 1 == config.steps:
             states.append(learner.tau.detach().clone())
-        if progress is not None:
-            progress(step + 1, config.steps, learner.n_kept, loss)
+        watch.learning(step + 1, config.steps, learner.n_kept, loss)
     return best_state(states, reaches)
 
 

@@ -67,7 +67,9 @@ class Parts:
 
     def losses(self, keep: Tensor, candidates: Tensor) -> list[float]:
         """Calibrated losses of candidates (M, N + E), each of them a part of `keep`."""
-        return [calibrated_loss(margins, self.judge.sides)[0] for margins in self.margins(keep, candidates)]
+        found = [calibrated_loss(margins, self.judge.sides)[0] for margins in self.margins(keep, candidates)]
+        self.judge.watch.judged(int(keep[: self.n_nodes].sum()), min(found))
+        return found
 
     def margins(self, keep: Tensor, candidates: Tensor) -> Tensor:
         """Margins (M, prompts) of candidates (M, N + E), each of them a part of `keep`."""

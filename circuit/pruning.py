@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from circuit.ablation import Means
+from torch import Tensor
+
+from circuit.ablation import Means, Pretraining
 from circuit.config import PruneConfig
 from circuit.edges import count_embedding_edges, count_unembedding_edges, edges_between, edges_kept
 from circuit.evaluation import Judge
 from circuit.faithfulness import Controls, necessity
 from circuit.graph import Circuit, fingerprint, stored_means
-from circuit.masks import Progress
+from circuit.resample import resampled_losses
 from circuit.search import Solution, edge_circuits, node_circuits
+from circuit.stability import stability
 from circuit.tasks import TaskData
+from circuit.verdicts import summary
+from circuit.watch import Progress, Stopped, Watch
+from sparse_model.errors import InputError
 from sparse_model.model import SparseTransformer
 
 Method = Literal["node", "edge"]
@@ -28,14 +34,19 @@ def find_circuit(
     config: PruneConfig,
     *,
     method: Method = "node",
+    text: Tensor | None = None,
     progress: Progress | None = None,
 ) -> Circuit:
     """The smallest circuit the search finds that does the task at `config.target_loss` (METHOD 6).
 
     Nodes are chosen on `task.train`; `task.heldout` is for proofs only. Where the model does not do the task unpruned
     there is a record of status "unsolved" without nodes. Everything is computed in float32 on the model's device.
+
+    `text` (n, T) are windows of pretraining tokens for resample ablation, which is left out without them. `progress` is
+    told of every step; where it returns true the search stops, and the record is of status "stopped". What it raises
+    goes to the caller, and nothing is left behind.
     """
-    return find_circuits(model, task, means, config, (config.target_loss,), (method,), progress=progress)[0]
+    return find_circuits(model, task, means, config, (config.target_loss,), (method,), text=text, progress=progress)[0]
 
 
 def find_circuits(
@@ -46,6 +57,7 @@ def find_circuits(
     targets: Sequence[float],
     methods: Sequence[Method] = METHODS,
     *,
+    text: Tensor | None = None,
     progress: Progress | None = None,
 ) -> list[Circuit]:
     """Circuits of a task for every target loss (nats) and method, in that order, from one search.
@@ -55,34 +67,74 @@ def find_circuits(
     is solved where the whole model's own loss is at `config.solved_loss`, or else at the target itself.
     """
     start = time.monotonic()
+    _check_length(model, task)
     train, heldout = (Judge(model, means, data) for data in (task.train, task.heldout))
     unpruned = train.score(train.everything()).loss
     solved = [target for target in targets if unpruned <= (config.solved_loss or target)]
-    found: dict[Method, dict[float, Solution]] = {"node": node_circuits(train, task.train, config, solved, progress)}
-    found["edge"] = edge_circuits(found["node"], config) if "edge" in methods else {}
-    controls = Controls(model, task.train, means, config, list(found["node"]))
-    seconds = (time.monotonic() - start) / (len(targets) * len(methods))
-    common: dict[str, Any] = {
-        "task": task.name,
-        "model": fingerprint(model),
-        "unpruned_loss": unpruned,
-        "seconds": seconds,
-    }
-    return [
+    stopped = False
+    try:
+        found = _search(model, task, means, config, solved, methods, Watch(progress))
+    except Stopped:
+        found, stopped = None, True
+    pretraining = None if text is None else Pretraining(means, text)
+    common: dict[str, Any] = {"task": task.name, "model": fingerprint(model), "unpruned_loss": unpruned}
+    circuits = [
         Circuit(
-            status="ok" if solution else "unsolved",
+            status="ok" if solution else "stopped" if stopped and target in solved else "unsolved",
             target_loss=target,
             method=method,
             **common,
             **_losses(train, heldout, solution),
             **_structure(model, task, solution),
-            **_proofs(heldout, solution, controls, target, method),
+            **_proofs(heldout, found, target, method),
+            resample_losses=_resampled(train, pretraining, task, solution, config.seed),
             means=stored_means(means) if solution else {},
+            summary="",
+            seconds=0,
         )
         for target in targets
         for method in methods
-        for solution in [found[method].get(target)]
+        for solution in [found.circuits[method].get(target) if found else None]
     ]
+    seconds = (time.monotonic() - start) / len(circuits)
+    return [circuit.model_copy(update={"seconds": seconds, "summary": summary(circuit)}) for circuit in circuits]
+
+
+def _check_length(model: SparseTransformer, task: TaskData) -> None:
+    longest = max(task.train.tokens.shape[1], task.heldout.tokens.shape[1])
+    if longest > model.config.context:
+        raise InputError(
+            f"task {task.name}: prompts of up to {longest} tokens; the model's context is {model.config.context}"
+        )
+
+
+class _Found(NamedTuple):
+    """What the search came to: circuits by method and target loss, the control, overlaps between seeds."""
+
+    circuits: dict[str, dict[float, Solution]]
+    controls: Controls
+    stability: dict[tuple[str, float], float]
+
+
+def _search(
+    model: SparseTransformer,
+    task: TaskData,
+    means: Means,
+    config: PruneConfig,
+    solved: Sequence[float],
+    methods: Sequence[Method],
+    watch: Watch,
+) -> _Found:
+    """All searches of a task: for its circuits, for those of shuffled answers, and from other seeds."""
+    train = Judge(model, means, task.train, watch)
+    nodes = node_circuits(train, task.train, config, solved)
+    circuits: dict[str, dict[float, Solution]] = {"node": nodes, "edge": {}}
+    if "edge" in methods:
+        circuits["edge"] = edge_circuits(nodes, config)
+    watch.stage = "control"
+    controls = Controls(model, task.train, means, config, list(nodes), watch)
+    watch.stage = "stability"
+    return _Found(circuits, controls, stability(train, task.train, config, circuits) if config.stability else {})
 
 
 def _losses(train: Judge, heldout: Judge, solution: Solution | None) -> dict[str, Any]:
@@ -116,14 +168,25 @@ def _structure(model: SparseTransformer, task: TaskData, solution: Solution | No
     }
 
 
-def _proofs(
-    heldout: Judge, solution: Solution | None, controls: Controls, target: float, method: Method
-) -> dict[str, Any]:
-    """Necessity on held-out pairs, and the shuffled control."""
-    if solution is None:
-        return {"necessity_loss": None, "control_loss": None, "control_edges": None}
+def _proofs(heldout: Judge, found: _Found | None, target: float, method: Method) -> dict[str, Any]:
+    """Necessity on held-out pairs, the shuffled control, and the overlap between seeds."""
+    solution = found.circuits[method].get(target) if found else None
+    if found is None or solution is None:
+        return dict.fromkeys(("necessity_loss", "control_loss", "control_edges", "stability"))
     return {
         "necessity_loss": necessity(heldout, solution.nodes),
-        "control_loss": controls.loss,
-        "control_edges": controls.edges(target, method),
+        "control_loss": found.controls.loss,
+        "control_edges": found.controls.edges(target, method),
+        "stability": found.stability.get((method, target)),
     }
+
+
+def _resampled(
+    train: Judge, pretraining: Pretraining | None, task: TaskData, solution: Solution | None, seed: int
+) -> dict[float, float]:
+    """Losses on held-out pairs under resample ablation, calibrated as the circuit is."""
+    if pretraining is None or solution is None:
+        return {}
+    _, calibration = train.calibrated(solution.nodes, solution.edges)
+    kept = train.index.channels(solution.nodes)
+    return resampled_losses(train.model, pretraining, kept, solution.edges, task.heldout, calibration, seed=seed)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from circuit.ablation import Means, mean_activations
+from circuit.ablation import Pretraining, mean_activations
 from circuit.config import PruneConfig
 from circuit.graph import Circuit
 from circuit.pruning import METHODS, Method, find_circuits
-from circuit.tasks import build_task, task_named
+from circuit.resample import STRENGTHS
+from circuit.tasks import task_data
 from sparse_model import storage
 from sparse_model.data.config import CorpusConfig
 from sparse_model.data.corpora import mixture, split_of
@@ -24,11 +26,18 @@ from sweeps.study import Study
 MEAN_TOKENS = 65_536
 """Training tokens that mean activations are taken over."""
 
+RESAMPLED_WINDOWS = 64
+"""Windows of training tokens from which nodes outside a circuit take values in resample ablation."""
 
-def settings(study: Study) -> PruneConfig:
-    """How circuits of the study are searched: the first of its target losses decides what is solved."""
-    solved = study.pruning.solved_loss or study.target_loss
-    return study.pruning.model_copy(update={"target_loss": study.target_loss, "solved_loss": solved})
+
+def settings(study: Study, target: float | None = None, **changes: Any) -> PruneConfig:
+    """How circuits of the study are searched: the first of its target losses, or `target` in their place, decides what
+    is solved. `changes` are other fields of `PruneConfig`."""
+    target = study.target_loss if target is None else target
+    solved = study.pruning.solved_loss or target
+    return PruneConfig.model_validate(
+        study.pruning.model_dump() | {"target_loss": target, "solved_loss": solved, **changes}
+    )
 
 
 def methods(config: PruneConfig) -> tuple[Method, ...]:
@@ -36,23 +45,25 @@ def methods(config: PruneConfig) -> tuple[Method, ...]:
     return METHODS if config.edges else ("node",)
 
 
-def measure_means(model_uri: str, data_uri: str, cache_bytes: int, threads: int) -> Means:
-    """Mean activations of a published model over training text."""
+def measure(model_uri: str, data_uri: str, cache_bytes: int, threads: int) -> Pretraining:
+    """`pretraining` of a published model."""
     torch.set_num_threads(threads)
     model, _ = from_pretrained(model_uri)
-    return model_means(model, TokenDataset.open(data_uri, cache_bytes=cache_bytes))
+    return pretraining(model, TokenDataset.open(data_uri, cache_bytes=cache_bytes))
 
 
-def model_means(model: SparseTransformer, data: TokenDataset) -> Means:
-    """Mean activations of a model over `MEAN_TOKENS` training tokens, the same ones for every model of a context."""
+def pretraining(model: SparseTransformer, data: TokenDataset) -> Pretraining:
+    """Mean activations of a model over `MEAN_TOKENS` training tokens, and some of these; the same ones for every model
+    of a context."""
     rows, context = 32, model.config.context
     steps = max(1, min(MEAN_TOKENS // context, data.n_windows("train", context)) // rows)
     batches = (data.batch("train", step, batch_size=rows, context=context, seed=0) for step in range(steps))
-    return mean_activations(model, (torch.from_numpy(batch[:, :-1]) for batch in batches))
+    windows = [torch.from_numpy(batch[:, :-1]) for batch in batches]
+    return _measured(model, windows)
 
 
-def text_means(model: SparseTransformer, tokenizer: Tokenizer, corpus: CorpusConfig) -> Means:
-    """Mean activations over the first `MEAN_TOKENS` training tokens of a corpus, cut by a tokenizer of the model's own.
+def text_pretraining(model: SparseTransformer, tokenizer: Tokenizer, corpus: CorpusConfig) -> Pretraining:
+    """The same over the first `MEAN_TOKENS` training tokens of a corpus, cut by a tokenizer of the model's own.
 
     InputError for a corpus that is shorter than the model's context.
     """
@@ -67,7 +78,12 @@ def text_means(model: SparseTransformer, tokenizer: Tokenizer, corpus: CorpusCon
     if not n_windows:
         raise InputError(f"corpus: {len(tokens)} training tokens; the model's context is {context}")
     windows = torch.tensor(tokens[: n_windows * context]).view(n_windows, context)
-    return mean_activations(model, torch.split(windows, 32))
+    return _measured(model, list(torch.split(windows, 32)))
+
+
+def _measured(model: SparseTransformer, windows: list[Tensor]) -> Pretraining:
+    """Of windows in batches, each (rows, context)."""
+    return Pretraining(mean_activations(model, windows), torch.cat(windows)[:RESAMPLED_WINDOWS])
 
 
 def prune_task(
@@ -77,13 +93,13 @@ def prune_task(
     targets: tuple[float, ...],
     circuits_uri: str,
     threads: int,
-    means: Means,
+    known: Pretraining,
 ) -> list[dict[str, Any]]:
     """Find, publish and describe one task's circuits, one per target loss and method."""
     torch.set_num_threads(threads)
     model, tokenizer = from_pretrained(model_uri)
-    data = build_task(task_named(task), tokenizer, n_train=config.pairs, n_heldout=config.pairs, seed=config.seed)
-    circuits = find_circuits(model, data, means, config, targets, methods(config))
+    data = task_data(task, tokenizer, pairs=config.pairs, seed=config.seed)
+    circuits = find_circuits(model, data, known.means, config, targets, methods(config), text=known.text)
     for circuit in circuits:
         circuit.save(storage.join(circuits_uri, f"{circuit_name(circuit, config.target_loss)}.json"))
     return [circuit_row(circuit) for circuit in circuits]
@@ -98,7 +114,7 @@ def circuit_name(circuit: Circuit, target: float) -> str:
 def circuit_row(circuit: Circuit) -> dict[str, Any]:
     """The columns of a circuit's row that the circuit knows itself; sizes are null where there is none."""
     same = ("task", "target_loss", "method", "status", "loss", "heldout_loss", "heldout_accuracy")
-    proofs = ("unpruned_loss", "necessity_loss", "control_loss", "control_edges", "seconds")
+    proofs = ("unpruned_loss", "necessity_loss", "control_loss", "control_edges", "stability", "summary", "seconds")
     sizes = {
         "nodes": circuit.n_nodes,
         "edges": circuit.n_edges,
@@ -106,4 +122,5 @@ def circuit_row(circuit: Circuit) -> dict[str, Any]:
         "unembedding_edges": circuit.n_unembedding_edges,
     }
     row = {name: getattr(circuit, name) for name in (*same, *proofs)} | {"reason": ""}
+    row |= {f"resample_loss_{s:.0%}".rstrip("%"): circuit.resample_losses.get(s) for s in STRENGTHS}
     return row | (sizes if circuit.status == "ok" else dict.fromkeys(sizes))

@@ -16,7 +16,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from sparse_model import storage
 from sparse_model.errors import InputError
-from sweeps.objectives import geometric_mean_edges
+from sweeps.objectives import bootstrap_interval, geometric_mean_edges
 from sweeps.plot import FAINT, INK, image_format
 from sweeps.tables import read_table
 
@@ -26,16 +26,39 @@ TARGETS = (0.5, 0.3, 0.15, 0.08, 0.04, 0.02, 0.01, 0.005, 0.002)
 COLORS = ("#0b6e99", "#c8553d", "#6b8e23", "#7d5ba6", "#8c8c8c")
 MARKERS = ("o", "s", "^", "D", "v")
 
+Interval = tuple[float, float] | None
+
 Sizes = Mapping[str, Mapping[float, int | None]]
 """Task -> target loss -> edges, None or missing where the target is not reached."""
 
 
 class Point(NamedTuple):
-    """Of one target loss: the tasks that all curves reach, and each curve's geometric mean of edges over them."""
+    """Of one target loss: by curve, the edges of each task that all curves reach there, none of them below 1."""
 
     target: float
-    tasks: int
-    means: dict[str, float]
+    edges: dict[str, tuple[int, ...]]
+
+    @property
+    def tasks(self) -> int:
+        """How many tasks that is."""
+        return len(next(iter(self.edges.values())))
+
+    @property
+    def means(self) -> dict[str, float]:
+        """Each curve's geometric mean of edges over the tasks."""
+        return {name: geometric_mean_edges(edges) or 1.0 for name, edges in self.edges.items()}
+
+    @property
+    def intervals(self) -> dict[str, Interval]:
+        """95 % bootstrap interval of each mean, over tasks."""
+        return {name: bootstrap_interval(edges) for name, edges in self.edges.items()}
+
+    @property
+    def ratio(self) -> tuple[float, Interval]:
+        """Geometric mean over tasks of the second curve's edges over the first's, and its 95 % bootstrap interval."""
+        first, second = list(self.edges.values())[:2]
+        means = list(self.means.values())
+        return means[1] / means[0], bootstrap_interval([b / a for a, b in zip(first, second, strict=True)])
 
 
 def sizes_of(rows: Sequence[Mapping[str, Any]], method: str) -> dict[str, dict[float, int | None]]:
@@ -54,11 +77,8 @@ def mean_curves(curves: Mapping[str, Sizes], targets: Sequence[float]) -> list[P
         reached = [{t for t, sizes in curve.items() if sizes.get(target) is not None} for curve in curves.values()]
         tasks = sorted(set.intersection(*reached))
         if tasks:
-            means = {
-                name: geometric_mean_edges([int(curve[task][target] or 0) for task in tasks])
-                for name, curve in curves.items()
-            }
-            points.append(Point(target, len(tasks), {name: mean or 1.0 for name, mean in means.items()}))
+            edges = {name: tuple(max(1, curve[task][target] or 0) for task in tasks) for name, curve in curves.items()}
+            points.append(Point(target, edges))
     return points
 
 
@@ -92,7 +112,8 @@ def draw_curves(panels: Mapping[str, Sequence[Point]], title: str) -> Figure:
     axes[0].legend(frameon=False, fontsize=9)
     figure.suptitle(title, x=0.01, ha="left", fontsize=13, color=INK)
     figure.supxlabel(
-        "Beside each target: tasks that all curves reach there, over which the mean is.", fontsize=8, color=FAINT,
+        "Beside each target: tasks that all curves reach there, over which the mean is. "
+        "Shaded: 95 % bootstrap interval over tasks.", fontsize=8, color=FAINT,
         x=0.01, ha="left",
     )  # fmt: skip
     return figure
@@ -102,6 +123,8 @@ def _panel(axes: Axes, method: str, points: Sequence[Point]) -> None:
     names = list(points[0].means) if points else []
     for i, name in enumerate(names):
         x, y = [point.target for point in points], [max(1, point.means[name]) for point in points]
+        low, high = zip(*(point.intervals[name] or (y[n], y[n]) for n, point in enumerate(points)), strict=True)
+        axes.fill_between(x, low, high, color=COLORS[i], alpha=0.12, linewidth=0)
         axes.plot(x, y, color=COLORS[i], marker=MARKERS[i], linewidth=1.8, markersize=6, label=name)
     axes.set_xscale("log")
     axes.set_yscale("log")

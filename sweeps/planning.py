@@ -86,7 +86,7 @@ def plan(study: Study, throughput: Throughput) -> Plan:
     trials = study.search.trials * len(study.seeds)
     sizes = [parameters(config.model) for config in configs]
     flops = trials * fmean(config.training.tokens * flops_per_token(config.model) for config in configs)
-    circuits = trials * len(study.task_names) * len(study.target_losses) * len(methods(study.pruning))
+    circuits = trials * len(study.task_sources) * len(study.target_losses) * len(methods(study.pruning))
     device_hours = flops / throughput.flops / 3600
     prune_hours = circuits * throughput.prune_seconds / 3600
     at_once = min(study.resources.concurrency, study.search.in_flight * len(study.seeds), trials)

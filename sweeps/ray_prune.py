@@ -8,7 +8,8 @@ from typing import Any
 
 import ray
 
-from sweeps.circuits import measure_means, methods, prune_task, settings
+from circuit.tasks import source_name
+from sweeps.circuits import measure, methods, prune_task, settings
 from sweeps.study import Study
 from sweeps.trial import Row, Trial, is_crash, one_line
 
@@ -20,14 +21,18 @@ def find_circuits(trial: Trial, report: Callable[[int, int], None]) -> list[Row]
     if resources.pruning_resource is not None:
         options["resources"] = {resources.pruning_resource: resources.cpus_per_pruning_task}
     threads = resources.cpus_per_pruning_task
-    means_task = ray.remote(measure_means).options(**options)
-    means = means_task.remote(trial.model_uri, trial.plan.data, resources.cache_bytes, threads)
+    measured = ray.remote(measure).options(**options)
+    known = measured.remote(trial.model_uri, trial.plan.data, resources.cache_bytes, threads)
     prune = ray.remote(prune_task).options(**options)
-    names, config, targets = trial.study.task_names, settings(trial.study), trial.study.target_losses
+    sources, config, targets = trial.study.task_sources, settings(trial.study), trial.study.target_losses
     rows: dict[str, list[Row]] = {}
+    names = [source_name(source) for source in sources]
     report(0, len(names))
     for name, outcome in _bounded(
-        {name: (trial.model_uri, name, config, targets, trial.circuits_uri, threads, means) for name in names},
+        {
+            name: (trial.model_uri, source, config, targets, trial.circuits_uri, threads, known)
+            for name, source in zip(names, sources, strict=True)
+        },
         prune.remote,
         resources.pruning_parallel,
     ):

@@ -52,6 +52,8 @@ TRIAL_SCHEMA = _schema(
         "tasks_solved": (INT, "tasks with a circuit at the study's target loss"),
         "tasks_tried": (INT, "tasks of the study"),
         "circuit_edges": (FLOAT, "geometric mean of edges over the solved tasks, at the study's target loss"),
+        "circuit_edges_low": (FLOAT, "lower end of the 95 % bootstrap interval of circuit_edges, over tasks"),
+        "circuit_edges_high": (FLOAT, "upper end of that interval"),
         "target_loss": (FLOAT, "the study's target: task loss of those circuits, in nats"),
         "dead_neurons": (FLOAT, "share of MLP neurons never active on held-out text"),
         "kurtosis": (FLOAT, "of the final residual stream's channels"),
@@ -88,6 +90,12 @@ CIRCUIT_SCHEMA = _schema(
         "necessity_loss": (FLOAT, "task loss of the model with only the circuit ablated"),
         "control_loss": (FLOAT, "loss the same search reaches when answers are shuffled"),
         "control_edges": (INT, "edges of the circuit for shuffled answers, if one reaches the target"),
+        **{
+            f"resample_loss_{share}": (FLOAT, f"loss with other nodes {share} % of the way to values in random text")
+            for share in (25, 50, 75, 100)
+        },
+        "stability": (FLOAT, "mean overlap of kept nodes between searches from other seeds, if made"),
+        "summary": (TEXT, "which proofs the circuit passes, which it fails, which were not measured"),
         "seconds": (FLOAT, "spent on this circuit"),
         "schema_version": (INT, "of this table"),
     }

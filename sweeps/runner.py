@@ -8,7 +8,7 @@ from typing import Any
 
 from ray import tune
 
-from circuit.tasks import build_task, task_named
+from circuit.tasks import task_data
 from sparse_model import storage
 from sparse_model.data.loader import TokenDataset
 from sparse_model.data.shards import prepare
@@ -69,12 +69,13 @@ def check_storage(study: Study) -> None:
 def check_tasks(study: Study, data: TokenDataset) -> None:
     """Every task can be asked in this tokenizer's tokens, and every model of the study can read the prompts."""
     shortest = min(study.space.corner_values("model.context"))
-    pairs = study.pruning.pairs
-    for name in study.task_names:
-        task = build_task(task_named(name), data.tokenizer, n_train=pairs, n_heldout=pairs, seed=study.pruning.seed)
+    for source in study.task_sources:
+        task = task_data(source, data.tokenizer, pairs=study.pruning.pairs, seed=study.pruning.seed)
         longest = max(task.train.tokens.shape[1], task.heldout.tokens.shape[1])
         if longest > shortest:
-            raise InputError(f"trial.model.context: {shortest}; prompts of task {name} have up to {longest} tokens")
+            raise InputError(
+                f"trial.model.context: {shortest}; prompts of task {task.name} have up to {longest} tokens"
+            )
 
 
 def study_uri(study: Study) -> str:

@@ -12,7 +12,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator
 
 from circuit.config import PruneConfig
-from circuit.tasks import TASKS
+from circuit.tasks import TASKS, check_source, is_file, source_name
 from sparse_model import storage
 from sparse_model.config import Config
 from sparse_model.data.config import CorpusConfig, TokenizerConfig
@@ -117,7 +117,9 @@ class Study(Config):
     )
     corpus: CorpusConfig = Field(description="the text")
     tokenizer: TokenizerConfig = Field(TokenizerConfig(), description="how it becomes tokens")
-    tasks: Literal["all"] | tuple[str, ...] = Field("all", description="names of tasks, or all (see `sweeps tasks`)")
+    tasks: Literal["all"] | tuple[str, ...] = Field(
+        "all", description="names of tasks (see `sweeps tasks`) and .jsonl files of pairs, or all that have a name"
+    )
     trial: dict[str, Any] = Field(description="template of a trial: kind, model, training, sparse, dense")
     search: SearchConfig = Field(description="how configurations are picked")
     seeds: tuple[int, ...] = Field((0,), min_length=1, description="every configuration is trained with each seed")
@@ -149,10 +151,13 @@ class Study(Config):
     @field_validator("tasks")
     @classmethod
     def _check_tasks(cls, tasks: str | tuple[str, ...]) -> str | tuple[str, ...]:
-        for name in () if tasks == "all" else tasks:
-            if name not in TASKS:
-                raise ValueError(f"unknown task {name!r}; allowed: all, or names from {', '.join(TASKS)}")
-        return _distinct(tasks) if isinstance(tasks, tuple) else tasks
+        if isinstance(tasks, str):
+            return tasks
+        for name in tasks:
+            if not is_file(name) and name not in TASKS:
+                raise ValueError(f"unknown task {name!r}; allowed: all, .jsonl files, or names from {', '.join(TASKS)}")
+        _distinct(tuple(source_name(source) for source in tasks))
+        return tuple(_absolute(source) if is_file(source) else source for source in tasks)
 
     @field_validator("seeds")
     @classmethod
@@ -184,8 +189,8 @@ class Study(Config):
         return space
 
     @property
-    def task_names(self) -> tuple[str, ...]:
-        """The tasks' names, `all` spelled out."""
+    def task_sources(self) -> tuple[str, ...]:
+        """The tasks as `task_data` takes them, `all` spelled out."""
         return tuple(TASKS) if isinstance(self.tasks, str) else self.tasks
 
     @property
@@ -225,6 +230,7 @@ def read_study(text: str, where: str, storage_uri: str | None = None) -> Study:
     except ValidationError as error:
         problems += pydantic_problems(error, Study)
     problems += _space_problems(raw)
+    problems += _file_problems(study.tasks if study else ())
     if problems or study is None:
         raise InputErrors(f"{where}: {problem}" for problem in problems)
     return study
@@ -263,6 +269,15 @@ def _space_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
                 space.params(entry)
         except ValueError as error:
             yield Problem(f"search.try_first[{i}]", str(error))
+
+
+def _file_problems(tasks: str | tuple[str, ...]) -> Iterator[Problem]:
+    """Mistakes in files of tasks, as far as they can be seen without a tokenizer."""
+    for i, source in enumerate(() if isinstance(tasks, str) else tasks):
+        try:
+            check_source(source)
+        except InputError as error:
+            yield from (Problem(f"tasks[{i}]", line) for line in str(error).splitlines())
 
 
 def _sound(raw: Mapping[str, Any], section: str, field: str, *, least: int, default: int) -> int:

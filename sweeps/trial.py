@@ -16,7 +16,7 @@ from ray import tune
 
 from sparse_model import storage
 from sparse_model.store_errors import StorageUnavailable, redacted
-from sweeps.objectives import FINAL, METRICS, geometric_mean_edges, objectives
+from sweeps.objectives import FINAL, METRICS, bootstrap_interval, geometric_mean_edges, objectives
 from sweeps.rows import write_circuit_rows, write_trial_row
 from sweeps.space import TrialConfig
 from sweeps.study import Study
@@ -128,6 +128,7 @@ def trial_row(trial: Trial, trained: Trained, circuits: list[Row]) -> Row:
     study, metrics = trial.study, trained.metrics
     compared = [c for c in circuits if (c["target_loss"], c["method"]) == (study.target_loss, "node")]
     solved = [c["edges"] for c in compared if c["status"] == "ok"]
+    interval = bootstrap_interval([max(1, n) for n in solved]) or (None, None)
     figures = ("train_loss", "val_loss", "dead_neurons", "kurtosis", "active", "flops", "train_seconds")
     counts = ("l0", "total_params", "tokens")
     return (
@@ -141,6 +142,8 @@ def trial_row(trial: Trial, trained: Trained, circuits: list[Row]) -> Row:
             "eligible": trained.status == "ok" and len(solved) >= study.min_tasks_solved,
             "tasks_solved": len(solved),
             "circuit_edges": geometric_mean_edges(solved),
+            "circuit_edges_low": interval[0],
+            "circuit_edges_high": interval[1],
         }
     )
 
@@ -166,7 +169,7 @@ def _described(trial: Trial) -> Row:
         "n_layer": config.model.n_layer,
         "fraction": config.training.fraction,
         "target_loss": study.target_loss,
-        "tasks_tried": len(study.task_names),
+        "tasks_tried": len(study.task_sources),
         "data": trial.plan.data.split("?")[0].rsplit("/", 1)[-1],
         "config": config.canonical_json(),
     }

@@ -40,7 +40,7 @@ def _fitting(study: Study, data_key: str) -> list[dict[str, Any]]:
         for row in Frontier(uri).trials().to_pylist():
             same = (row["data"], row["tasks_tried"], row["target_loss"]) == (
                 data_key,
-                len(study.task_names),
+                len(study.task_sources),
                 study.target_loss,
             )
             if not same or row["status"] != "ok":

@@ -50,6 +50,13 @@ class PairBatch:
     def n_pairs(self) -> int:
         return len(self.length) // 2
 
+    def first(self, n_pairs: int) -> "PairBatch":
+        """The first pairs, or all there are."""
+        length = self.length[: 2 * n_pairs]
+        columns = slice(int(length.max()))
+        rows = slice(2 * n_pairs)
+        return PairBatch(self.tokens[rows, columns], length, self.right[rows], self.wrong[rows])
+
     def shuffled(self, seed: int) -> "PairBatch":
         """The control task (METHOD section 6): in about half of the pairs, right and wrong swap in both rows."""
         coins = torch.rand(self.n_pairs, generator=torch.Generator().manual_seed(seed)) < 0.5
@@ -68,7 +75,9 @@ class TaskData:
 
 
 @dataclass(frozen=True)
-class _Row:
+class Row:
+    """A prompt's tokens and the right answer's."""
+
     prompt: tuple[int, ...]
     right: int
 
@@ -83,11 +92,11 @@ def build_task(task: Task, tokenizer: Encoder, *, n_train: int, n_heldout: int, 
         if size < 1:
             raise InputError(f"{field}: {size} pairs asked of task {task.name}; allowed: at least 1")
     pairs = _valid_pairs(task, tokenizer, n_train + n_heldout, random.Random(zlib.crc32(task.name.encode()) + seed))
-    return TaskData(task.name, train=_batch(pairs[:n_train]), heldout=_batch(pairs[n_train:]))
+    return TaskData(task.name, train=batch_of(pairs[:n_train]), heldout=batch_of(pairs[n_train:]))
 
 
-def _valid_pairs(task: Task, tokenizer: Encoder, count: int, rng: random.Random) -> list[tuple[_Row, _Row]]:
-    pairs: list[tuple[_Row, _Row]] = []
+def _valid_pairs(task: Task, tokenizer: Encoder, count: int, rng: random.Random) -> list[tuple[Row, Row]]:
+    pairs: list[tuple[Row, Row]] = []
     seen: set[tuple[int, ...]] = set()
     broken: Counter[str] = Counter()
     while len(pairs) < count:
@@ -106,7 +115,7 @@ def _valid_pairs(task: Task, tokenizer: Encoder, count: int, rng: random.Random)
     return pairs
 
 
-def _tokenised(pair: Pair, tokenizer: Encoder, seen: set[tuple[int, ...]]) -> tuple[_Row, _Row] | str:
+def _tokenised(pair: Pair, tokenizer: Encoder, seen: set[tuple[int, ...]]) -> tuple[Row, Row] | str:
     """Both rows, or the rule that the pair breaks."""
     a = _row(pair.prompt_a, pair.completion_a, tokenizer)
     b = _row(pair.prompt_b, pair.completion_b, tokenizer)
@@ -123,16 +132,17 @@ def _tokenised(pair: Pair, tokenizer: Encoder, seen: set[tuple[int, ...]]) -> tu
     return a, b
 
 
-def _row(prompt: str, completion: str, tokenizer: Encoder) -> _Row | None:
+def _row(prompt: str, completion: str, tokenizer: Encoder) -> Row | None:
     """The prompt and the first token of its completion, tokenised together; None if that changes the prompt."""
     tokens = tuple(tokenizer.encode(prompt))
     whole = tokenizer.encode(prompt + completion)
     if not tokens or len(whole) <= len(tokens) or tuple(whole[: len(tokens)]) != tokens:
         return None
-    return _Row(tokens, whole[len(tokens)])
+    return Row(tokens, whole[len(tokens)])
 
 
-def _batch(pairs: list[tuple[_Row, _Row]]) -> PairBatch:
+def batch_of(pairs: list[tuple[Row, Row]]) -> PairBatch:
+    """Pairs as tensors."""
     rows = [row for pair in pairs for row in pair]
     wrong = [other.right for a, b in pairs for other in (b, a)]
     longest = max(len(row.prompt) for row in rows)

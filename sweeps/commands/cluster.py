@@ -53,7 +53,7 @@ def plan(
     cores = at_once * resources.pruning_parallel * resources.cpus_per_pruning_task
     lines = {
         "trials": f"{found.trials:,} ({asked.search.trials:,} configurations × {len(asked.seeds)} seeds), "
-        f"{len(asked.task_names)} tasks × {len(asked.target_losses)} target losses each",
+        f"{len(asked.task_sources)} tasks × {len(asked.target_losses)} target losses each",
         "parameters": f"{found.parameters[0]:,} to {found.parameters[1]:,} per model",
         "training": f"{found.tokens:.3g} tokens, {found.flops:.3g} FLOPs",
         "throughput": f"{speed.flops:.3g} FLOP/s per {device}, {speed.prune_seconds:g} seconds per circuit "

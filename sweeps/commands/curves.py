@@ -14,19 +14,23 @@ from circuit.config import PruneConfig
 from circuit.evaluation import Judge
 from circuit.pruning import METHODS, find_circuits
 from circuit.search import node_circuits
-from circuit.tasks import TaskData, build_task, task_named
+from circuit.tasks import TaskData, check_source, source_name, task_data
 from sparse_model.errors import InputError
 from sweeps.circuits import circuit_row, settings
 from sweeps.commands.data import StorageOption
 from sweeps.commands.one import opened
-from sweeps.curves import TARGETS, Point, mean_curves, plot_curves, sizes_of, stored_rows
+from sweeps.curves import TARGETS, Interval, Point, mean_curves, plot_curves, sizes_of, stored_rows
 from sweeps.progress import Show
 from sweeps.study import Study, load_study
 from sweeps.table import terminal
 
 StudyOption = Annotated[str, typer.Option(help="whose corpus, tasks and pruning settings: a file or a shipped name")]
-TasksOption = Annotated[str | None, typer.Option(help="names of tasks with commas, instead of the study's")]
+TasksOption = Annotated[
+    str | None, typer.Option(help="names or .jsonl files of tasks, with commas; default: the study's")
+]
 PlotOption = Annotated[str | None, typer.Option(help="draw the curves into this .png, .svg or .pdf file")]
+
+INTERVALS = "in brackets: 95 % bootstrap intervals over tasks"
 
 
 def curves(
@@ -71,7 +75,7 @@ def baselines(
     """
     asked = load_study(study, storage_uri)
     console = terminal()
-    trained, tokenizer, means = opened(model, asked)
+    trained, tokenizer, (means, _) = opened(model, asked)
     config = settings(asked)
     found: dict[str, dict[str, Any]] = {}
     with Show(console) as show:
@@ -103,28 +107,31 @@ def _ways(judge: Judge, task: TaskData, config: PruneConfig) -> dict[str, dict[f
 
 def _rows(uri: str, name: str, study: Study, tasks: Sequence[str], show: Show) -> list[dict[str, Any]]:
     """Circuit rows of a model: those its study has stored, or those of a search now."""
-    rows = [row for row in stored_rows(uri) if row["task"] in tasks]
+    rows = [row for row in stored_rows(uri) if row["task"] in map(source_name, tasks)]
     if len({row["target_loss"] for row in rows}) > 1:
         return rows
-    model, tokenizer, means = opened(uri, study)
+    model, tokenizer, known = opened(uri, study)
     config, rows = settings(study), []
     for task in tasks:
-        circuits = find_circuits(model, _prompts(task, tokenizer, config), means, config, TARGETS, METHODS)
+        prompts = _prompts(task, tokenizer, config)
+        circuits = find_circuits(model, prompts, known.means, config, TARGETS, METHODS)
         rows += [circuit_row(circuit) for circuit in circuits]
         show.line(f"{name}: {task} done, {circuits[0].seconds * len(circuits):.0f} s")
     return rows
 
 
 def _prompts(name: str, tokenizer: Any, config: PruneConfig) -> TaskData:
-    return build_task(task_named(name), tokenizer, n_train=config.pairs, n_heldout=config.pairs, seed=config.seed)
+    return task_data(name, tokenizer, pairs=config.pairs, seed=config.seed)
 
 
 def _tasks(study: Study, names: str | None) -> tuple[str, ...]:
     """The tasks named, or the study's; InputError where there is no such task."""
-    chosen = study.task_names if names is None else tuple(names.split(","))
-    if len(set(chosen)) < len(chosen):
+    chosen = study.task_sources if names is None else tuple(names.split(","))
+    for source in chosen:
+        check_source(source)
+    if len({source_name(source) for source in chosen}) < len(chosen):
         raise InputError(f"tasks {names}; allowed: each name once")
-    return tuple(task_named(name).name for name in chosen)
+    return chosen
 
 
 def _name(uri: str) -> str:
@@ -133,12 +140,18 @@ def _name(uri: str) -> str:
 
 def _table(title: str, points: Sequence[Point], ratio: bool) -> Table:
     """Points as rows; with `ratio`, the second curve over the first."""
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", caption=INTERVALS, caption_justify="left")
     names = list(points[0].means) if points else []
     for heading in ("task loss", "tasks", *names, *(["ratio"] if ratio else [])):
         table.add_column(heading, justify="right")
     for point in points:
-        means = list(point.means.values())
-        ratios = [f"{means[1] / means[0]:.1f} x"] if ratio else []
-        table.add_row(f"{point.target:g}", str(point.tasks), *(f"{mean:,.1f}" for mean in means), *ratios)
+        means = [_written(mean, point.intervals[name]) for name, mean in point.means.items()]
+        ratios = [_written(*point.ratio, " x")] if ratio else []
+        table.add_row(f"{point.target:g}", str(point.tasks), *means, *ratios)
     return table
+
+
+def _written(mean: float, interval: Interval, unit: str = "") -> str:
+    """A mean and, where it is over several tasks, the ends of its interval."""
+    ends = "" if interval is None else f" ({interval[0]:,.1f}–{interval[1]:,.1f})"
+    return f"{mean:,.1f}{unit}{ends}"

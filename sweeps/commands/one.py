@@ -7,9 +7,12 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from circuit.ablation import Means
+from circuit.ablation import Pretraining
+from circuit.graph import Circuit
 from circuit.pruning import Method, find_circuit
-from circuit.tasks import build_task, task_named
+from circuit.tasks import check_source, task_data
+from circuit.verdicts import verdicts
+from circuit.watch import Progress, Update
 from sparse_model import storage
 from sparse_model.checkpoint import Checkpoints
 from sparse_model.data.tokenizer import Tokenizer
@@ -17,7 +20,7 @@ from sparse_model.errors import InputError
 from sparse_model.model import SparseTransformer
 from sparse_model.pretrained import from_pretrained, save_pretrained
 from sparse_model.training import train as train_model
-from sweeps.circuits import circuit_row, model_means, settings, text_means
+from sweeps.circuits import circuit_row, pretraining, settings, text_pretraining
 from sweeps.commands.data import StorageOption, prepared
 from sweeps.progress import Show, StudyProgress
 from sweeps.space import Space, TrialConfig
@@ -69,44 +72,74 @@ def prune(
     model: Annotated[
         str, typer.Argument(help="folder or URI of a model, as `sweeps train`, `sweeps import` or a trial left it")
     ],
-    task: Annotated[str, typer.Argument(help="name of a task (see `sweeps tasks`)")],
+    task: Annotated[
+        str, typer.Argument(help="name of a task (see `sweeps tasks`), or a .jsonl file of pairs of your own")
+    ],
     out: Annotated[str | None, typer.Option(help="write the circuit into this JSON file")] = None,
     method: Annotated[Method, typer.Option(help="prune nodes alone, or edges as well")] = "node",
     target: Annotated[float | None, typer.Option(help="task loss in nats, instead of the study's target")] = None,
+    stability: Annotated[
+        int, typer.Option(min=0, help="search again from this many other seeds, and compare the nodes")
+    ] = 0,
     study: Annotated[str, typer.Option(help="whose corpus and pruning settings: a file or a shipped name")] = (
         "quickstart"
     ),
     storage_uri: StorageOption = None,
 ) -> int:
-    """Find the circuit of one task in one model. Exits 1 if the model cannot do the task.
+    """Find the circuit of one task in one model, and prove it. Exits 1 if the model cannot do the task.
 
     Mean activations are taken over the study's training text, in the model's own tokens.
     """
-    asked, wanted = load_study(study, storage_uri), task_named(task)
-    config = settings(asked)
-    if target is not None:
-        config = type(config).model_validate(config.model_dump() | {"target_loss": target})
-    trained, tokenizer, means = opened(model, asked)
-    prompts = build_task(wanted, tokenizer, n_train=config.pairs, n_heldout=config.pairs, seed=config.seed)
-    circuit = find_circuit(trained, prompts, means, config, method=method)
+    check_source(task)  # before the data are prepared
+    asked = load_study(study, storage_uri)
+    config = settings(asked, target, stability=stability)
+    trained, tokenizer, known = opened(model, asked)
+    prompts = task_data(task, tokenizer, pairs=config.pairs, seed=config.seed)
+    with Show(Console(stderr=True)) as show:
+        circuit = find_circuit(
+            trained, prompts, known.means, config, method=method, text=known.text, progress=searching(show)
+        )
     if out is not None:
-        storage.write_bytes_atomic(out, circuit.to_json().encode())
-    for name, value in circuit_row(circuit).items():
-        terminal().print(f"{name:>17}: {value}")
+        circuit.save(out)
+    describe(circuit, terminal())
     return 0 if circuit.status == "ok" else 1
 
 
-def opened(model: str, study: Study) -> tuple[SparseTransformer, Tokenizer, Means]:
-    """A model, its tokenizer and its mean activations: those a trial of the study would take; of the same text in the
-    model's tokens where they are others."""
+def searching(show: Show) -> Progress:
+    """The progress of a search as a bar for each stage; nothing where there is no terminal."""
+
+    def tell(update: Update) -> None:
+        share = update.step / update.steps if update.steps else 0.0
+        if show.console.is_terminal:
+            show.stage(update.stage, share, f"{update.nodes:,} nodes, loss {update.loss:.3f}")
+
+    return tell
+
+
+def describe(circuit: Circuit, console: Console) -> None:
+    """Print a circuit's figures, then which proofs it passes."""
+    words = ("summary", "reason", *(name for name in circuit_row(circuit) if name.startswith("resample")))
+    for name, value in circuit_row(circuit).items():
+        if value is not None and name not in words:
+            console.print(f"{name:>17}: {value:.4g}" if isinstance(value, float) else f"{name:>17}: {value}")
+    marks = {True: "passes", False: "FAILS", None: "not measured"}
+    if circuit.status == "unsolved":
+        console.print(f"the model's own loss is {circuit.unpruned_loss:.3f}, too high to look for a circuit (--target)")
+    for proof, passed, said in verdicts(circuit):
+        console.print(f"{marks[passed]:>17}: {proof}: {said}", soft_wrap=True)
+
+
+def opened(model: str, study: Study) -> tuple[SparseTransformer, Tokenizer, Pretraining]:
+    """A model, its tokenizer and what searches take from pretraining data: as a trial of the study would; of the same
+    text in the model's tokens where they are others."""
     trained, tokenizer = from_pretrained(model)
     console = Console(stderr=True)
     data = prepared(study, console)
     if data.tokenizer.to_json() == tokenizer.to_json():
-        return trained, tokenizer, model_means(trained, data)
+        return trained, tokenizer, pretraining(trained, data)
     said = f"the model's tokenizer is not that of study {study.name}: means are of the study's text in its own"
     console.print(said, markup=False, highlight=False, soft_wrap=True)
-    return trained, tokenizer, text_means(trained, tokenizer, study.corpus)
+    return trained, tokenizer, text_pretraining(trained, tokenizer, study.corpus)
 
 
 def chosen(space: Space, assignments: list[str], seed: int) -> TrialConfig:

@@ -142,7 +142,7 @@ def test_truncated_foreign_and_inconsistent_json_are_refused(found: Circuit, tmp
         "",
         "[]",
         '{"task": "x"}',
-        text.replace('"schema_version":1', '"schema_version":2'),
+        text.replace('"schema_version":2', '"schema_version":1'),
     ]
     broken.append(text.replace(f'"n_nodes":{found.n_nodes}', f'"n_nodes":{found.n_nodes + 1}'))
     for content in broken:

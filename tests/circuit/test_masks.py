@@ -11,6 +11,7 @@ import torch
 from circuit.config import PruneConfig
 from circuit.evaluation import Judge
 from circuit.masks import Adam, NodeIndex, best_state, clipped, gates_of, learn_masks
+from circuit.watch import Update, Watch
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
@@ -55,20 +56,20 @@ def test_index_goes_both_ways(planted: Any) -> None:
 
 def test_learning_is_reproducible_and_bounded(planted: Any) -> None:
     config = PruneConfig(steps=12)
-    seen: list[tuple[int, int, int, float]] = []
+    seen: list[Update] = []
     data, means, reaches = (
         planted.task.train,
         planted.means,
         Judge(planted.model, planted.means, planted.task.train).at(0.15),
     )
-    first = learn_masks(planted.model, data, means, config, reaches, progress=lambda *a: seen.append(a))
+    first = learn_masks(planted.model, data, means, config, reaches, watch=Watch(seen.append))
     again = learn_masks(planted.model, data, means, config, reaches)
     other = learn_masks(planted.model, data, means, config.model_copy(update={"seed": 1}), reaches)
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert float(first.abs().max()) <= 1
-    assert [step for step, *_ in seen] == list(range(1, 13))
-    assert all(math.isfinite(loss) for *_, loss in seen)
+    assert [update.step for update in seen] == list(range(1, 13))
+    assert all(math.isfinite(update.loss) for update in seen)
 
 
 def test_the_smallest_state_that_reaches_is_chosen_and_the_rest_ordered_by_lifetime() -> None:

@@ -97,13 +97,13 @@ def test_smoke_leaves_everything_it_promises(undisturbed: tuple[Path, str]) -> N
     assert len(trials) == study.search.trials
     assert {row["kind"] for row in trials} == {"sparse", "dense"}
     assert {row["status"] for row in trials} == {"ok"}
-    assert found.circuits().num_rows == len(trials) * len(study.task_names)
+    assert found.circuits().num_rows == len(trials) * len(study.task_sources)
     assert found.pareto().num_rows >= 1, "no trial solves a task: the study is too small to test anything"
     for row in trials:
         assert row["trial"] in said
         model, _ = from_pretrained(str(folder / "models" / row["trial"]))
         assert model.config.d_model == row["d_model"]
-        for task in study.task_names:
+        for task in study.task_sources:
             assert Circuit.load(str(folder / "circuits" / row["trial"] / f"{task}.json")).task == task
     assert (folder / "frontier.png").read_bytes().startswith(b"\x89PNG")
     assert yaml.safe_load((folder / "study.yaml").read_text())["name"] == "smoke"

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from sparse_model.errors import InputError
 from sweeps.cli import status_of
 from sweeps.curves import Point, mean_curves, plot_curves, sizes_of
+from sweeps.objectives import bootstrap_interval
 from sweeps.rows import write_circuit_rows, write_trial_row
 
 
@@ -55,7 +58,7 @@ def test_nothing_to_draw_and_bad_endings_are_input_errors(tmp_path: Path) -> Non
     with pytest.raises(InputError, match="nothing to draw"):
         plot_curves({"node": []}, str(tmp_path / "x.png"), "t")
     with pytest.raises(InputError, match="allowed endings"):
-        plot_curves({"node": [Point(0.5, 1, {"a": 1.0})]}, str(tmp_path / "x.exe"), "t")
+        plot_curves({"node": [Point(0.5, {"a": (1,)})]}, str(tmp_path / "x.exe"), "t")
 
 
 def test_commands_on_a_trained_model(
@@ -74,3 +77,24 @@ def test_commands_on_a_trained_model(
     assert status_of(["curves", model, model, *common, "--tasks", "else_elif"]) == 0
     assert "1.0 x" in capsys.readouterr().out
     assert status_of(["curves", model, model, *common, "--tasks", "nonsense"]) == 2
+
+
+def test_intervals_are_of_draws_of_tasks_with_replacement() -> None:
+    edges = [3, 40, 7, 90, 12]
+    draws = list(itertools.product(edges, repeat=5))  # every draw there is
+    means = np.exp(np.log(draws).mean(1))
+    low, high = bootstrap_interval(edges) or (0, 0)
+    assert (low, high) == pytest.approx(np.percentile(means, (2.5, 97.5)), rel=0.05)
+    assert bootstrap_interval(edges) == (low, high)
+    assert bootstrap_interval([5]) is None
+    assert bootstrap_interval([5, 5, 5]) == pytest.approx((5, 5))
+
+
+def test_a_ratios_interval_pairs_the_tasks() -> None:
+    """Tasks differ a hundredfold in size, and in nothing in their ratio."""
+    point = Point(0.15, {"a": (1, 10, 100), "b": (4, 40, 400)})
+    assert point.tasks == 3
+    ratio, interval = point.ratio
+    assert ratio == pytest.approx(4)
+    assert interval == pytest.approx((4, 4))
+    assert (point.intervals["a"] or (0, 0))[0] < 5

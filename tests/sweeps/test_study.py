@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -36,8 +37,8 @@ def test_quickstart_is_a_real_sweep() -> None:
     assert {source.source for source in study.corpus.sources} == {"idioms", "stdlib"}
     assert {"model.d_model", "training.fraction", "training.anneal"} <= set(study.space.sampled("sparse"))
     assert "model.d_model" in study.space.sampled("dense")
-    assert study.task_names == load_study("quickstart").task_names
-    assert len(study.task_names) == 20
+    assert study.task_sources == load_study("quickstart").task_sources
+    assert len(study.task_sources) == 20
     assert study.target_loss == 0.15
 
 
@@ -211,3 +212,20 @@ def test_a_local_storage_is_meant_from_where_the_command_was_given(
     monkeypatch.chdir("/")  # a worker's directory is another
     assert study.root == str(tmp_path / "here" / "tiny")
     assert read_study(study_text(), "tiny.yaml", "s3://bucket/x").root == "s3://bucket/x/tiny"
+
+
+def test_tasks_in_files_stand_beside_those_of_the_table(study_text: Text, tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text(json.dumps({"prompt_a": "for x", "answer_a": " in", "prompt_b": "if x", "answer_b": " =="}))
+    study = read_study(study_text({"tasks": ["var_if", str(path)]}), "s")
+    assert study.task_sources == ("var_if", str(path))
+    for tasks, said in (
+        ([str(path), str(path)], "each once"),
+        ([str(tmp_path / "other.jsonl")], "does not exist"),
+        ([str(tmp_path / "var_if.jsonl")], "is in the table already"),
+    ):
+        with pytest.raises(InputError, match=said):
+            read_study(study_text({"tasks": tasks}), "s")
+    path.write_text("{}")
+    with pytest.raises(InputError, match=rf"s: tasks\[0\]: {path}:1: prompt_a is missing"):
+        read_study(study_text({"tasks": [str(path)]}), "s")
