@@ -12,7 +12,7 @@ METRICS = ("val_loss", "circuit_edges")
 PENALTIES = (20.0, 1e9)
 """Told in place of a figure that does not exist (Optuna wants finite numbers): worse than any real trial's."""
 
-FINAL = ("ok", "diverged", "failed", "truncated")
+FINAL = ("ok", "diverged", "failed")
 """Statuses of a trial that will not be run again."""
 
 
@@ -26,7 +26,7 @@ def geometric_mean_edges(edges: Sequence[int]) -> float | None:
 def objectives(row: Mapping[str, Any]) -> tuple[float, float]:
     """What the search is told of a trial's row, in the order of `METRICS`.
 
-    A trial that failed, diverged or was cut short is told at the penalties. One that solves fewer tasks than the
+    A trial that failed or diverged is told at the penalties. One that solves fewer tasks than the
     study asks for keeps its loss, but its few circuits, of the easiest tasks, do not make it look interpretable.
     A trial that was run again after a failure stays told as failed: what came after it was drawn knowing that.
     """

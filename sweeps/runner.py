@@ -23,11 +23,11 @@ from sweeps.ray_tokens import on_ray
 from sweeps.rows import table_uri, write_circuit_rows, write_trial_row
 from sweeps.search import Objectives, StudySearch
 from sweeps.study import Study, read_study
-from sweeps.trial import Plan, Trial, failed_row, one_line, run_trial
+from sweeps.trial import Plan, Trial, failed_row, one_line, run_trial, stored_row
 from sweeps.warmstart import warm_trials
 
-CRASHES = 1
-"""Times a trial is run again after its process died."""
+CRASHES = 3
+"""Times a trial is run again after its own process died."""
 
 
 def run_study(study: Study, progress: StudyProgress, *, address: str | None, retry_failed: bool) -> Frontier:
@@ -201,7 +201,9 @@ class TrialEvents(tune.Callback):  # type: ignore[misc]
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         crashed = Trial.of(trial.config, self.plan)
         error = trial.get_error()
-        row = failed_row(crashed, one_line(error) if error is not None else "its process died")
-        write_circuit_rows(self.plan.study.root, crashed.key, [], crashed.attempt)
-        write_trial_row(self.plan.study.root, row)
+        row = stored_row(crashed)
+        if row is None:
+            row = failed_row(crashed, one_line(error) if error is not None else "its process died")
+            write_circuit_rows(self.plan.study.root, crashed.key, [], crashed.attempt)
+            write_trial_row(self.plan.study.root, row)
         self.progress.finished(crashed.key, row)
