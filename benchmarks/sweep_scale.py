@@ -30,6 +30,7 @@ from sparse_model import storage
 from sweeps import runner
 from sweeps.cluster import prepare_environment, ray_session
 from sweeps.interrupts import remembered_interrupts
+from sweeps.lease import held
 from sweeps.progress import Show, StudyProgress
 from sweeps.search import StudySearch
 from sweeps.study import Study, read_study
@@ -88,9 +89,10 @@ def run_inside(root: str, trials: int, sampler: str) -> None:
         show = stack.enter_context(Show(Console(file=io.StringIO())))
         capacity = stack.enter_context(ray_session(study.resources, None))
         interrupts = stack.enter_context(remembered_interrupts())
-        plan = Plan(study, "data")
+        plan, lease = Plan(study, "data"), stack.enter_context(held(study.root, print))
         before, start = memory_mb(), time.perf_counter()
-        runner.run_trials(plan, search, runner.TrialEvents(plan, StudyProgress(show, study), interrupts), capacity)
+        events = runner.TrialEvents(plan, StudyProgress(show, study), interrupts, lease)
+        runner.run_trials(plan, search, events, capacity)
         seconds, after = time.perf_counter() - start, memory_mb()
     start = time.perf_counter()
     known, _ = runner.stored_results(study, "data", retry_failed=False)

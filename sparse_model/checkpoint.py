@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
 from sparse_model import storage
 from sparse_model.errors import InputError
+from sparse_model.store_errors import StorageUnavailable
 from sparse_model.workers import from_first, gathered, rank, world_size
 
 Progress = dict[str, Any]
@@ -78,7 +79,10 @@ class Checkpoints:
         return False
 
     def save(self, step: int, progress: Progress, tensors: Tensors) -> None:
-        """Raises InputError, on every worker, if the checkpoint cannot be kept; the ones before it stay."""
+        """Raises InputError, on every worker, if the checkpoint cannot be kept; the ones before it stay.
+
+        StorageUnavailable where the store is down; what was written then is dropped after a later checkpoint.
+        """
         name = from_first(f"step-{step:08d}-{uuid.uuid4().hex[:8]}")
         files, problem = _on_all(lambda: self._write(name, tensors))
         if not problem:
@@ -200,21 +204,30 @@ def _described(path: Path) -> dict[str, Any]:
 def _on_all(action: Callable[[], T]) -> tuple[list[T], str]:
     """What the action gives on every worker, and what went wrong on the first where something did ('' if nothing).
 
-    No worker goes on before all know, so that none waits for one that has given up.
+    No worker goes on before all know, so that none waits for one that has given up. Raises StorageUnavailable on all
+    where the store is down for one: nothing is wrong with a checkpoint that cannot be read just now.
     """
     values: list[T] = []
-    problem = ""
+    problem, down = "", False
     try:
         values = [action()]
     except (Exception, CheckpointException) as error:  # whatever a damaged file or a lost disk raises
-        problem = _one_line(error)
-    outcomes = gathered((values, problem))
-    return [value for own, _ in outcomes for value in own], next((problem for _, problem in outcomes if problem), "")
+        problem, down = _one_line(error), isinstance(_first_cause(error), StorageUnavailable)
+    outcomes = gathered((values, problem, down))
+    for _, problem, down in outcomes:
+        if down:
+            raise StorageUnavailable(f"storage: {problem}")
+    return [value for own, *_ in outcomes for value in own], next((text for _, text, _ in outcomes if text), "")
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    while isinstance(error, CheckpointException) and error.failures:
+        error = next(iter(error.failures.values()))[0]
+    return error
 
 
 def _one_line(error: BaseException) -> str:
-    while isinstance(error, CheckpointException) and error.failures:
-        error = next(iter(error.failures.values()))[0]
+    error = _first_cause(error)
     text = str(error).removeprefix("storage: ") if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
     return " ".join(text.split())[:300]
 

@@ -157,6 +157,28 @@ def write_bytes_atomic(uri: str, data: bytes, patience: float | None = None) -> 
         persistently("write", uri, lambda: fs.pipe_file(path, data), patience)
 
 
+def create(uri: str, data: bytes) -> bool:
+    """Write a small file unless it exists; whether it was written. Of several writers at once one succeeds.
+
+    Two of them may on a store that knows no exclusive writes, none where an answer got lost: read it back. On a local
+    disk, a reader may see the file before its content. Raises InputError if the place cannot be written.
+    """
+    fs, path = filesystem(uri)
+
+    def write() -> bool:
+        if isinstance(fs, LocalFileSystem):
+            return _create_local(Path(path), data)
+        try:
+            fs.pipe_file(path, data, mode="create")
+        except Exception:  # each driver says in its own way that the file exists
+            if fs.exists(path):
+                return False
+            raise
+        return True
+
+    return persistently("create", uri, write)
+
+
 def remove(uri: str) -> None:
     """Delete a file or a whole folder; nothing happens when it is missing."""
     fs, path = filesystem(uri)
@@ -267,6 +289,16 @@ def _replace_local(path: Path, data: bytes) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _create_local(path: Path, data: bytes) -> bool:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(path, "xb") as file:
+            file.write(data)
+    except FileExistsError:
+        return False
+    return True
 
 
 def _partial_name(path: Path) -> Path:

@@ -17,7 +17,7 @@ PENALTIES = (20.0, 1e9)
 RESAMPLES = 10_000
 """Draws of a bootstrap: its ends then move by about a hundredth of its length."""
 
-FINAL = ("ok", "diverged", "failed", "truncated")
+FINAL = ("ok", "diverged", "failed")
 """Statuses of a trial that will not be run again."""
 
 
@@ -44,7 +44,7 @@ def bootstrap_interval(values: Sequence[float]) -> tuple[float, float] | None:
 def objectives(row: Mapping[str, Any]) -> tuple[float, float]:
     """What the search is told of a trial's row, in the order of `METRICS`.
 
-    A trial that failed, diverged or was cut short is told at the penalties. One that solves fewer tasks than the
+    A trial that failed or diverged is told at the penalties. One that solves fewer tasks than the
     study asks for keeps its loss, but its few circuits, of the easiest tasks, do not make it look interpretable.
     A trial that was run again after a failure stays told as failed: what came after it was drawn knowing that.
     """

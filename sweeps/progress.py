@@ -74,6 +74,10 @@ class StudyProgress:
             self.show.line(f"continuing: {share:.0%} of the text is tokenised already")
         self.show.stage(name, share)
 
+    def note(self, text: str) -> None:
+        """Something about the study as a whole."""
+        self.show.line(text)
+
     def replayed(self, count: int) -> None:
         """Trials of an earlier run that need no other."""
         self._counts["done"] = count

@@ -10,17 +10,17 @@ import ray
 
 from circuit.tasks import source_name
 from sweeps.circuits import measure, methods, prune_task, settings
-from sweeps.study import Study
+from sweeps.study import ResourceConfig, Study
 from sweeps.trial import Row, Trial, is_crash, one_line
+
+LOSSES = 20
+"""Times a pruning task is started again after its process or machine was lost."""
 
 
 def find_circuits(trial: Trial, report: Callable[[int, int], None]) -> list[Row]:
     """Circuit rows of every task and target loss. A task whose search raises has rows of status failed."""
     resources = trial.study.resources
-    options: dict[str, Any] = {"num_cpus": resources.cpus_per_pruning_task, "scheduling_strategy": "SPREAD"}
-    if resources.pruning_resource is not None:
-        options["resources"] = {resources.pruning_resource: resources.cpus_per_pruning_task}
-    threads = resources.cpus_per_pruning_task
+    options, threads = placement(resources), resources.cpus_per_pruning_task
     measured = ray.remote(measure).options(**options)
     known = measured.remote(trial.model_uri, trial.plan.data, resources.cache_bytes, threads)
     prune = ray.remote(prune_task).options(**options)
@@ -40,6 +40,19 @@ def find_circuits(trial: Trial, report: Callable[[int, int], None]) -> list[Row]
         rows[name] = [{"study": trial.study.name, "trial": trial.key, **row} for row in found]
         report(len(rows), len(names))
     return [row for name in names for row in rows[name]]
+
+
+def placement(resources: ResourceConfig) -> dict[str, Any]:
+    """What Ray is asked for each pruning task: cores, never a GPU, anywhere but in the trial's own placement group."""
+    return {
+        "num_cpus": resources.cpus_per_pruning_task,
+        "num_gpus": 0,
+        "resources": {resources.pruning_resource: resources.cpus_per_pruning_task}
+        if resources.pruning_resource
+        else {},
+        "scheduling_strategy": "SPREAD",
+        "max_retries": LOSSES,
+    }
 
 
 def _failed(study: Study, task: str, error: Exception) -> list[Row]:

@@ -7,19 +7,22 @@ and a kill at that moment, or a checkpoint that got lost, makes Ray refuse the w
 from __future__ import annotations
 
 import os
+import tempfile
 from typing import Any
 
 import ray.train
 import torch
+from ray.train import TrainingFailedError
 from ray.train.torch import TorchTrainer, get_device
 from ray.tune.integration.ray_train import TuneReportCallback
 
+from sparse_model import storage
 from sparse_model.checkpoint import Checkpoints
 from sparse_model.data.loader import TokenDataset
 from sparse_model.pretrained import save_pretrained
 from sparse_model.training import train
 from sweeps.space import TrialConfig
-from sweeps.trial import Trained, Trial
+from sweeps.trial import Trained, Trial, is_crash
 
 POLL_SECONDS = "0.5"
 """Ray Train's controller fetches one progress report per poll, and the next one blocks till then (2 s by default)."""
@@ -29,9 +32,28 @@ WORKER_RETRIES = 3
 
 
 def train_model(trial: Trial) -> Trained:
-    """Train and publish the model; a run of the same key that was interrupted continues from its last checkpoint."""
+    """Train and publish the model; a run of the same key that was interrupted continues from its last checkpoint.
+
+    Machines may vanish as often as they like, as long as training gets to a later checkpoint in between.
+    """
     for name, value in _TRAIN_SETTINGS.items():
         os.environ.setdefault(name, value)
+    reached: list[str] | None = None
+    while True:
+        try:
+            with tempfile.TemporaryDirectory(prefix="circuit-sweeps-") as scratch:
+                return _fit(trial, scratch)
+        except TrainingFailedError as error:
+            before, reached = reached, storage.listdir(trial.checkpoints_uri)
+            if reached == before or not is_crash(error):
+                raise
+
+
+def _fit(trial: Trial, scratch: str) -> Trained:
+    """Train with workers that are started again a few times. `scratch` is for Ray Train's own state.
+
+    That state is of no use to us, and an outage of the study's storage would end the run if it lay there.
+    """
     resources = trial.study.resources
     per_worker = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
     trainer = TorchTrainer(
@@ -52,7 +74,7 @@ def train_model(trial: Trial) -> Trained:
         ),
         run_config=ray.train.RunConfig(
             name=trial.key,
-            storage_path=trial.train_root,
+            storage_path=scratch,
             callbacks=[TuneReportCallback()],
             failure_config=ray.train.FailureConfig(max_failures=WORKER_RETRIES),
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),

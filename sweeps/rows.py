@@ -35,7 +35,7 @@ TRIAL_SCHEMA = _schema(
         "trial": (TEXT, "the trial's key: number of the suggestion and hash of the configuration"),
         "suggestion": (INT, "number of the search's suggestion; seeds of one configuration share it"),
         "kind": (TEXT, "sparse or dense"),
-        "status": (TEXT, "ok, failed, diverged or truncated"),
+        "status": (TEXT, "ok, failed or diverged"),
         "reason": (TEXT, "why the status is not ok"),
         "attempt": (INT, "0, or how often the trial was run again after a failure"),
         "retried": (BOOL, "run again after a failure, which is what the search was told"),
@@ -124,6 +124,12 @@ def write_trial_row(root: str, row: Mapping[str, Any]) -> None:
 def write_circuit_rows(root: str, trial: str, rows: Sequence[Mapping[str, Any]], attempt: int = 0) -> None:
     """Write all circuit rows of a trial's attempt; none of them leaves an empty table."""
     _write(root, "circuits", trial, rows, attempt)
+
+
+def read_rows(uri: str) -> list[dict[str, Any]]:
+    """The rows in one file that this version wrote."""
+    rows: list[dict[str, Any]] = pq.read_table(io.BytesIO(storage.read_bytes(uri))).to_pylist()
+    return rows
 
 
 def _write(root: str, table: str, trial: str, rows: Sequence[Mapping[str, Any]], attempt: int) -> None:

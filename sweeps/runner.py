@@ -16,25 +16,31 @@ from sparse_model.errors import InputError
 from sweeps.cluster import Capacity, ray_session
 from sweeps.frontier import Frontier
 from sweeps.interrupts import Interrupts, remembered_interrupts
+from sweeps.lease import Lease, held
 from sweeps.objectives import FINAL, objectives
 from sweeps.progress import StudyProgress
 from sweeps.ray_tokens import on_ray
 from sweeps.rows import table_uri, write_circuit_rows, write_trial_row
 from sweeps.search import Objectives, StudySearch
 from sweeps.study import Study, read_study
-from sweeps.trial import Plan, Trial, failed_row, one_line, run_trial
+from sweeps.trial import Plan, Trial, failed_row, one_line, run_trial, stored_row
 from sweeps.warmstart import warm_trials
 
-CRASHES = 1
-"""Times a trial is run again after its process died."""
+CRASHES = 3
+"""Times a trial is run again after its own process died."""
 
 
 def run_study(study: Study, progress: StudyProgress, *, address: str | None, retry_failed: bool) -> Frontier:
     """Run or resume a study to its end; afterwards every one of its trials has a row.
 
-    Raises InputError, before anything is trained, for a study that cannot be run.
+    Raises InputError, before anything is trained, for a study that cannot be run, or that another driver runs.
     """
     check_storage(study)
+    with held(study.root, progress.note) as lease:
+        return _run_held(study, progress, lease, address, retry_failed)
+
+
+def _run_held(study: Study, progress: StudyProgress, lease: Lease, address: str | None, retry_failed: bool) -> Frontier:
     on_any_machine = on_ray(study.resources, address)
     data = prepare(study.corpus, study.tokenizer, study.storage, progress.data, execute=on_any_machine)
     check_tasks(study, data)
@@ -47,7 +53,7 @@ def run_study(study: Study, progress: StudyProgress, *, address: str | None, ret
     if not search.is_finished():
         with ray_session(study.resources, address) as capacity, remembered_interrupts() as interrupts:
             plan = Plan(study, data.uri, attempts)
-            run_trials(plan, search, TrialEvents(plan, progress, interrupts), capacity)
+            run_trials(plan, search, TrialEvents(plan, progress, interrupts, lease), capacity)
     return Frontier(study.root)
 
 
@@ -166,8 +172,8 @@ def _trial_key(trial: Any) -> str:
 class TrialEvents(tune.Callback):  # type: ignore[misc]
     """What the driver does when something happens to a trial: show it, and see to the rows of one that crashed."""
 
-    def __init__(self, plan: Plan, progress: StudyProgress, interrupts: Interrupts) -> None:
-        self.plan, self.progress, self.interrupts = plan, progress, interrupts
+    def __init__(self, plan: Plan, progress: StudyProgress, interrupts: Interrupts, lease: Lease) -> None:
+        self.plan, self.progress, self.interrupts, self.lease = plan, progress, interrupts, lease
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune stores its callbacks beside its state, from which we never restore."""
@@ -175,6 +181,7 @@ class TrialEvents(tune.Callback):  # type: ignore[misc]
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self.interrupts.check()
+        self.lease.check()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.progress.started(_trial_key(trial), Trial.of(trial.config, self.plan).config)
@@ -195,7 +202,9 @@ class TrialEvents(tune.Callback):  # type: ignore[misc]
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         crashed = Trial.of(trial.config, self.plan)
         error = trial.get_error()
-        row = failed_row(crashed, one_line(error) if error is not None else "its process died")
-        write_circuit_rows(self.plan.study.root, crashed.key, [], crashed.attempt)
-        write_trial_row(self.plan.study.root, row)
+        row = stored_row(crashed)
+        if row is None:
+            row = failed_row(crashed, one_line(error) if error is not None else "its process died")
+            write_circuit_rows(self.plan.study.root, crashed.key, [], crashed.attempt)
+            write_trial_row(self.plan.study.root, row)
         self.progress.finished(crashed.key, row)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,9 +16,10 @@ import ray
 from ray import tune
 
 from sparse_model import storage
+from sparse_model.errors import InputError
 from sparse_model.store_errors import StorageUnavailable, redacted
 from sweeps.objectives import FINAL, METRICS, bootstrap_interval, geometric_mean_edges, objectives
-from sweeps.rows import write_circuit_rows, write_trial_row
+from sweeps.rows import read_rows, row_uri, write_circuit_rows, write_trial_row
 from sweeps.space import TrialConfig
 from sweeps.study import Study
 
@@ -93,6 +95,8 @@ def run_trial(config: Mapping[str, Any], plan: Plan) -> None:
     from sweeps.ray_train import train_model
 
     trial = Trial.of(config, plan)
+    if (row := stored_row(trial)) is not None:  # an earlier process ended between its row and its report
+        return report_end(row)
     circuits: list[Row] = []
     prune_seconds = 0.0
     try:
@@ -107,6 +111,17 @@ def run_trial(config: Mapping[str, Any], plan: Plan) -> None:
             raise
         row = failed_row(trial, one_line(error))
     publish(trial, circuits, row)
+    return report_end(row)
+
+
+def stored_row(trial: Trial) -> Row | None:
+    """The row this attempt of the trial has written, if it has."""
+    uri = row_uri(trial.study.root, "trials", trial.key, trial.attempt)
+    return read_rows(uri)[0] if storage.exists(uri) else None
+
+
+def report_end(row: Row) -> None:
+    """The trial's figures for the search, and its row for the driver to show."""
     tune.report(dict(zip(METRICS, objectives(row), strict=True)) | {"stage": "done", "row": row})
 
 
@@ -120,7 +135,8 @@ def publish(trial: Trial, circuits: list[Row], row: Row) -> None:
     assert row["status"] in FINAL, row["status"]
     write_circuit_rows(trial.study.root, trial.key, circuits, trial.attempt)
     write_trial_row(trial.study.root, row)
-    storage.remove(storage.join(trial.train_root, trial.key))
+    with suppress(InputError):  # left behind, they cost room; the trial has ended all the same
+        storage.remove(storage.join(trial.train_root, trial.key))
 
 
 def trial_row(trial: Trial, trained: Trained, circuits: list[Row]) -> Row:
@@ -181,9 +197,20 @@ def is_crash(error: BaseException) -> bool:
     return any(
         (isinstance(cause, ray.exceptions.RayError) and not isinstance(cause, ray.exceptions.RayTaskError))
         or type(cause).__name__ in ("WorkerHealthCheckFailedError", "PreemptionError")
-        or isinstance(getattr(cause, "_base_exc", None) or getattr(cause, "cause", None) or cause, StorageUnavailable)
+        or _is_loss(getattr(cause, "_base_exc", None) or getattr(cause, "cause", None) or cause)
         for cause in causes.values()
     )
+
+
+def _is_loss(error: BaseException) -> bool:
+    """Whether an error of our code means that something else is gone: the store, or a worker it was talking to.
+
+    The workers that are left raise at once; that the machine of another is gone takes Ray seconds to see.
+    """
+    lost_peer = type(error).__name__ in ("DistBackendError", "DistNetworkError") or (
+        isinstance(error, RuntimeError) and "gloo/transport" in str(error)
+    )
+    return lost_peer or isinstance(error, StorageUnavailable)
 
 
 def one_line(error: BaseException) -> str:

@@ -10,6 +10,7 @@ import torch
 from sparse_model import checkpoint, storage
 from sparse_model.checkpoint import Checkpoints
 from sparse_model.errors import InputError
+from sparse_model.store_errors import StorageUnavailable
 
 
 def state(step: int) -> dict[str, torch.Tensor]:
@@ -123,3 +124,22 @@ def test_a_manifest_names_every_file_with_its_hash(tmp_path):
     there = {path.name for path in newest_file(tmp_path, "manifest.json").parent.iterdir()}
     assert set(manifest["files"]) | {"manifest.json"} == there
     assert all(len(entry["sha256"]) == 64 for entry in manifest["files"].values())
+
+
+def test_a_store_that_is_down_is_no_damaged_checkpoint(tmp_path, monkeypatch):
+    """Neither is an older one taken instead, nor the newest thrown away: the run is to be tried again."""
+    store = saved(str(tmp_path), 5, 10)
+
+    def down(*_):
+        raise StorageUnavailable("storage: cannot read: down")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "read_bytes", down)
+        with pytest.raises(StorageUnavailable, match="down"):
+            restored(store)
+        patch.setattr(storage, "write_bytes_atomic", down)
+        with pytest.raises(StorageUnavailable, match="down"):
+            saved(str(tmp_path), 15)
+    assert restored(store) == 10
+    assert restored(saved(str(tmp_path), 20)) == 20
+    assert names(str(tmp_path)) == ["step-00000010", "step-00000020"]

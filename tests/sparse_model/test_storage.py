@@ -20,6 +20,16 @@ class TestEveryStore:
         storage.write_bytes_atomic(uri, b"second")
         assert storage.read_bytes(uri) == b"second"
 
+    def test_of_many_that_create_a_file_at_once_one_succeeds(self, root_uri: str) -> None:
+        uri = storage.join(root_uri, "a", "b.bin")
+        with ThreadPoolExecutor(4) as pool:
+            written = list(pool.map(lambda i: storage.create(uri, b"%d" % i), range(4)))
+        if not root_uri.startswith("memory"):  # which nobody shares
+            assert storage.read_bytes(uri) == b"%d" % written.index(True)
+            assert written.count(True) == 1
+        assert not storage.create(uri, b"late")
+        assert storage.read_bytes(uri) != b"late"
+
     def test_existence_of_files_and_folders(self, root_uri: str) -> None:
         uri = storage.join(root_uri, "a", "b.bin")
         assert not storage.exists(uri)

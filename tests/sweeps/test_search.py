@@ -151,7 +151,7 @@ def test_objectives_of_rows() -> None:
     row = {"status": "ok", "retried": False, "eligible": True, "val_loss": 2.0, "circuit_edges": 30.0}
     assert objectives(row) == (2.0, 30.0)
     assert objectives(row | {"eligible": False, "circuit_edges": 3.0}) == (2.0, PENALTIES[1])
-    for bad in ({"status": "failed"}, {"status": "diverged"}, {"status": "truncated"}, {"retried": True}):
+    for bad in ({"status": "failed"}, {"status": "diverged"}, {"retried": True}):
         assert objectives(row | bad) == PENALTIES
 
 

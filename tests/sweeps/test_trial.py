@@ -10,6 +10,7 @@ import pytest
 import ray
 from ray import tune
 from ray.train import TrainingFailedError
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from ray.train.v2.api.exceptions import WorkerGroupError
 
 from sparse_model import storage
@@ -18,12 +19,13 @@ from sparse_model.store_errors import StorageUnavailable
 from sweeps import ray_prune, ray_train
 from sweeps.frontier import Frontier
 from sweeps.interrupts import Interrupts
+from sweeps.lease import Lease
 from sweeps.objectives import METRICS, PENALTIES
 from sweeps.progress import StudyProgress
 from sweeps.runner import TrialEvents, differences, stored_results
 from sweeps.search import StudySearch
 from sweeps.study import Study, read_study
-from sweeps.trial import Plan, Trained, is_crash, one_line, run_trial
+from sweeps.trial import Plan, Trained, Trial, is_crash, one_line, run_trial
 
 Text = Callable[..., str]
 FIGURES = {"val_loss": 2.0, "train_loss": 2.1, "l0": 100, "total_params": 200, "tokens": 1000, "flops": 1e9}
@@ -134,6 +136,11 @@ def test_what_is_a_crash() -> None:
     assert is_crash(ray.exceptions.WorkerCrashedError())
     assert is_crash(ray.exceptions.NodeDiedError("gone"))
     assert not is_crash(ValueError("ours"))
+    # What the workers say that are left when the machine of another is gone.
+    reset = RuntimeError("[third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error: Connection reset by peer")
+    assert is_crash(WorkerGroupError("x", {0: UserExceptionWithTraceback(reset, "")}))
+    assert not is_crash(WorkerGroupError("x", {0: UserExceptionWithTraceback(RuntimeError("ours"), "")}))
+    assert is_crash(WorkerGroupError("x", {0: UserExceptionWithTraceback(StorageUnavailable("down"), "")}))
     assert one_line(WorkerGroupError("x", {1: KeyError("a\nb")})).startswith("KeyError: ")
 
 
@@ -142,7 +149,8 @@ def test_the_driver_sees_to_a_trial_that_kept_crashing(study: Study) -> None:
         def line(self, text: str) -> None: ...
         def end(self, name: str) -> None: ...
 
-    events = TrialEvents(Plan(study, "data"), StudyProgress(Silent(), study), Interrupts())  # type: ignore[arg-type]
+    progress = StudyProgress(Silent(), study)  # type: ignore[arg-type]
+    events = TrialEvents(Plan(study, "data"), progress, Interrupts(), Lease(study.root, 1))
     error = ray.exceptions.WorkerCrashedError()
     events.on_trial_error(1, [], SimpleNamespace(config=suggestion(study), get_error=lambda: error))
     (row,) = Frontier(study.root).trials().to_pylist()
@@ -193,3 +201,62 @@ def test_a_store_that_is_down_is_no_fault_of_the_trial() -> None:
     assert is_crash(WorkerGroupError("x", {0: StorageUnavailable("down")}))
     assert is_crash(ray.exceptions.RayTaskError("f", "trace", StorageUnavailable("down")).as_instanceof_cause())
     assert not is_crash(ray.exceptions.RayTaskError("f", "trace", InputError("bad")).as_instanceof_cause())
+
+
+def test_a_trial_that_ended_without_telling_is_told_from_its_row(
+    study: Study, monkeypatch: pytest.MonkeyPatch, reported: list[dict[str, Any]]
+) -> None:
+    """A process that dies between its row and its report: the retry neither trains again nor makes it a failure."""
+    written = play(study, monkeypatch, Trained("ok", "", FIGURES), [circuit("a", "ok", 4)] * 2)
+    told = reported[-1]
+    again = play(study, monkeypatch, AssertionError("trained again"), [])
+    assert again == written
+    assert {metric: reported[-1][metric] for metric in METRICS} == {metric: told[metric] for metric in METRICS}
+    crashed = SimpleNamespace(config=suggestion(study), get_error=ray.exceptions.WorkerCrashedError)
+    shown: list[str] = []
+    progress = SimpleNamespace(finished=lambda key, row: shown.append(row["status"]))
+    events = TrialEvents(Plan(study, "data"), progress, Interrupts(), Lease(study.root, 1))  # type: ignore[arg-type]
+    events.on_trial_error(1, [], crashed)
+    assert shown == ["ok"]
+    assert Frontier(study.root).trials().to_pylist() == [written]
+
+
+def test_leftovers_that_cannot_be_removed_are_no_failure(
+    study: Study, monkeypatch: pytest.MonkeyPatch, reported: list[dict[str, Any]]
+) -> None:
+    def down(*_: Any) -> None:
+        raise StorageUnavailable("storage: cannot delete: down")
+
+    monkeypatch.setattr(storage, "remove", down)
+    assert play(study, monkeypatch, Trained("ok", "", FIGURES), [])["status"] == "ok"
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_training_goes_on_for_as_long_as_it_gets_further(
+    study: Study, monkeypatch: pytest.MonkeyPatch, progress: bool
+) -> None:
+    trial, fits = Trial.of(suggestion(study), Plan(study, "data")), list[int]()
+
+    def fit(trial: Trial, scratch: str) -> Trained:
+        fits.append(len(fits))
+        if progress:
+            storage.write_bytes_atomic(storage.join(trial.checkpoints_uri, f"step-{len(fits)}", "x"), b"")
+        if len(fits) == 20:
+            return Trained("ok", "", {})
+        raise WorkerGroupError("x", {0: ray.exceptions.ActorDiedError()})
+
+    monkeypatch.setattr(ray_train, "_fit", fit)
+    if progress:
+        assert ray_train.train_model(trial).status == "ok"
+    else:
+        with pytest.raises(TrainingFailedError):
+            ray_train.train_model(trial)
+        assert len(fits) == 2
+
+
+def test_pruning_holds_no_gpu_and_runs_where_it_is_told_to(study: Study) -> None:
+    resources = study.resources.model_copy(update={"gpus_per_worker": 1.0, "workers": 8, "cpus_per_pruning_task": 3})
+    anywhere = ray_prune.placement(resources)
+    assert (anywhere["num_gpus"], anywhere["num_cpus"], anywhere["resources"]) == (0, 3, {})
+    elsewhere = ray_prune.placement(resources.model_copy(update={"pruning_resource": "pruner"}))
+    assert (elsewhere["num_gpus"], elsewhere["resources"]) == (0, {"pruner": 3})
