@@ -39,6 +39,11 @@ Edges = Mapping[str, Tensor]
 """Target site -> (E, 2) kept edges into it as (target channel, source channel); sites without one may be left out."""
 
 
+Visit = Callable[[str, Tensor, Tensor], Tensor]
+"""Called with (site name, kept channels (S,), their values (B, T, S) or, at answer positions only, (B, 1, S)); what it
+returns takes their place. Kept q and k nodes of a head without a kept value do nothing and are not visited."""
+
+
 def edges_into(site: str) -> str:
     """The key in `Gates` of the gates of the edges into a site."""
     return f"{site}.edges"
@@ -60,11 +65,19 @@ class AblatedModel:
     With `edges`, a weight between kept nodes that is not among them is removed: to its target, its source is at its
     mean, so that weight * mean is part of the target's bias. Weights from kept nodes to others are left as they are:
     all that becomes of those is what they weigh in AbsTopK.
-    Weights are copied in cut form, without gradient; gradients flow to the gates only.
+    Weights are copied in cut form, without gradient; gradients flow to the gates only. `visit` may look at or replace
+    the values of kept nodes, after AbsTopK.
     """
 
-    def __init__(self, model: SparseTransformer, means: Means, kept: Nodes, edges: Edges | None = None) -> None:
-        cut = _Cut(model.config, means, kept, edges)
+    def __init__(
+        self,
+        model: SparseTransformer,
+        means: Means,
+        kept: Nodes,
+        edges: Edges | None = None,
+        visit: Visit | None = None,
+    ) -> None:
+        cut = _Cut(model.config, means, kept, edges, visit)
         self.config = model.config
         self.embedding = model.embedding.detach()
         self.positions = None if model.positions is None else model.positions.detach()
@@ -95,6 +108,14 @@ class AblatedModel:
         positions = self.positions[: x.shape[1]]
         return (x, positions) if self.config.positions == "concatenated" else (x + positions, None)
 
+    def add_input(self, site: str, channel: int, amount: float) -> None:
+        """Add a constant to what a kept node at an attn.q, k, v, out or mlp.act, out site reads."""
+        layers = zip(self.attention, self.mlp, strict=True)
+        every = [project for a, m in layers for project in (*a.project.values(), a.out, m.up, m.down)]
+        for project in every:
+            if project.between.target == site:
+                project.bias = project.bias + amount * (project.kept == channel)
+
     def projections(self) -> list[Projection]:
         """The matrices between kept nodes, in the order of a forward pass."""
         layers = zip(self.attention, self.mlp, strict=True)
@@ -109,10 +130,12 @@ def blocks(model: SparseTransformer) -> list[Block]:
 class _Cut:
     """What is kept, and the constants in place of what is not."""
 
-    def __init__(self, config: ModelConfig, means: Means, kept: Nodes, edges: Edges | None) -> None:
+    def __init__(
+        self, config: ModelConfig, means: Means, kept: Nodes, edges: Edges | None, visit: Visit | None
+    ) -> None:
         device = means[FINAL_SITE].device
         empty = torch.zeros(0, dtype=torch.long, device=device)
-        self.config, self.means, self.edges = config, means, edges
+        self.config, self.means, self.edges, self.visit = config, means, edges, visit
         self.kept = {name: kept.get(name, empty) for name in site_names(config)}
 
     def survivors(self, site: str) -> int | None:
@@ -136,8 +159,11 @@ class _Gate:
 
     def __init__(self, site: str, channels: Tensor, cut: _Cut) -> None:
         self.site, self.channels, self.mean = site, channels, cut.means[site][channels]
+        self.visit = cut.visit
 
     def __call__(self, x: Tensor, gates: Gates) -> Tensor:
+        if self.visit is not None:
+            x = self.visit(self.site, self.channels, x)
         if self.site not in gates:
             return x
         gate = gates[self.site].index_select(-1, self.channels)

@@ -24,6 +24,11 @@ class Node(NamedTuple):
     site: str
     channel: int
 
+    @property
+    def name(self) -> str:
+        """E.g. layers.1.attn.q.5"""
+        return f"{self.site}.{self.channel}"
+
 
 class Edge(NamedTuple):
     """A nonzero weight between two kept nodes. `matrix` is qkv, out, up or down of the given layer."""
@@ -33,6 +38,11 @@ class Edge(NamedTuple):
     source: Node
     target: Node
     weight: float
+
+    @property
+    def name(self) -> str:
+        """E.g. layers.1.attn.in.3:layers.1.attn.q.5"""
+        return f"{self.source.name}:{self.target.name}"
 
 
 class Circuit(Config):

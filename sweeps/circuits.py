@@ -53,17 +53,20 @@ def measure(model_uri: str, data_uri: str, cache_bytes: int, threads: int) -> Pr
 
 
 def pretraining(model: SparseTransformer, data: TokenDataset) -> Pretraining:
-    """Mean activations of a model over `MEAN_TOKENS` training tokens, and some of these; the same ones for every model
-    of a context."""
+    """What searches take from training text; the same text for every model of a context."""
+    return measured(model, windows(model, data))
+
+
+def windows(model: SparseTransformer, data: TokenDataset) -> Tensor:
+    """About `MEAN_TOKENS` training tokens as (n, context), drawn from all of the text."""
     rows, context = 32, model.config.context
     steps = max(1, min(MEAN_TOKENS // context, data.n_windows("train", context)) // rows)
     batches = (data.batch("train", step, batch_size=rows, context=context, seed=0) for step in range(steps))
-    windows = [torch.from_numpy(batch[:, :-1]) for batch in batches]
-    return _measured(model, windows)
+    return torch.cat([torch.from_numpy(batch[:, :-1]) for batch in batches])
 
 
-def text_pretraining(model: SparseTransformer, tokenizer: Tokenizer, corpus: CorpusConfig) -> Pretraining:
-    """The same over the first `MEAN_TOKENS` training tokens of a corpus, cut by a tokenizer of the model's own.
+def text_windows(model: SparseTransformer, tokenizer: Tokenizer, corpus: CorpusConfig) -> Tensor:
+    """The first `MEAN_TOKENS` training tokens of a corpus as (n, context), cut by a tokenizer of the model's own.
 
     InputError for a corpus that is shorter than the model's context.
     """
@@ -77,13 +80,12 @@ def text_pretraining(model: SparseTransformer, tokenizer: Tokenizer, corpus: Cor
     n_windows = min(len(tokens), MEAN_TOKENS) // context
     if not n_windows:
         raise InputError(f"corpus: {len(tokens)} training tokens; the model's context is {context}")
-    windows = torch.tensor(tokens[: n_windows * context]).view(n_windows, context)
-    return _measured(model, list(torch.split(windows, 32)))
+    return torch.tensor(tokens[: n_windows * context]).view(n_windows, context)
 
 
-def _measured(model: SparseTransformer, windows: list[Tensor]) -> Pretraining:
-    """Of windows in batches, each (rows, context)."""
-    return Pretraining(mean_activations(model, windows), torch.cat(windows)[:RESAMPLED_WINDOWS])
+def measured(model: SparseTransformer, text: Tensor) -> Pretraining:
+    """Mean activations over text (n, context), and some of it."""
+    return Pretraining(mean_activations(model, torch.split(text, 32)), text[:RESAMPLED_WINDOWS])
 
 
 def prune_task(

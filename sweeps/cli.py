@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from sparse_model.errors import InputError
 from sparse_model.store_errors import StorageUnavailable, redacted
-from sweeps.commands import cluster, curves, data, doctor, frontier, importing, one, run, search
+from sweeps.commands import circuit, cluster, curves, data, doctor, frontier, importing, one, run, search
 
 app = typer.Typer(
     name="sweeps",
@@ -28,6 +28,7 @@ for command in (
 ):
     app.command()(command)
 app.command("import")(importing.import_)
+app.add_typer(circuit.app, name="circuit", no_args_is_help=True)
 app.command("doctor")(doctor.doctor)
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130

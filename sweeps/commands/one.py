@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from torch import Tensor
 
 from circuit.ablation import Pretraining
 from circuit.graph import Circuit
@@ -20,7 +21,7 @@ from sparse_model.errors import InputError
 from sparse_model.model import SparseTransformer
 from sparse_model.pretrained import from_pretrained, save_pretrained
 from sparse_model.training import train as train_model
-from sweeps.circuits import circuit_row, pretraining, settings, text_pretraining
+from sweeps.circuits import circuit_row, measured, settings, text_windows, windows
 from sweeps.commands.data import StorageOption, prepared
 from sweeps.progress import Show, StudyProgress
 from sweeps.space import Space, TrialConfig
@@ -130,16 +131,22 @@ def describe(circuit: Circuit, console: Console) -> None:
 
 
 def opened(model: str, study: Study) -> tuple[SparseTransformer, Tokenizer, Pretraining]:
-    """A model, its tokenizer and what searches take from pretraining data: as a trial of the study would; of the same
-    text in the model's tokens where they are others."""
+    """A model, its tokenizer and what searches take from pretraining data, as a trial of the study would."""
+    trained, tokenizer, text = opened_with_text(model, study)
+    return trained, tokenizer, measured(trained, text)
+
+
+def opened_with_text(model: str, study: Study) -> tuple[SparseTransformer, Tokenizer, Tensor]:
+    """A model, its tokenizer and training text (n, context): what a trial of the study would take its means of; the
+    same text in the model's tokens where they are others."""
     trained, tokenizer = from_pretrained(model)
     console = Console(stderr=True)
     data = prepared(study, console)
     if data.tokenizer.to_json() == tokenizer.to_json():
-        return trained, tokenizer, pretraining(trained, data)
+        return trained, tokenizer, windows(trained, data)
     said = f"the model's tokenizer is not that of study {study.name}: means are of the study's text in its own"
     console.print(said, markup=False, highlight=False, soft_wrap=True)
-    return trained, tokenizer, text_pretraining(trained, tokenizer, study.corpus)
+    return trained, tokenizer, text_windows(trained, tokenizer, study.corpus)
 
 
 def chosen(space: Space, assignments: list[str], seed: int) -> TrialConfig:
