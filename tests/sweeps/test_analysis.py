@@ -61,7 +61,9 @@ def test_history_is_bounded_and_still_reproducible(
             drawn.append(in_flight[-1][1])
             if len(in_flight) == 3:  # told after a cut that came after they were asked
                 name, params = in_flight.pop(0)
-                bounded.tell(name, figures(study.space.config(params, 0)))
+                values = figures(study.space.config(params, 0))
+                bounded.tell(name, values)
+                assert any(trial.values == list(values) for trial in bounded._study.trials), "told, and forgotten"
             longest = max(longest, len(bounded._study.trials))
         return drawn, longest
 
