@@ -46,7 +46,14 @@ def check(study: str, storage_uri: str | None) -> Study:
 def submit(client: Any, command: str, working_dir: str) -> str:
     """Upload the working directory and start the job; its id. The driver asks for no CPU, so it stays on the head."""
     runtime_env = {"working_dir": working_dir, "excludes": list(KEEP_OUT)}
-    return str(client.submit_job(entrypoint=command, runtime_env=runtime_env))
+    deadline = time.monotonic() + LONGEST_OUTAGE
+    while True:
+        try:
+            return str(client.submit_job(entrypoint=command, runtime_env=runtime_env))
+        except RuntimeError as error:  # a cluster that has only just started has no agent to take it
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(POLL_SECONDS)
 
 
 def follow(client: Any, job: str, show: Callable[[str], None]) -> int:

@@ -108,8 +108,12 @@ class Client:
     def __init__(self, logs: list[Any], end: JobStatus, code: int | None = None) -> None:
         self.logs, self.end, self.code = logs, end, code
         self.submitted: dict[str, Any] = {}
+        self.not_yet = 0
 
     def submit_job(self, **options: Any) -> str:
+        if self.not_yet:
+            self.not_yet -= 1
+            raise RuntimeError("Request failed with status code 500: No available agent to submit job")
         self.submitted = options
         return "raysubmit_x"
 
@@ -157,7 +161,8 @@ def test_a_cluster_that_is_gone_is_not_waited_for_for_ever(monkeypatch: pytest.M
     assert "may still be running" in said[-1]
 
 
-def test_what_is_submitted(study_text: Text, tmp_path: Path) -> None:
+def test_what_is_submitted(study_text: Text, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submission, "POLL_SECONDS", 0)
     (tmp_path / "s.yaml").write_text(study_text({"storage": "s3://bucket/x"}))
     path = str(tmp_path / "s.yaml")
     command = submission.entrypoint(path, "s3://b/a path", str(tmp_path), retry_failed=True)
@@ -166,6 +171,7 @@ def test_what_is_submitted(study_text: Text, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is not below the working directory"):
         submission.entrypoint(path, None, str(tmp_path / "elsewhere"))
     client = Client([""], JobStatus.SUCCEEDED)
+    client.not_yet = 2  # the cluster has only just started
     submission.submit(client, command, str(tmp_path))
     assert client.submitted["entrypoint"] == command
     assert {"results", ".venv"} <= set(client.submitted["runtime_env"]["excludes"])
