@@ -40,11 +40,11 @@ TINY: dict[str, Any] = {
         "kind": {"choice": ["sparse", "dense"]},
         "model": {"n_layer": 1, "d_head": 16, "context": 96, "d_model": 32, "positions": "learned"},
         "training": {
-            "tokens": 200_000,
+            "tokens": 300_000,
             "batch_size": 8,
             "min_alive": 1,
             "eval_tokens": 4000,
-            "log_every": 40,
+            "log_every": 1000,  # every report waits for the next poll
             "checkpoint_every": 40,
             "lr": 0.1,
         },

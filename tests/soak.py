@@ -24,10 +24,9 @@ from chaos import PRUNING, TRIAL, WORKER, Driver, Nodes, rows, write_study
 from faulty_proxy import FaultyProxy
 from moto.server import ThreadedMotoServer
 
-ACCESS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
+from sparse_model import storage
 
-PER_ROUND = 4
-"""Faults in one run of the study; a trial's own process may be lost three times before the trial counts as failed."""
+ACCESS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
 
 STUCK = 300.0
 """Seconds without an end after the last fault of a round: something was lost."""
@@ -51,7 +50,8 @@ def main() -> int:
     ):
         boto3.client("s3", endpoint_url=proxy.address).create_bucket(Bucket="bucket")
         study = write_study(Path(folder) / "tiny.yaml", arguments.trials)
-        lost = soak(Soak(study, nodes, proxy, arguments.outage, random.Random(arguments.seed)), arguments.seconds)
+        case = Soak(study, nodes, proxy, arguments.outage, random.Random(arguments.seed))
+        lost = soak(case, undisturbed(case), arguments.seconds)
     server.stop()
     return 1 if lost else 0
 
@@ -65,6 +65,7 @@ class Soak:
     proxy: FaultyProxy
     outage: float
     random: random.Random
+    per_round: int = 4  # faults; a trial's own process may be lost three times before the trial counts as failed
     started: float = field(default_factory=time.monotonic)
 
     def say(self, text: str) -> None:
@@ -73,15 +74,16 @@ class Soak:
     def uri(self, round_: int) -> str:
         return f"s3://bucket/round-{round_}?endpoint_override={self.proxy.address}"
 
+    def start(self, round_: int) -> Driver:
+        return Driver(self.study, self.uri(round_), self.study.parent / "log", self.nodes.address)
+
     def found(self, round_: int) -> dict[str, object]:
-        return dict(rows(f"s3://bucket/round-{round_}/tiny?endpoint_override={self.proxy.address}"))
+        return dict(rows(storage.join(self.uri(round_), "tiny")))
 
 
-def soak(case: Soak, seconds: float) -> int:
+def soak(case: Soak, expected: dict[str, object], seconds: float) -> int:
     """Rounds till the time is over; how many of them lost something."""
-    case.say("undisturbed run")
-    undisturbed(case)
-    expected, faults, lost = case.found(0), endless_faults(case.random), 0
+    faults, lost = endless_faults(case.random), 0
     done: dict[str, int] = {}
     for round_ in count(1):
         if time.monotonic() - case.started > seconds and round_ > 1:
@@ -99,12 +101,15 @@ def soak(case: Soak, seconds: float) -> int:
     return lost
 
 
-def undisturbed(case: Soak) -> None:
-    driver = Driver(case.study, case.uri(0), case.study.parent / "log", case.nodes.address)
+def undisturbed(case: Soak) -> dict[str, object]:
+    """The rows there should be."""
+    case.say("undisturbed run")
+    driver = case.start(0)
     try:
         driver.end(patience=STUCK)
     finally:
         driver.kill()
+    return case.found(0)
 
 
 def endless_faults(source: random.Random) -> Iterator[str]:
@@ -114,10 +119,10 @@ def endless_faults(source: random.Random) -> Iterator[str]:
 
 
 def disturbed(case: Soak, round_: int, faults: Iterator[str], done: dict[str, int]) -> None:
-    """One run of the study, hurt `PER_ROUND` times, each time after it got further."""
-    driver = Driver(case.study, case.uri(round_), case.study.parent / "log", case.nodes.address)
+    """One run of the study, hurt `per_round` times, each time after it got further."""
+    driver = case.start(round_)
     try:
-        for _ in range(PER_ROUND):
+        for _ in range(case.per_round):
             await_progress(case, driver)
             if driver.process.poll() is not None:
                 break
@@ -126,7 +131,7 @@ def disturbed(case: Soak, round_: int, faults: Iterator[str], done: dict[str, in
                 case.say(f"round {round_}: {name}")
                 done[name] = done.get(name, 0) + 1
             if driver.process.poll() is not None and driver.process.returncode < 0:
-                driver = Driver(case.study, case.uri(round_), case.study.parent / "log", case.nodes.address)
+                driver = case.start(round_)
         driver.end(patience=STUCK)
     finally:
         driver.kill()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from uuid import uuid4
 
 import boto3
 import pytest
+import soak
 from chaos import PRUNING, TRIAL, WORKER, Driver, Nodes, rows, write_study
 from faulty_proxy import FaultyProxy
 
@@ -137,3 +139,17 @@ def test_an_outage_of_the_storage_is_waited_out(
         assert refused, "nobody asked for anything while the storage was down"
         found = rows(f"s3://{bucket}/here/tiny?endpoint_override={proxy.address}")
     assert found == first_trial(undisturbed[0])
+
+
+def test_a_short_soak(
+    nodes: Nodes, undisturbed: tuple[Path, int], s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = boto3.client("s3", endpoint_url=s3_server)
+    client.create_bucket(Bucket="bucket")
+    expected = first_trial(undisturbed[0])
+    with FaultyProxy(s3_server) as proxy:
+        study = write_study(tmp_path / "tiny.yaml", 1)
+        case = soak.Soak(study, nodes, proxy, outage=3, random=random.Random(4), per_round=2)
+        assert soak.soak(case, expected, seconds=0) == 0
+        monkeypatch.setattr(soak, "disturbed", lambda *_: None)
+        assert soak.soak(case, {"another": []}, seconds=0) == 1, "it would not notice"
