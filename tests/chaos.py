@@ -68,7 +68,12 @@ class Nodes:
         prepare_environment()
         self.cluster = Cluster(
             initialize_head=True,
-            head_node_args={"num_cpus": 0, "resources": {HOLDER: 1000}, "_system_config": QUICK},
+            head_node_args={
+                "num_cpus": 0,
+                "include_dashboard": False,
+                "resources": {HOLDER: 1000},
+                "_system_config": QUICK,
+            },
         )
         for _ in range(count):
             self.add()
