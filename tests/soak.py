@@ -9,6 +9,7 @@ the study does not get to its end.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import random
 import sys
@@ -40,6 +41,7 @@ def main() -> int:
     parser.add_argument("--outage", type=float, default=60, help="seconds for which the storage is down (default 60)")
     arguments = parser.parse_args()
     os.environ.update(ACCESS)
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # or its requests drown what we say
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
