@@ -194,8 +194,8 @@ class _Read:
 
 
 def _frozen(norm: Norm) -> Norm:
-    """A copy of a norm without gradients."""
-    return deepcopy(norm).requires_grad_(False)
+    """A norm without gradients: a copy, where it has parameters to copy."""
+    return deepcopy(norm).requires_grad_(False) if list(norm.parameters()) else norm
 
 
 class _Project:
