@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from typing import Any, Literal, NamedTuple
 
 import networkx as nx
@@ -16,6 +17,9 @@ from sparse_model import storage
 from sparse_model.config import Config
 from sparse_model.errors import InputError
 from sparse_model.model import SparseTransformer
+
+SCHEMA_VERSION: Literal[2] = 2
+"""Of a circuit's JSON: raised when a field is added, changes its meaning or goes. There is no reading of others."""
 
 
 class Node(NamedTuple):
@@ -54,7 +58,7 @@ class Circuit(Config):
     """
 
     format: Literal["circuit-sweeps/circuit"] = Field("circuit-sweeps/circuit", description="what the JSON holds")
-    schema_version: Literal[2] = Field(2, description="of this object's JSON; see docs/circuit_json.md")
+    schema_version: Literal[2] = Field(SCHEMA_VERSION, description="of this object's JSON; see docs/circuit_json.md")
     task: str = Field(description="name of the task")
     model: str = Field(description="fingerprint of the model's configuration and weights")
     method: Literal["node", "edge"] = Field(
@@ -111,7 +115,10 @@ class Circuit(Config):
 
     @classmethod
     def from_json(cls, text: str | bytes, name: str = "circuit") -> Circuit:
-        """The circuit a JSON text holds; InputError, naming `name`, where it is truncated or no circuit."""
+        """The circuit a JSON text holds; InputError, naming `name`, where it is truncated, no circuit, or of another
+        version than this one's."""
+        if (version := _version(text)) not in (None, SCHEMA_VERSION):
+            raise InputError(f"{name}: schema_version {version!r}; allowed: {SCHEMA_VERSION}; find the circuit anew")
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
@@ -142,6 +149,15 @@ class Circuit(Config):
         actual = fingerprint(model)
         if actual != self.model:
             raise InputError(f"model {actual}; the circuit of {self.task} is of model {self.model}")
+
+
+def _version(text: str | bytes) -> Any:
+    """What a JSON object says of its version; None where it is no such thing."""
+    try:
+        content = json.loads(text)
+    except ValueError:
+        return None
+    return content.get("schema_version") if isinstance(content, dict) else None
 
 
 def fingerprint(model: SparseTransformer) -> str:

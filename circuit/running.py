@@ -151,7 +151,7 @@ def part_named(model: SparseTransformer, circuit: Circuit, name: str) -> Node | 
         raise InputError(f"{name!r} is no edge of the circuit of {circuit.task}; it has {len(circuit.edges)}")
     site, _, channel = name.rpartition(".")
     if site not in circuit.means:
-        raise InputError(f"{name!r} is no node; allowed: <site>.<channel>, e.g. {nodes_of(circuit)[0].name}")
+        raise InputError(f"{name!r} is no node; allowed: <site>.<channel>, e.g. layers.0.attn.q.5")
     width = site_width(model.config, site)
     if not channel.isdecimal() or int(channel) >= width:
         raise InputError(f"{name!r}: channel {channel!r}; allowed: 0 to {width - 1}")

@@ -17,7 +17,7 @@ from circuit.contexts import Place
 from circuit.contexts import contexts as contexts_of
 from circuit.evaluation import Score
 from circuit.graph import Circuit, Edge
-from circuit.running import changed, effects, nodes_of, part_named
+from circuit.running import CircuitModel, changed, effects, nodes_of, part_named
 from circuit.tasks import TASKS, TaskData, task_data
 from sparse_model.data.tokenizer import Tokenizer
 from sparse_model.errors import InputError
@@ -108,12 +108,12 @@ def ablate(
         found = {" ".join(names): changed(trained, circuit, prompts.heldout, values)}
     else:
         found = effects(trained, circuit, prompts.heldout)
+    before = CircuitModel(trained, circuit).score(prompts.heldout).loss
+    terminal().print(f"{circuit.task}: loss {before:.3f} on {prompts.heldout.n_pairs} held-out pairs, nothing changed")
     table = _table("changed", "loss", "rise", "right")
     for name, effect in found.items():
         table.add_row(name, f"{effect.after:.3f}", f"{effect.after - effect.before:+.3f}", f"{effect.accuracy:.1%}")
-    before = next(iter(found.values())).before
-    terminal().print(f"{circuit.task}: loss {before:.3f} on {prompts.heldout.n_pairs} held-out pairs, nothing changed")
-    terminal().print(table)
+    terminal().print(table if found else "it has no nodes: what the bigram table and the biases say is enough")
     return 0
 
 

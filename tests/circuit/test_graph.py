@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,6 @@ def test_truncated_foreign_and_inconsistent_json_are_refused(found: Circuit, tmp
         "",
         "[]",
         '{"task": "x"}',
-        text.replace('"schema_version":2', '"schema_version":1'),
     ]
     broken.append(text.replace(f'"n_nodes":{found.n_nodes}', f'"n_nodes":{found.n_nodes + 1}'))
     for content in broken:
@@ -155,6 +155,23 @@ def test_truncated_foreign_and_inconsistent_json_are_refused(found: Circuit, tmp
         assert str(path) in str(error.value)
     with pytest.raises(InputError):
         Circuit.load(str(tmp_path / "missing.json"))
+
+
+def test_another_version_is_refused_in_one_line(found: Circuit, tmp_path: Path) -> None:
+    for version in ("1", "3", '"x"'):
+        path = tmp_path / "circuit.json"
+        path.write_text(found.to_json().replace('"schema_version":2', f'"schema_version":{version}'))
+        with pytest.raises(InputError) as error:
+            Circuit.load(str(path))
+        assert str(error.value).startswith(f"{path}: schema_version ")
+        assert str(error.value).endswith("allowed: 2; find the circuit anew")
+
+
+def test_every_field_of_the_json_is_documented(found: Circuit) -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "circuit_json.md").read_text()
+    rows = [line.split(" | ")[0].strip("| `") for line in guide.splitlines() if line.startswith("| `")]
+    assert rows == list(json.loads(found.to_json()))
+    assert f"version {json.loads(found.to_json())['schema_version']}" in guide
 
 
 def test_networkx_graph_has_all_nodes_and_edges(found: Circuit) -> None:

@@ -161,7 +161,7 @@ def test_a_sign_flipped_by_hand_flips_every_answer(planted: Any, circuit: Circui
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("nonsense", "no node; allowed: <site>.<channel>, e.g. layers.1.attn.in.0"),
+        ("nonsense", "no node; allowed: <site>.<channel>, e.g. layers.0.attn.q.5"),
         ("layers.9.attn.q.1", "no node"),
         ("layers.1.attn.q.16", "allowed: 0 to 15"),
         ("layers.1.attn.q.-1", "allowed: 0 to 15"),

@@ -23,7 +23,16 @@ from sweeps.study import ResourceConfig, read_study, shipped_studies
 Text = Callable[..., str]
 WORK = ("run", "train", "prune", "import", "tasks", "corpus", "tokenizer", "doctor")
 WORK = ("run", "train", "prune", "import", "tasks", "corpus", "tokenizer", "doctor")
-COMMANDS = (*WORK, "plan", "submit", "status", "frontier", "search", "curves", "baselines")
+COMMANDS = (
+    *WORK,
+    "plan",
+    "submit",
+    "status",
+    "frontier",
+    "search",
+    "curves",
+    "baselinescircuit",
+)
 
 
 CIRCUIT = {"study": "s", "task": "x", "target_loss": 0.15, "method": "node", "status": "ok", "edges": 10}

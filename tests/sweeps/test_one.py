@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from circuit.edges import edges_between
 from circuit.evaluation import circuit_score
 from circuit.graph import Circuit
+from circuit.running import nodes_of
 from circuit.tasks import build_task, task_named
 from sparse_model.data.tokenizer import Tokenizer
 from sparse_model.model import SparseTransformer
@@ -18,6 +20,7 @@ from sparse_model.pretrained import from_pretrained
 from sweeps.cli import status_of
 
 TASK, TOO_HARD = "else_elif", "var_swap"
+SOME = ("layers.0.attn.in", "layers.0.attn.v")
 SIZE = ["--set", "model.d_model=32", "--set", "training.lr=0.1"]
 
 
@@ -37,12 +40,54 @@ def test_a_model_is_trained_and_its_circuit_found(
     common = ["--study", study, "--storage", str(tmp_path / "storage")]
     assert status_of(["train", model_folder, *common, "--set", "kind=dense", *SIZE]) == 0
     assert "validation loss" in capsys.readouterr().out
-    assert status_of(["prune", model_folder, TASK, *common, "--out", str(circuit_file)]) == 0
-    assert "edges" in capsys.readouterr().out
+    assert status_of(["prune", model_folder, TASK, *common, "--out", str(circuit_file), "--stability", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "edges" in said
+    proofs = ("sufficiency", "necessity", "control", "resample ablation", "stability")
+    assert all(f": {proof}: " in said for proof in proofs)
+    assert "not measured" not in said
     model, tokenizer = from_pretrained(model_folder)
     circuit = Circuit.load(str(circuit_file))
     data = build_task(task_named(TASK), tokenizer, n_train=8, n_heldout=8, seed=0)
     assert circuit_score(model, circuit, data.train).loss == pytest.approx(circuit.loss)
+    look_at(circuit, str(circuit_file), model_folder, common, capsys)
+
+
+def look_at(circuit: Circuit, file: str, model: str, common: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Every command for one circuit: this one, which needs no node, with some of the model's all the same."""
+    assert circuit.nodes == {}
+    assert status_of(["circuit", "ablate", file, "--model", model, *common]) == 0
+    assert "it has no nodes" in capsys.readouterr().out
+    kept = {site: torch.arange(32 if site in SOME else 0) for site in circuit.means}
+    edges = tuple(edges_between(from_pretrained(model)[0], kept)[:40])
+    nodes_kept = dict.fromkeys(SOME, tuple(range(32)))
+    counts = {"n_nodes": 64, "n_edges": len(edges)}
+    circuit = circuit.model_copy(update={"nodes": nodes_kept, "edges": edges, "method": "edge", **counts})
+    circuit.save(file)
+    nodes = nodes_of(circuit)
+    assert status_of(["circuit", "summary", file]) == 0
+    said = capsys.readouterr().out
+    assert all(edge.name in said for edge in circuit.edges)
+    assert circuit.summary.split("; ")[0].removeprefix("passes ").split(", ")[0] in said
+
+    assert status_of(["circuit", "contexts", file, "--model", model, "--count", "1", *common]) == 0
+    said = capsys.readouterr().out
+    assert said.count("⟦") == 2 * len(nodes)
+
+    assert status_of(["circuit", "ablate", file, "--model", model, *common]) == 0
+    said = capsys.readouterr().out
+    assert " on 8 held-out pairs" in said
+    assert all(part.name in said for part in (*nodes, *circuit.edges))
+    assert status_of(["circuit", "ablate", file, f"{nodes[0].name}=0.5", "--model", model, *common]) == 0
+    assert f"{nodes[0].name}=0.5" in capsys.readouterr().out
+    for wrong, told in (("nothing.1", "is no node"), (f"{nodes[0].name}=x", "allowed: a number")):
+        assert status_of(["circuit", "ablate", file, wrong, "--model", model, *common]) == 2
+        assert told in capsys.readouterr().err
+    other = ["--task", "other.jsonl"]
+    assert status_of(["circuit", "ablate", file, "--model", model, *other, *common]) == 2
+
+    assert status_of(["circuit", "binarise", file, "--model", model, *common]) == 0
+    assert "with all nodes binary: loss" in capsys.readouterr().out
 
 
 def released(folder: Path, tokenizer_folder: Path, model: SparseTransformer, tokenizer: Tokenizer) -> None:
