@@ -22,7 +22,6 @@ from sweeps.study import ResourceConfig, read_study, shipped_studies
 
 Text = Callable[..., str]
 WORK = ("run", "train", "prune", "import", "tasks", "corpus", "tokenizer", "doctor")
-WORK = ("run", "train", "prune", "import", "tasks", "corpus", "tokenizer", "doctor")
 COMMANDS = (
     *WORK,
     "plan",
@@ -31,7 +30,8 @@ COMMANDS = (
     "frontier",
     "search",
     "curves",
-    "baselinescircuit",
+    "baselines",
+    "circuit",
 )
 
 
