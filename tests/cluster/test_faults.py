@@ -15,7 +15,7 @@ import soak
 from chaos import PRUNING, TRIAL, WORKER, Driver, Nodes, rows, write_study
 from faulty_proxy import FaultyProxy
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 
 ACCESS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
 
