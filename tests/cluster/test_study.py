@@ -20,6 +20,7 @@ import yaml
 from circuit.graph import Circuit
 from sparse_model import storage
 from sparse_model.pretrained import from_pretrained
+from sweeps.circuits import methods
 from sweeps.frontier import Frontier
 from sweeps.study import load_study
 
@@ -97,7 +98,7 @@ def test_smoke_leaves_everything_it_promises(undisturbed: tuple[Path, str]) -> N
     assert len(trials) == study.search.trials
     assert {row["kind"] for row in trials} == {"sparse", "dense"}
     assert {row["status"] for row in trials} == {"ok"}
-    assert found.circuits().num_rows == len(trials) * len(study.task_sources)
+    assert found.circuits().num_rows == len(trials) * len(study.task_sources) * len(methods(study.pruning))
     assert found.pareto().num_rows >= 1, "no trial solves a task: the study is too small to test anything"
     for row in trials:
         assert row["trial"] in said
