@@ -56,6 +56,7 @@ def ray_session(resources: ResourceConfig, address: str | None) -> Iterator[Capa
         if address is None:
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody reclaims this machine
             ray.init(
+                address="local",  # or one that happens to run on this machine would be joined
                 num_cpus=os.cpu_count(),
                 resources={HOLDER: 1000},
                 include_dashboard=False,
