@@ -65,7 +65,9 @@ def measured(trials: int, sampler: str, local: bool) -> dict[str, Any]:
         server = None if local else stack.enter_context(S3Process())
         root = folder if server is None else server.uri
         command = [sys.executable, __file__, "--inside", root, "--trials", str(trials), "--sampler", sampler]
-        found: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        found: dict[str, Any] = json.loads(
+            subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        )
         fs, path = storage.filesystem(root)
         requests = None if server is None else server.requests()
         found |= {"trials": trials, "files": len(fs.find(path)) / trials, "requests": requests and requests / trials}
@@ -87,6 +89,7 @@ def run_inside(root: str, trials: int, sampler: str) -> None:
     with ExitStack() as stack:
         show = stack.enter_context(Show(Console(file=io.StringIO())))
         capacity = stack.enter_context(ray_session(study.resources, None))
+        lease = stack.enter_context(held(study.root, show.line))
         interrupts = stack.enter_context(remembered_interrupts())
         plan, lease = Plan(study, "data"), stack.enter_context(held(study.root, print))
         before, start = memory_mb(), time.perf_counter()

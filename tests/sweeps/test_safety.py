@@ -105,6 +105,6 @@ def test_credentials_reach_neither_messages_nor_files(
 def test_ray_on_this_machine_has_no_dashboard() -> None:
     inits = [call for path, name, call in calls() if name == "ray.init" and path == "sweeps/cluster.py"]
     options = [{keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords} for call in inits]
-    started = [given for given in options if "address" not in given]
+    started = [given for given in options if given.get("address") == "'local'"]
     assert started
     assert all(given.get("include_dashboard") == "False" for given in started)
