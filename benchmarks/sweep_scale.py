@@ -89,9 +89,8 @@ def run_inside(root: str, trials: int, sampler: str) -> None:
     with ExitStack() as stack:
         show = stack.enter_context(Show(Console(file=io.StringIO())))
         capacity = stack.enter_context(ray_session(study.resources, None))
-        lease = stack.enter_context(held(study.root, show.line))
         interrupts = stack.enter_context(remembered_interrupts())
-        plan, lease = Plan(study, "data"), stack.enter_context(held(study.root, print))
+        plan, lease = Plan(study, "data"), stack.enter_context(held(study.root, show.line))
         before, start = memory_mb(), time.perf_counter()
         events = runner.TrialEvents(plan, StudyProgress(show, study), interrupts, lease)
         runner.run_trials(plan, search, events, capacity)
