@@ -106,8 +106,8 @@ def _dress(axes: Axes, shown: list[dict[str, Any]]) -> None:
 
 def _scale(axes: Axes, edges: list[float]) -> None:
     """A logarithmic axis of edges that shows more than the points, so that small differences look small."""
-    axes.set_yscale("log")
     axes.set_ylim(max(1, min(edges)) / 1.8, max(1, *edges) * 1.8)
+    axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
