@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sparse_model.config import ModelConfig, TrainConfig
+from sparse_model.cpu_projection import Matrix, project_matrices
 from sparse_model.errors import InputError
 from sparse_model.model import SparseTransformer
 
@@ -72,10 +73,22 @@ def project(groups: list[Group], progress: float) -> None:
     """Zero, in place, all but the budgeted largest magnitudes of every group."""
     cut = [(group, group.budget(progress)) for group in groups if group.fraction < 1]
     cut = [(group, k) for group, k in cut if k < group.weight.numel()]
-    if not cut:
-        return
+    on_gpu = [(group, k) for group, k in cut if group.weight.is_cuda]
+    on_cpu = [_matrix(group, k) for group, k in cut if not group.weight.is_cuda]
+    if on_cpu:
+        project_matrices(on_cpu, torch.get_num_threads())
+    if on_gpu:
+        _project_on_gpu(on_gpu)
+
+
+def _matrix(group: Group, k: int) -> Matrix:
+    bits = group.weight.detach().view(torch.int32).numpy()
+    return Matrix(bits if bits.ndim == 2 else bits[None], k, group.min_alive, group.by_column)
+
+
+def _project_on_gpu(cut: list[tuple[Group, int]]) -> None:
     masks = [_smallest_and_ties(_descending_rank(group.weight), k) for group, k in cut]
-    # Whether that was all is asked once for all groups: on a GPU every question waits for what was queued before it.
+    # Whether that was all is asked once for all groups: every question waits for what was queued before it.
     flaws = [_is_flawed(mask, group, k) for mask, (group, k) in zip(masks, cut, strict=True)]
     for mask, flawed, (group, k) in zip(masks, torch.stack(flaws).tolist(), cut, strict=True):
         keep = keep_mask(group.weight, k, group.min_alive, group.by_column) if flawed else mask

@@ -21,7 +21,7 @@ from sparse_model.model import SparseTransformer
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(FOLDER))
-PARTS = {"projection_ms", "abstopk_ms", "attention_ms", "adamw_ms"}
+PARTS = {"projection_ms", "projection_min_alive_ms", "abstopk_ms", "attention_ms", "adamw_ms"}
 STEP_FIGURES = {"plain_dense_ms", "dense_ms", "sparse_ms", "sparse_over_plain_dense"} | PARTS
 
 

@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparse_model.config import ModelConfig, TrainConfig
+from sparse_model.cpu_projection import Matrix, project_matrices
 from sparse_model.errors import InputError
 from sparse_model.model import SparseTransformer
 from sparse_model.sparsity import anneal_progress, check_budget, keep_mask, project, projected_groups
@@ -44,6 +45,42 @@ def test_one_displaced_row_after_another_is_still_kept_alive():
     weight = torch.tensor([[9.0, 8.0, 7.0], [6.0, 0.1, 0.1], [5.0, 0.2, 0.1], [0.3, 0.1, 0.1]])
     keep = keep_mask(weight, 4, 1)
     assert keep.nonzero().tolist() == [[0, 0], [1, 0], [2, 0], [3, 0]]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    levels=st.sampled_from([1, 3, 10_000]),
+    uneven=st.booleans(),
+    by_column=st.booleans(),
+    threads=st.sampled_from([1, 2]),
+    seed=st.integers(0, 10_000),
+    data=st.data(),
+)
+def test_the_projection_on_cpu_keeps_what_the_mask_keeps_ties_included(
+    shape, levels, uneven, by_column, threads, seed, data
+):
+    generator = torch.Generator().manual_seed(seed)
+    weights = []
+    for _ in range(3):
+        weight = torch.randint(-levels, levels + 1, shape, generator=generator).float()
+        if uneven:  # few lanes have most of the large weights, so that others need their minimum
+            scales = (torch.rand(size, generator=generator).pow(3) for size in shape)
+            weight *= torch.outer(*scales) if levels == 10_000 else torch.outer(*(s.mul(2).round() for s in scales))
+        weights.append(weight)
+    lanes = shape[1 if by_column else 0]
+    min_alive = data.draw(st.integers(0, shape[0 if by_column else 1]))
+    k = data.draw(st.integers(max(1, min_alive * lanes), shape[0] * shape[1]))
+    expected = [weight * keep_mask(weight, k, min_alive, by_column) for weight in weights]
+    project_matrices([Matrix(w.view(torch.int32).numpy(), k, min_alive, by_column) for w in weights], threads)
+    assert all(torch.equal(*pair) for pair in zip(weights, expected, strict=True))
+
+
+def test_not_a_number_stays_and_is_not_hidden():
+    weight = torch.tensor([[1.0, float("nan"), 3.0, 2.0]])
+    project_matrices([Matrix(weight.view(torch.int32).numpy(), 2, 0, False)], 1)
+    assert weight.isnan().tolist() == [[False, True, False, False]]
+    assert weight[0, [0, 2, 3]].tolist() == [0, 3, 0]
 
 
 def test_a_transposed_weight_is_masked_in_place_by_column():
