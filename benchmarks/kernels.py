@@ -17,8 +17,8 @@ from torch import Tensor
 
 from sparse_model.abstopk import abs_topk
 from sparse_model.attention import causal_attention
+from sparse_model.cpu_projection import Matrix, kept
 from sparse_model.loss import next_token_loss, unembedding_loss
-from sparse_model.sparsity import keep_mask
 
 Pair = tuple[Callable[[], object], Callable[[], object]]
 
@@ -36,13 +36,14 @@ def abstopk(rows: int = 2048, width: int = 512) -> Pair:
 
 def projection(numel: int = 4_194_304) -> Pair:
     weight, k = torch.randn(2048, numel // 2048), numel // 16
+    matrix = Matrix(weight.view(torch.int32).numpy(), k, min_alive=0, by_column=False)
 
     def library() -> Tensor:
         keep = torch.zeros(numel, dtype=torch.bool)
         keep[weight.abs().flatten().topk(k).indices] = True
         return keep
 
-    return lambda: keep_mask(weight, k), library
+    return lambda: kept(matrix), library
 
 
 def attention(batch: int = 16, heads: int = 8, context: int = 128, d_head: int = 16) -> Pair:

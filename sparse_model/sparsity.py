@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -154,12 +153,7 @@ def _smallest_and_ties(rank: Tensor, k: int) -> Tensor:
 
 
 def _kth_smallest(rank: Tensor, k: int) -> Tensor:
-    flat = rank.flatten()
-    if flat.is_cuda:
-        return flat.topk(k, largest=False, sorted=False).values.amax()  # kthvalue runs on one multiprocessor
-    # numpy's vectorised partition beats torch.topk and kthvalue on CPU (benchmarks/kernels.py), but takes 50 times
-    # longer where what it looks for is among very many equals at the lower end: zeros must be at the upper one
-    return torch.from_numpy(np.partition(flat.numpy(), k - 1)[k - 1 : k])
+    return rank.flatten().topk(k, largest=False, sorted=False).values.amax()  # kthvalue runs on one multiprocessor
 
 
 def count_nonzero(groups: list[Group]) -> int:
