@@ -14,6 +14,8 @@ from sparse_model.model import SparseTransformer
 
 NEVER_PROJECTED = ("bigram", "sink", "gain", "offset")
 EMBEDDINGS = ("embedding", "unembedding")
+KEPT_FIRST, ZERO = torch.iinfo(torch.int32).min, -1
+"""A rank before that of any weight, and that of a weight of zero."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def project(groups: list[Group], progress: float) -> None:
     if on_cpu:
         project_matrices(on_cpu, torch.get_num_threads())
     if on_gpu:
-        _project_on_gpu(on_gpu)
+        project_by_selection(on_gpu)
 
 
 def _matrix(group: Group, k: int) -> Matrix:
@@ -85,22 +87,32 @@ def _matrix(group: Group, k: int) -> Matrix:
     return Matrix(bits if bits.ndim == 2 else bits[None], k, group.min_alive, group.by_column)
 
 
-def _project_on_gpu(cut: list[tuple[Group, int]]) -> None:
-    masks = [_smallest_and_ties(_descending_rank(group.weight), k) for group, k in cut]
-    # Whether that was all is asked once for all groups: every question waits for what was queued before it.
-    flaws = [_is_flawed(mask, group, k) for mask, (group, k) in zip(masks, cut, strict=True)]
-    for mask, flawed, (group, k) in zip(masks, torch.stack(flaws).tolist(), cut, strict=True):
-        keep = keep_mask(group.weight, k, group.min_alive, group.by_column) if flawed else mask
+def project_by_selection(cut: list[tuple[Group, int]]) -> None:
+    """`project` for groups with their budgets in a few operations of a GPU each, and one question to it in all."""
+    found = [_selected(group, k) for group, k in cut]
+    # Every question waits for what was queued before it.
+    exact = torch.stack([is_exact for _, is_exact in found]).tolist()
+    for (mask, _), is_exact, (group, k) in zip(found, exact, cut, strict=True):
+        keep = mask if is_exact else keep_mask(group.weight, k, group.min_alive, group.by_column)
         bits = group.weight.view(torch.int32)  # a mask of integers costs a fraction of a boolean one's product
         bits.bitwise_and_(keep.view(torch.int8).neg_())
 
 
-def _is_flawed(keep: Tensor, group: Group, k: int) -> Tensor:
-    """Whether a mask breaks a tie by keeping too much, or leaves a row with less than its minimum."""
-    flawed = keep.count_nonzero() != k
+def _selected(group: Group, k: int) -> tuple[Tensor, Tensor]:
+    """A mask, and whether it leaves of the weights what `keep_mask` does: where others than zeros tie it may not."""
+    rank = _descending_rank(group.weight)
+    alive, exact = torch.zeros_like(rank, dtype=torch.bool), torch.ones((), dtype=torch.bool, device=rank.device)
     if group.min_alive:
-        flawed |= (_counts(keep, group.by_column) < group.min_alive).any()
-    return flawed
+        axis = 0 if group.by_column else 1
+        alive = rank <= rank.topk(group.min_alive, dim=axis, largest=False, sorted=False).values.amax(axis, True)
+        exact = ((alive & (rank < ZERO)).sum(axis) <= group.min_alive).all()
+        k -= group.min_alive * rank.shape[1 - axis]
+        rank = rank.masked_fill(alive, 0)  # behind all others
+    if k == 0:
+        return alive, exact
+    last = _kth_smallest(rank, k)
+    chosen = rank <= last
+    return alive | chosen, exact & ((chosen.count_nonzero() == k) | (last >= ZERO))
 
 
 def keep_mask(weight: Tensor, k: int, min_alive: int = 0, by_column: bool = False) -> Tensor:
@@ -112,44 +124,21 @@ def keep_mask(weight: Tensor, k: int, min_alive: int = 0, by_column: bool = Fals
     if k >= weight.numel():
         return torch.ones_like(weight, dtype=torch.bool)
     rank = _descending_rank(weight)
-    keep = _smallest(rank, k)
-    while min_alive:
-        short = (_counts(keep, by_column) < min_alive).nonzero().flatten()
-        if not len(short):
-            break
-        # Putting the short rows' best before all others displaces some, which may leave a further row short: repeat.
-        # Each pass only adds entries that any solution keeps, so the end is the exact one.
-        rows = rank.T[short] if by_column else rank[short]
-        best = rows.sort(dim=1, stable=True).indices[:, :min_alive]
-        place = (best, short.unsqueeze(1)) if by_column else (short.unsqueeze(1), best)
-        rank[place] = torch.iinfo(rank.dtype).min
-        keep = _smallest(rank, k)
+    if min_alive:
+        lanes = rank.T if by_column else rank
+        lanes.scatter_(1, lanes.sort(dim=1, stable=True).indices[:, :min_alive], KEPT_FIRST)
+    last = _kth_smallest(rank, k)
+    keep = rank <= last
+    surplus = int(keep.count_nonzero()) - k
+    if surplus > 0:
+        tied = (rank == last).flatten().nonzero().flatten()
+        keep.view(-1)[tied[-surplus:]] = False
     return keep
 
 
 def _descending_rank(weight: Tensor) -> Tensor:
     """Integers below 0, the smaller the larger the magnitude: those of floats order as their bits do."""
     return (weight.contiguous().view(torch.int32) & torch.iinfo(torch.int32).max).bitwise_not_()
-
-
-def _counts(keep: Tensor, by_column: bool) -> Tensor:
-    """Kept entries of each row (or column)."""
-    return keep.view(torch.uint8).sum(0 if by_column else 1, dtype=torch.int32)
-
-
-def _smallest(rank: Tensor, k: int) -> Tensor:
-    """Mask of exactly the k smallest, ties to the lower index."""
-    keep = _smallest_and_ties(rank, k)
-    surplus = int(keep.count_nonzero()) - k
-    if surplus > 0:
-        tied = (rank == rank[keep].amax()).flatten().nonzero().flatten()
-        keep.view(-1)[tied[-surplus:]] = False
-    return keep
-
-
-def _smallest_and_ties(rank: Tensor, k: int) -> Tensor:
-    """Mask of the k smallest and of all that equal the k-th."""
-    return rank <= _kth_smallest(rank, k)
 
 
 def _kth_smallest(rank: Tensor, k: int) -> Tensor:

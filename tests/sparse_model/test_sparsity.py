@@ -7,7 +7,15 @@ from sparse_model.config import ModelConfig, TrainConfig
 from sparse_model.cpu_projection import Matrix, project_matrices
 from sparse_model.errors import InputError
 from sparse_model.model import SparseTransformer
-from sparse_model.sparsity import anneal_progress, check_budget, keep_mask, project, projected_groups
+from sparse_model.sparsity import (
+    Group,
+    anneal_progress,
+    check_budget,
+    keep_mask,
+    project,
+    project_by_selection,
+    projected_groups,
+)
 
 
 def reference(weight: torch.Tensor, k: int, min_alive: int) -> set[tuple[int, int]]:
@@ -57,7 +65,7 @@ def test_one_displaced_row_after_another_is_still_kept_alive():
     seed=st.integers(0, 10_000),
     data=st.data(),
 )
-def test_the_projection_on_cpu_keeps_what_the_mask_keeps_ties_included(
+def test_both_projections_leave_what_the_mask_keeps_ties_included(
     shape, levels, uneven, by_column, threads, seed, data
 ):
     generator = torch.Generator().manual_seed(seed)
@@ -72,6 +80,9 @@ def test_the_projection_on_cpu_keeps_what_the_mask_keeps_ties_included(
     min_alive = data.draw(st.integers(0, shape[0 if by_column else 1]))
     k = data.draw(st.integers(max(1, min_alive * lanes), shape[0] * shape[1]))
     expected = [weight * keep_mask(weight, k, min_alive, by_column) for weight in weights]
+    groups = [Group("", weight.clone(), 0.0, min_alive, by_column) for weight in weights]
+    project_by_selection([(group, k) for group in groups])
+    assert all(torch.equal(group.weight, weight) for group, weight in zip(groups, expected, strict=True))
     project_matrices([Matrix(w.view(torch.int32).numpy(), k, min_alive, by_column) for w in weights], threads)
     assert all(torch.equal(*pair) for pair in zip(weights, expected, strict=True))
 
