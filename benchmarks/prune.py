@@ -80,7 +80,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--storage", help="folder or URI of that study's data")
     parser.add_argument("--tasks", default=",".join(TASKS), help="names, with commas")
     parser.add_argument("--target", type=float, default=0.15, help="task loss in nats")
-    parser.add_argument("--pairs", type=int, default=128, help="prompt pairs of a task")
+    parser.add_argument("--pairs", type=int, default=256, help="prompt pairs of a task")
     parser.add_argument("--steps", type=int, default=PAPER.steps, help="of the recipe's mask learning, for its sizes")
     parser.add_argument("--tuning", type=int, default=8, help="runs of the recipe; the first is at the centres")
     parser.add_argument("--timed-steps", type=int, default=3, help="plain steps that the recipe's time is taken from")
