@@ -83,10 +83,10 @@ class Comparison:
         else:
             which = f": {', '.join(self.tasks)}" if len(self.tasks) < min(6, self.tasks_there) else ""
             what = (
-                f"edges: geometric mean over the {len(self.tasks)} tasks (of {self.tasks_there}) that all {n} "
+                f"edges: geometric mean over the {len(self.tasks)} tasks (of {self.tasks_there}) that all {n:,} "
                 f"compared trials solve at loss {self.target:g}{which}"
             )
-        left = f" · {of - n} of {of} trials are not compared (failed, or do not solve them all)" if of > n else ""
+        left = f" · {of - n:,} of {of:,} trials are not compared (failed, or do not solve them all)" if of > n else ""
         return f"{what}{left}{self._data_note()}"
 
     def _data_note(self) -> str:
@@ -124,12 +124,12 @@ def compare(
 
 def log_edge_matrix(trials: Any, circuits: Any, tasks: Sequence[str]) -> Array:
     """(N, K) logarithm of edges, an empty circuit counted as one edge; NaN where a trial has no circuit of a task."""
-    row = pc.index_in(_identity(circuits), value_set=_identity(trials))
+    row = places(circuits, trials)
     column = pc.index_in(circuits["task"], value_set=pa.array(tasks, pa.string()))
     known = pc.and_(pc.and_(pc.is_valid(row), pc.is_valid(column)), pc.is_valid(circuits["edges"]))
     logs = np.full((len(trials), len(tasks)), np.nan)
-    places = row.filter(known).to_numpy(), column.filter(known).to_numpy()
-    logs[places] = np.log(np.maximum(1, circuits["edges"].filter(known).to_numpy()))
+    where = row.filter(known).to_numpy(), column.filter(known).to_numpy()
+    logs[where] = np.log(np.maximum(1, circuits["edges"].filter(known).to_numpy()))
     return logs
 
 
@@ -145,10 +145,17 @@ def largest_block(solved: Array) -> list[int]:
     return sorted(int(column) for column in order[:chosen])
 
 
-def _identity(table: Any) -> Any:
-    """What tells trials apart: their key, and their study where there are several."""
-    studies = pc.unique(table["study"])
-    if len(studies) < 2:
+def places(rows: Any, trials: Any) -> Any:
+    """Of each of the rows of one table, where its trial stands in another; null where it does not.
+
+    Trials are told apart by their key, and by their study where either table has several.
+    """
+    several = any(len(pc.unique(table["study"])) > 1 for table in (rows, trials))
+    return pc.index_in(_identity(rows, several), value_set=_identity(trials, several))
+
+
+def _identity(table: Any, with_study: bool) -> Any:
+    if not with_study:
         return table["trial"].combine_chunks()
     names = pc.fill_null(table["study"], "")
     return pc.binary_join_element_wise(names, table["trial"], "/").combine_chunks()

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from sparse_model import storage
 from sparse_model.errors import InputError
-from sweeps.comparison import CIRCUIT_COLUMNS, Comparison, compare
+from sweeps.comparison import CIRCUIT_COLUMNS, Comparison, compare, places
 from sweeps.matched import matched
 from sweeps.pareto import dominated_area, growing_area
 from sweeps.rows import TABLES, table_uri
@@ -118,13 +118,15 @@ class Frontier:
 
     def matched(self, first: str, second: str, **choice: Unpack[Choice]) -> Any:
         """Edges of two groups of trials, given as SQL conditions, at equal validation loss (`sweeps.matched`)."""
-        groups = [
-            (condition, set(zip(*(rows[name].to_pylist() for name in ("study", "trial")), strict=True)))
-            for condition, rows in ((condition, self.where(condition)) for condition in (first, second))
-        ]
-        if both := groups[0][1] & groups[1][1]:
-            raise InputError(f"compare: {len(both)} trials are in both groups ({first}; {second})")
-        return matched(self.compared(**choice), groups)
+        comparison = self.compared(**choice)
+        groups = {}
+        for condition in (first, second):
+            there = places(self.where(condition), comparison.trials).drop_null()
+            groups[condition] = np.isin(np.arange(len(comparison.trials)), there.to_numpy())
+        if len(groups) < 2 or (both := int(np.logical_and(*groups.values()).sum())):
+            count = both if len(groups) == 2 else "all"
+            raise InputError(f"compare: {count} trials are in both groups ({first}; {second})")
+        return matched(comparison, groups)
 
     def _table(self, name: str, columns: Sequence[str] | None = None) -> Any:
         tables = [self._unchanged(uri, name, columns) for uri in self.uris]

@@ -21,6 +21,8 @@ LOOKS = {"sparse": ("o", "#0b6e99"), "dense": ("s", "#c8553d")}
 INK, FAINT = "#222222", "#9a9a9a"
 MOST_LABELS = 8
 """Trials of a kind beyond which labels would hide the points."""
+CROWD = 300
+"""Trials of a kind beyond which points are small, and under the front."""
 FORMATS = ("png", "svg", "pdf")
 
 
@@ -56,7 +58,9 @@ def draw(comparison: Comparison) -> Figure:
     names = [name or "?" for name in pc.unique(table["study"]).to_pylist()]
     title = f"Capability and interpretability: {', '.join(names)}"
     axes.set_title(title, loc="left", fontsize=13, color=INK, pad=12)
-    caption = fill(f"Beside each trial: width · share of weights kept · tasks it solves. {comparison.note()}.", 130)
+    few = any(0 < sum(row["kind"] == kind for row in shown) <= MOST_LABELS for kind in LOOKS)
+    labels = "Beside each trial: width · share of weights kept · tasks it solves. " if few else ""
+    caption = fill(f"{labels}{comparison.note()}.", 130)
     figure.supxlabel(caption, fontsize=8, color=FAINT, x=0.01, ha="left")
     return figure
 
@@ -64,8 +68,9 @@ def draw(comparison: Comparison) -> Figure:
 def _trials(axes: Axes, rows: list[dict[str, Any]], kind: str) -> None:
     marker, color = LOOKS[kind]
     x, y = [row["val_loss"] for row in rows], [max(1, row["edges"]) for row in rows]
-    label = f"{kind} (n = {len(rows)})"
-    axes.scatter(x, y, s=70, marker=marker, color=color, edgecolor="white", linewidth=1.2, zorder=3, label=label)
+    label, crowd = f"{kind} (n = {len(rows):,})", len(rows) > CROWD
+    looks = {"s": 8, "alpha": 0.4, "linewidth": 0} if crowd else {"s": 70, "edgecolor": "white", "linewidth": 1.2}
+    axes.scatter(x, y, marker=marker, color=color, zorder=1 if crowd else 3, label=label, rasterized=crowd, **looks)
     if len(rows) > MOST_LABELS:
         return
     for i, (loss, edge, label) in enumerate(sorted(zip(x, y, map(_label, rows), strict=True))):
@@ -77,8 +82,9 @@ def _trials(axes: Axes, rows: list[dict[str, Any]], kind: str) -> None:
 
 def _label(row: dict[str, Any]) -> str:
     """What distinguishes a trial: its width, how sparse it is, how many tasks it solves."""
-    share = f" · {row['fraction']:.2g}" if row["kind"] == "sparse" else ""
-    return f"{row['d_model']}{share} · {row['tasks_solved']}/{row['tasks_tried']}"
+    share = f" · {row['fraction']:.2g}" if row["kind"] == "sparse" and row["fraction"] is not None else ""
+    tried = "" if row["tasks_tried"] is None else f"/{row['tasks_tried']}"
+    return f"{row['d_model']}{share} · {row['tasks_solved']}{tried}"
 
 
 def _front(axes: Axes, rows: list[dict[str, Any]]) -> None:

@@ -126,14 +126,23 @@ def _source(root: str, name: str, content: bytes | None) -> Source | None:
     return Source(name, file)
 
 
-_FILLED_FROM = {"trials": ("attempt", "retried")}
+_FILLED_FROM = {"trials": ("attempt", "retried", "eligible", "status", "circuit_edges"), "circuits": ("method",)}
 """Columns that `_filled` needs."""
 
 
 def _filled(table: str, rows: Any) -> Any:
-    """What older versions did not write but imply: schema 1 had no attempt, a retried trial was at its second."""
-    if table != "trials":
-        return rows
-    implied = pc.if_else(pc.fill_null(rows["retried"], False), 1, 0).cast(pa.int64())
-    place = rows.schema.get_field_index("attempt")
-    return rows.set_column(place, rows.schema.field("attempt"), pc.coalesce(rows["attempt"], implied))
+    """What older versions and other programs did not write but imply.
+
+    Schema 1 had no attempt, a retried trial was at its second. A trial that is not said to be eligible is so where it
+    is ok and has a circuit size; a circuit of no method is pruned by nodes.
+    """
+    if table == "circuits":
+        return _coalesced(rows, "method", pa.scalar("node"))
+    retried = pc.if_else(pc.fill_null(rows["retried"], False), 1, 0).cast(pa.int64())
+    sized = pc.and_(pc.fill_null(pc.equal(rows["status"], "ok"), False), pc.is_valid(rows["circuit_edges"]))
+    return _coalesced(_coalesced(rows, "attempt", retried), "eligible", sized)
+
+
+def _coalesced(rows: Any, column: str, implied: Any) -> Any:
+    place = rows.schema.get_field_index(column)
+    return rows.set_column(place, rows.schema.field(column), pc.coalesce(rows[column], implied))

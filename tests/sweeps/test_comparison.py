@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from sparse_model.errors import InputError
-from sweeps.comparison import largest_block
+from sweeps.comparison import Comparison, largest_block
 from sweeps.frontier import Frontier
+from sweeps.matched import Group
+from sweeps.pareto import non_dominated
 from sweeps.rows import write_circuit_rows, write_trial_row
 from sweeps.table import frontier_table
 
@@ -128,6 +132,58 @@ def test_groups_that_cannot_be_compared(tmp_path: Path) -> None:
         found.matched("kind = 'sparse'", "kind = 'odd'")
     with pytest.raises(InputError, match="1 trials are in both groups"):
         found.matched("kind = 'sparse'", "val_loss < 2.5")
+
+
+def test_rows_of_another_program(tmp_path: Path) -> None:
+    """One file with many trials, written with pandas, with the columns that matter and no others."""
+    trials = pd.DataFrame(
+        {
+            "trial": ["a", "b", "c", "d"],
+            "kind": pd.Categorical(["sparse", "sparse", "dense", "dense"]),
+            "status": ["ok", "ok", "ok", "failed"],
+            "val_loss": [2.0, 3.0, 2.0, 1.0],
+            "circuit_edges": [8, 4, 80, None],
+        }
+    )
+    circuits = pd.DataFrame(
+        {"trial": ["a", "b", "c"], "task": "x", "target_loss": 0.15, "status": "ok", "edges": [8, 4, 80]}
+    )
+    for name, table in {"trials": trials, "circuits": circuits}.items():
+        folder = tmp_path / "frontier" / name
+        folder.mkdir(parents=True)
+        if name == "trials":
+            table.to_parquet(folder / "theirs.parquet")
+            assert Frontier(str(tmp_path)).pareto()["trial"].to_pylist() == ["a", "b"]
+    circuits.to_parquet(tmp_path / "frontier" / "circuits" / "theirs.parquet")
+    found = Frontier(str(tmp_path))
+    assert found.compared().tasks == ("x",)
+    assert found.pareto(method="node")["edges"].to_pylist() == pytest.approx([8, 4])
+    assert found.matched("kind = 'sparse'", "kind = 'dense'").to_pylist()[0]["ratio"] == pytest.approx(10)
+
+
+@given(
+    arrays(np.int64, st.tuples(st.integers(1, 12), st.just(2)), elements=st.integers(0, 5)),
+    st.lists(st.integers(0, 4), min_size=12, max_size=12),
+)
+def test_the_front_of_a_group_is_that_of_its_means_over_seeds(points: Any, configs: list[int]) -> None:
+    configs = configs[: len(points)]
+    trials = pa.table({"study": ["s"] * len(points), "suggestion": configs, "val_loss": points[:, 0].astype(float)})
+    everyone = np.ones(len(points), dtype=bool)
+    comparison = Comparison(trials, ("x",), 1, 0.15, points[:, 1:].astype(float), everyone)
+    means = [tuple(points[np.array(configs) == c].mean(axis=0)) for c in sorted(set(configs))]
+    x, y = Group(comparison, "all", everyone).front(np.ones(1))
+    assert list(zip(x, y, strict=True)) == sorted({means[i] for i in non_dominated(means)})
+
+
+def test_a_condition_may_leave_one_of_several_studies(tmp_path: Path) -> None:
+    plant(tmp_path / "a", "t0", 2.0, {"x": 8}, study="a")
+    plant(tmp_path / "b", "t0", 3.0, {"x": 4}, study="b")
+    found = Frontier(str(tmp_path / "a"), str(tmp_path / "b"))
+    assert found.pareto(where="study = 'b'")["edges"].to_pylist() == pytest.approx([4])
+    with pytest.raises(InputError, match="no validation loss in common"):
+        found.matched("study = 'a'", "study = 'b'")
+    with pytest.raises(InputError, match="all trials are in both groups"):
+        found.matched("study = 'a'", "study = 'a'")
 
 
 def test_hypervolume_over_time_is_in_order_of_finishing(tmp_path: Path) -> None:
