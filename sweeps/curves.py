@@ -28,8 +28,11 @@ MARKERS = ("o", "s", "^", "D", "v")
 
 Interval = tuple[float, float] | None
 
-Sizes = Mapping[str, Mapping[float, int | None]]
-"""Task -> target loss -> edges, None or missing where the target is not reached."""
+Curve = Mapping[float, int | None]
+"""Target loss -> edges, None or missing where the target is not reached."""
+
+Sizes = Mapping[str, Curve]
+"""Task -> curve."""
 
 
 class Point(NamedTuple):

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Annotated, NamedTuple
 
 import typer
 from rich import box
 from rich.table import Table
 
+from circuit.ablation import Means
 from circuit.baselines import BASELINES, scores, sizes
 from circuit.config import PruneConfig
 from circuit.evaluation import Judge
-from circuit.pruning import METHODS, find_circuits
-from circuit.search import node_circuits
-from circuit.tasks import TaskData, check_source, source_name, task_data
+from circuit.pruning import METHODS, Method
+from circuit.search import Solution, edge_circuits, node_circuits
+from circuit.tasks import PairBatch, check_source, source_name, task_data
 from sparse_model.errors import InputError
-from sweeps.circuits import circuit_row, settings
+from sparse_model.pretrained import from_pretrained
+from sweeps.circuits import settings
 from sweeps.commands.data import StorageOption
 from sweeps.commands.one import opened
-from sweeps.curves import TARGETS, Interval, Point, mean_curves, plot_curves, sizes_of, stored_rows
+from sweeps.curves import TARGETS, Curve, Interval, Point, Sizes, mean_curves, plot_curves, sizes_of, stored_rows
+from sweeps.parallel import on_all_cores
+from sweeps.plot import image_format
 from sweeps.progress import Show
 from sweeps.study import Study, load_study
 from sweeps.table import terminal
@@ -45,18 +50,21 @@ def curves(
 
     A model at <study>/models/<trial> whose rows hold more than one target loss is not pruned again.
     """
+    if plot is not None:
+        image_format(plot)  # before an hour of searches
     asked = load_study(study, storage_uri)
     console = terminal()
+    chosen = _tasks(asked, tasks)
     names = {"a": a, "b": b} if _name(a) == _name(b) else {_name(a): a, _name(b): b}
     with Show(console) as show:
-        found = {name: _rows(uri, name, asked, _tasks(asked, tasks), show) for name, uri in names.items()}
-    targets = sorted({row["target_loss"] for rows in found.values() for row in rows})
-    panels: dict[str, list[Point]] = {
-        method: mean_curves({name: sizes_of(rows, method) for name, rows in found.items()}, targets)
-        for method in METHODS
-    }
-    for method, points in panels.items():
-        console.print(_table(f"{method}-pruned: geometric mean of edges", points, ratio=True))
+        found = {name: _stored(uri, chosen) or _searched(uri, name, asked, chosen, show) for name, uri in names.items()}
+    panels: dict[str, list[Point]] = {}
+    for method in METHODS:
+        by_name = {name: curves[method] for name, curves in found.items()}
+        targets = {target for curves in by_name.values() for curve in curves.values() for target in curve}
+        panels[method] = mean_curves(by_name, sorted(targets))
+    for title, points in panels.items():
+        console.print(_table(f"{title}-pruned: geometric mean of edges", points, ratio=True))
     if plot is not None:
         plot_curves(panels, plot, f"Circuit size against task loss: {' and '.join(names)}")
     return 0
@@ -73,55 +81,92 @@ def baselines(
 
     All are node-pruned; of the learned ones, elimination is shown apart because the others have none.
     """
+    if plot is not None:
+        image_format(plot)  # before an hour of searches
     asked = load_study(study, storage_uri)
     console = terminal()
-    trained, tokenizer, (means, _) = opened(model, asked)
-    config = settings(asked)
-    found: dict[str, dict[str, Any]] = {}
     with Show(console) as show:
-        for name in _tasks(asked, tasks):
-            task = _prompts(name, tokenizer, config)
-            judge = Judge(trained, means, task.train)
-            for way, curve in _ways(judge, task, config).items():
-                found.setdefault(way, {})[name] = curve
-            show.line(f"{name}: done")
-    points = mean_curves(found, TARGETS)
+        found = _by_task(_ways, model, _name(model), asked, _tasks(asked, tasks), show)
+    curves = {way: {task: sizes[way] for task, sizes in found.items() if way in sizes} for way in WAYS}
+    points = mean_curves(curves, TARGETS)
     console.print(_table("node-pruned: geometric mean of edges", points, ratio=False))
     if plot is not None:
         plot_curves({"node": points}, plot, f"Learned masks against baselines: {_name(model)}")
     return 0
 
 
-def _ways(judge: Judge, task: TaskData, config: PruneConfig) -> dict[str, dict[float, int | None]]:
+WAYS = ("learned + eliminated", "learned", *BASELINES)
+"""Of choosing a circuit's nodes."""
+
+
+class Prune(NamedTuple):
+    """What searching one task's circuits takes, in whichever process."""
+
+    model: str
+    means: Means
+    config: PruneConfig
+
+
+def _ways(prune: Prune, task: str) -> dict[str, Curve]:
     """Edges at every target, by way of choosing the nodes."""
-    bare = config.model_copy(update={"eliminate": False})
-    learned = {
-        "learned + eliminated": node_circuits(judge, task.train, config, TARGETS),
-        "learned": node_circuits(judge, task.train, bare, TARGETS),
-    }
-    curves: dict[str, dict[float, int | None]] = {
-        way: {target: solution.size[0] for target, solution in found.items()} for way, found in learned.items()
-    }
-    return curves | {way: sizes(judge, scores(judge, way, config.seed), TARGETS) for way in BASELINES}
+    judge, prompts = _judge(prune, task)
+    learned = {}
+    for way, eliminate in (("learned + eliminated", True), ("learned", False)):
+        config = prune.config.model_copy(update={"eliminate": eliminate})
+        learned[way] = _edges(node_circuits(judge, prompts, config, TARGETS))
+    return learned | {way: sizes(judge, scores(judge, way, prune.config.seed), TARGETS) for way in BASELINES}
 
 
-def _rows(uri: str, name: str, study: Study, tasks: Sequence[str], show: Show) -> list[dict[str, Any]]:
-    """Circuit rows of a model: those its study has stored, or those of a search now."""
+def _methods(prune: Prune, task: str) -> dict[str, Curve]:
+    """Edges at every target, by method; none where the model does not do the task."""
+    judge, prompts = _judge(prune, task)
+    if judge.score(judge.everything()).loss > (prune.config.solved_loss or prune.config.target_loss):
+        return {}
+    nodes = node_circuits(judge, prompts, prune.config, TARGETS)
+    return {"node": _edges(nodes), "edge": _edges(edge_circuits(nodes, prune.config))}
+
+
+def _judge(prune: Prune, task: str) -> tuple[Judge, PairBatch]:
+    model, tokenizer = from_pretrained(prune.model)
+    prompts = task_data(task, tokenizer, pairs=prune.config.pairs, seed=prune.config.seed).train
+    return Judge(model.requires_grad_(False), prune.means, prompts), prompts
+
+
+def _edges(circuits: Mapping[float, Solution]) -> Curve:
+    return {target: solution.size[0] for target, solution in circuits.items()}
+
+
+def _by_task(
+    search: Callable[[Prune, str], dict[str, Curve]],
+    uri: str,
+    name: str,
+    study: Study,
+    tasks: Sequence[str],
+    show: Show,
+) -> dict[str, dict[str, Curve]]:
+    """What a search gives for each task, by the task's name."""
+    _, tokenizer, known = opened(uri, study)
+    config = settings(study)
+    for task in tasks:  # mistakes before anything is searched
+        task_data(task, tokenizer, pairs=config.pairs, seed=config.seed)
+    found = {}
+    for task, curves in on_all_cores(partial(search, Prune(uri, known.means, config)), tasks):
+        found[source_name(task)] = curves
+        show.stage(name, len(found) / len(tasks), f"{len(found)}/{len(tasks)} tasks, last {source_name(task)}")
+    return {source_name(task): found[source_name(task)] for task in tasks}
+
+
+def _searched(uri: str, name: str, study: Study, tasks: Sequence[str], show: Show) -> dict[Method, Sizes]:
+    found = _by_task(_methods, uri, name, study, tasks, show)
+    return {method: {task: curves[method] for task, curves in found.items() if curves} for method in METHODS}
+
+
+def _stored(uri: str, tasks: Sequence[str]) -> dict[Method, Sizes] | None:
+    """What the study of a trial's model has stored; None where that is no curve."""
     rows = [row for row in stored_rows(uri) if row["task"] in map(source_name, tasks)]
-    if len({row["target_loss"] for row in rows}) > 1:
-        return rows
-    model, tokenizer, known = opened(uri, study)
-    config, rows = settings(study), []
-    for task in tasks:
-        prompts = _prompts(task, tokenizer, config)
-        circuits = find_circuits(model, prompts, known.means, config, TARGETS, METHODS)
-        rows += [circuit_row(circuit) for circuit in circuits]
-        show.line(f"{name}: {task} done, {circuits[0].seconds * len(circuits):.0f} s")
-    return rows
-
-
-def _prompts(name: str, tokenizer: Any, config: PruneConfig) -> TaskData:
-    return task_data(name, tokenizer, pairs=config.pairs, seed=config.seed)
+    if len({row["target_loss"] for row in rows}) < 2:
+        return None
+    return {method: sizes_of(rows, method) for method in METHODS}
 
 
 def _tasks(study: Study, names: str | None) -> tuple[str, ...]:
