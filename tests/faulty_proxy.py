@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import random
 import socket
 import struct
 import threading
@@ -20,12 +21,21 @@ ERROR = "<Error><Code>{}</Code><Message>planned</Message></Error>"
 CODES = {403: "AccessDenied", 404: "NoSuchKey", 429: "TooManyRequests", 503: "SlowDown"}
 
 
+def sound(method: str, path: str, number: int) -> Fault:
+    """Every request goes well."""
+    return None
+
+
+def one_in_ten(source: random.Random) -> Plan:
+    """Every tenth request, by chance, comes to grief in one of all ways."""
+    faults: tuple[Fault, ...] = (500, 503, 429, "reset", "lost", "cut", 2.0)
+    return lambda method, path, number: source.choice(faults) if source.random() < 0.1 else None
+
+
 class FaultyProxy:
     """Between its address and `upstream`; `plan(method, path, number)` says what becomes of each request."""
 
-    def __init__(
-        self, upstream: str, plan: Callable[[str, str, int], Fault] = lambda method, path, number: None
-    ) -> None:
+    def __init__(self, upstream: str, plan: Plan = sound) -> None:
         self.plan = plan
         self.requests: list[tuple[str, str, Fault]] = []
         self._lock = threading.Lock()

@@ -2,8 +2,8 @@
 
 A cluster of several nodes and an S3 server run on this machine. Each round runs the study anew while training workers,
 trials' own processes, nodes and the driver are killed and the storage goes down; every kind comes up before one comes
-again. A line says what was done. Exits 1 if a round's rows are not those of the undisturbed run it begins with, or if
-the study does not get to its end.
+again. In every second round one request in ten fails besides. A line says what was done. Exits 1 if a round's rows
+are not those of the undisturbed run it begins with, or if the study does not get to its end.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 
 import boto3
 from chaos import PRUNING, TRIAL, WORKER, Driver, Nodes, rows, write_study
-from faulty_proxy import FaultyProxy
+from faulty_proxy import FaultyProxy, Plan, one_in_ten, sound
 from moto.server import ThreadedMotoServer
 
 from sparse_model import storage
@@ -68,6 +68,7 @@ class Soak:
     outage: float
     random: random.Random
     per_round: int = 4  # faults; a trial's own process may be lost three times before the trial counts as failed
+    usual: Plan = sound  # what becomes of requests while the storage is up
     started: float = field(default_factory=time.monotonic)
 
     def say(self, text: str) -> None:
@@ -122,6 +123,7 @@ def endless_faults(source: random.Random) -> Iterator[str]:
 
 def disturbed(case: Soak, round_: int, faults: Iterator[str], done: dict[str, int]) -> None:
     """One run of the study, hurt `per_round` times, each time after it got further."""
+    case.proxy.plan = case.usual = one_in_ten(case.random) if round_ % 2 == 0 else sound
     driver = case.start(round_)
     try:
         for _ in range(case.per_round):
@@ -137,6 +139,7 @@ def disturbed(case: Soak, round_: int, faults: Iterator[str], done: dict[str, in
         driver.end(patience=STUCK)
     finally:
         driver.kill()
+        case.proxy.plan = sound
 
 
 def await_progress(case: Soak, driver: Driver) -> None:
@@ -159,7 +162,7 @@ def kill_driver(case: Soak, driver: Driver) -> bool:
 def take_storage_away(case: Soak, driver: Driver) -> bool:
     case.proxy.plan = lambda method, path, number: 503
     time.sleep(case.outage)
-    case.proxy.plan = lambda method, path, number: None
+    case.proxy.plan = case.usual
     return True
 
 

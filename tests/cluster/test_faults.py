@@ -13,7 +13,7 @@ import boto3
 import pytest
 import soak
 from chaos import PRUNING, TRIAL, WORKER, Driver, Nodes, rows, write_study
-from faulty_proxy import FaultyProxy
+from faulty_proxy import FaultyProxy, one_in_ten
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 
@@ -139,6 +139,33 @@ def test_an_outage_of_the_storage_is_waited_out(
         assert refused, "nobody asked for anything while the storage was down"
         found = rows(f"s3://{bucket}/here/tiny?endpoint_override={proxy.address}")
     assert found == first_trial(undisturbed[0])
+
+
+def test_one_request_in_ten_fails_while_processes_die(
+    nodes: Nodes, start: Start, undisturbed: tuple[Path, int], s3_server: str
+) -> None:
+    bucket = f"b-{uuid4().hex}"
+    boto3.client("s3", endpoint_url=s3_server).create_bucket(Bucket=bucket)
+    with FaultyProxy(s3_server, one_in_ten(random.Random(7))) as proxy:
+
+        def kept_more() -> Callable[[], bool]:
+            before = len(proxy.requests)
+            return lambda: any(
+                method == "PUT" and path.endswith("manifest.json") and not fault
+                for method, path, fault in proxy.requests[before:]
+            )
+
+        root = f"s3://{bucket}/here?endpoint_override={proxy.address}"
+        driver = start(root)
+        for process in (WORKER, TRIAL):
+            driver.till(kept_more())
+            driver.till(lambda process=process: nodes.kill_one(process))  # type: ignore[misc]
+        driver.till(kept_more())
+        driver.kill()
+        start(root).end()
+        faults = {fault for *_, fault in proxy.requests}
+    assert len(faults) > 4, faults
+    assert rows(f"s3://{bucket}/here/tiny?endpoint_override={s3_server}") == first_trial(undisturbed[0])
 
 
 def test_a_short_soak(
