@@ -16,7 +16,7 @@ from ray._private.state import state
 from ray.core.generated.gcs_pb2 import PlacementGroupTableData
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-WATCH, INTERVAL = 60.0, 1.0
+WATCH, INTERVAL = 60.0, 2.0
 """Seconds after the loss of a trial's process in which its controller may still be dying; between two looks."""
 
 
