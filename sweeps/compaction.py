@@ -14,12 +14,11 @@ import uuid
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from sparse_model import storage
 from sweeps.rows import TABLES, parquet_bytes, table_uri
-from sweeps.tables import COMPACTED, RECORD, Source, kept_rows, read_sources, winners
+from sweeps.tables import COMPACTED, RECORD, Source, kept_rows, read_sources, together, winners
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ def _compact_table(root: str, table: str) -> Compacted | None:
     if len(absorbed) < 2:
         return None
     schema = TABLES[table]
-    content = pa.concat_tables([rows for _, rows in kept_rows(absorbed, table, schema.names)]).sort_by("trial")
+    content = together(rows for _, rows in kept_rows(absorbed, table, schema.names)).sort_by("trial")
     record = {trial: source.claims[trial] for trial, source in sorted(winners(absorbed).items())}
     content = content.replace_schema_metadata({**schema.metadata, RECORD: json.dumps(record).encode()})
     name = f"{COMPACTED}{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.parquet"
@@ -54,5 +53,6 @@ def _is_ours(source: Source) -> bool:
     """Whether all rows of a file are of trials it speaks for: other programs' files of many trials are left alone."""
     if source.is_compacted:
         return True
-    trials: Any = source.file.read(columns=["trial"])["trial"] if "trial" in source.file.schema_arrow.names else None
+    file = source.open()
+    trials: Any = file.read(columns=["trial"])["trial"] if "trial" in file.schema_arrow.names else None
     return trials is not None and set(pc.unique(trials).to_pylist()) <= source.claims.keys()

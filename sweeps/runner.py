@@ -17,7 +17,8 @@ from sweeps.cluster import Capacity, ray_session
 from sweeps.frontier import Frontier
 from sweeps.interrupts import Interrupts, remembered_interrupts
 from sweeps.lease import Lease, held
-from sweeps.objectives import FINAL, objectives
+from sweeps.objectives import FINAL, METRICS, objectives
+from sweeps.orphans import Orphans
 from sweeps.progress import StudyProgress
 from sweeps.ray_tokens import on_ray
 from sweeps.rows import table_uri, write_circuit_rows, write_trial_row
@@ -174,6 +175,7 @@ class TrialEvents(tune.Callback):  # type: ignore[misc]
 
     def __init__(self, plan: Plan, progress: StudyProgress, interrupts: Interrupts, lease: Lease) -> None:
         self.plan, self.progress, self.interrupts, self.lease = plan, progress, interrupts, lease
+        self.orphans = Orphans()
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune stores its callbacks beside its state, from which we never restore."""
@@ -182,6 +184,7 @@ class TrialEvents(tune.Callback):  # type: ignore[misc]
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self.interrupts.check()
         self.lease.check()
+        self.orphans.remove()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.progress.started(_trial_key(trial), Trial.of(trial.config, self.plan).config)
@@ -199,7 +202,14 @@ class TrialEvents(tune.Callback):  # type: ignore[misc]
         elif stage == "done":
             self.progress.finished(key, result["row"])
 
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        forget(trial)
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.orphans.expect()
+
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.orphans.expect()
         crashed = Trial.of(trial.config, self.plan)
         error = trial.get_error()
         row = stored_row(crashed)
@@ -208,3 +218,15 @@ class TrialEvents(tune.Callback):  # type: ignore[misc]
             write_circuit_rows(self.plan.study.root, crashed.key, [], crashed.attempt)
             write_trial_row(self.plan.study.root, row)
         self.progress.finished(crashed.key, row)
+        forget(trial)
+
+
+def forget(trial: Any) -> None:
+    """Drop what Tune holds of a trial that has ended, a tenth of a megabyte that nobody asks for.
+
+    That is its last report, of which the objectives stay (Tune prints a line about a trial without any), and the least,
+    greatest, last and mean values of every number in any report.
+    """
+    trial.run_metadata.last_result = {k: v for k, v in trial.last_result.items() if k in METRICS}
+    trial.run_metadata.metric_analysis.clear()
+    trial.run_metadata.metric_n_steps.clear()

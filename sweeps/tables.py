@@ -9,8 +9,8 @@ not matter whether a compaction was killed half-way, or what was written while i
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -32,10 +32,11 @@ TRIES = 20
 
 @dataclass(frozen=True)
 class Source:
-    """One file of a table, read."""
+    """One file of a table, read. Not opened for longer than needed: an open one takes 180 kB, whatever is in it."""
 
+    root: str
     name: str
-    file: Any
+    content: bytes = field(repr=False)
 
     @property
     def is_compacted(self) -> bool:
@@ -45,17 +46,31 @@ class Source:
     def claims(self) -> dict[str, int]:
         """Trials this file speaks for, each with its attempt."""
         if self.is_compacted:
-            record: dict[str, int] = json.loads(self.file.schema_arrow.metadata[RECORD])
+            record: dict[str, int] = json.loads(self.open().schema_arrow.metadata[RECORD])
             return record
         stem = self.name.removesuffix(".parquet")
         trial, plus, attempt = stem.rpartition("+")
         return {trial: int(attempt)} if plus and attempt.isdigit() else {stem: 0}
 
+    def open(self) -> Any:
+        """The `pyarrow.parquet.ParquetFile`; InputError for one that is damaged or newer than this version."""
+        try:
+            file = pq.ParquetFile(pa.BufferReader(self.content))
+        except pa.ArrowException as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"{self.root}: rows that cannot be read ({self.name}: {reason})") from None
+        version = int((file.schema_arrow.metadata or {}).get(b"schema_version", 0))
+        if version > SCHEMA_VERSION:
+            raise InputError(
+                f"{self.root}: rows of schema {version} in {self.name}; this version reads up to {SCHEMA_VERSION}"
+            )
+        return file
+
     def rows(self, table: str, columns: Sequence[str]) -> Any:
         """The file's rows in the table's present schema; columns it lacks are null."""
-        schema = TABLES[table]
-        there = [name for name in columns if name in self.file.schema_arrow.names]
-        content = self.file.read(columns=there, use_threads=self.is_compacted)
+        schema, file = TABLES[table], self.open()
+        there = [name for name in columns if name in file.schema_arrow.names]
+        content = file.read(columns=there, use_threads=self.is_compacted)
         arrays = [
             content[name].cast(schema.field(name).type)
             if name in there
@@ -70,10 +85,8 @@ def read_table(root: str, table: str, columns: Sequence[str] | None = None) -> A
     names = TABLES[table].names if columns is None else list(columns)
     needed = [*names, *(name for name in ("trial", *_FILLED_FROM.get(table, ())) if name not in names)]
     try:
-        parts = [rows for _, rows in kept_rows(read_sources(root, table), table, needed)]
-        if not parts:
-            return TABLES[table].empty_table().select(names)
-        return _filled(table, pa.concat_tables(parts)).select(names)
+        rows = together(rows for _, rows in kept_rows(read_sources(root, table), table, needed))
+        return _filled(table, rows).select(names) if rows is not None else TABLES[table].empty_table().select(names)
     except (pa.ArrowException, json.JSONDecodeError, KeyError) as error:
         raise InputError(f"{root}: rows that cannot be read ({' '.join(str(error).split())})") from None
 
@@ -83,23 +96,33 @@ def read_sources(root: str, table: str) -> list[Source]:
     uri = table_uri(root, table)
     for _ in range(TRIES):
         names = [name for name in storage.versions(uri) if name.endswith(".parquet")]
-        found = [_source(root, name, content) for name, content in storage.read_many(uri, names)]
-        if None not in found:
-            return [source for source in found if source is not None]
+        found = {name: content for name, content in storage.read_many(uri, names) if content is not None}
+        if len(found) == len(names):
+            return [Source(root, name, content) for name, content in found.items()]
     raise InputError(f"{uri}: its files keep vanishing while they are read")
 
 
-def kept_rows(sources: Sequence[Source], table: str, columns: Sequence[str]) -> list[tuple[Source, Any]]:
+def together(tables: Iterable[Any]) -> Any:
+    """Many small tables as one, None for none. Copied a few hundred at a time: one of one row takes 70 kB."""
+    done: list[Any] = []
+    waiting: list[Any] = []
+    for table in tables:
+        waiting.append(table)
+        if len(waiting) == 500:
+            done.append(pa.concat_tables(waiting).combine_chunks())
+            waiting = []
+    return pa.concat_tables(done + waiting) if done or waiting else None
+
+
+def kept_rows(sources: Sequence[Source], table: str, columns: Sequence[str]) -> Iterator[tuple[Source, Any]]:
     """Of every source that has any, the rows of trials for which no other source has the higher claim."""
     best = winners(sources)
-    kept = []
     for source in sources:
         lost = [trial for trial in source.claims if best[trial] is not source]
         if lost and len(lost) == len(source.claims):
             continue
         rows = source.rows(table, columns)
-        kept.append((source, rows.filter(pc.invert(pc.is_in(rows["trial"], pa.array(lost)))) if lost else rows))
-    return kept
+        yield source, rows.filter(pc.invert(pc.is_in(rows["trial"], pa.array(lost)))) if lost else rows
 
 
 def winners(sources: Sequence[Source]) -> Mapping[str, Source]:
@@ -111,19 +134,6 @@ def winners(sources: Sequence[Source]) -> Mapping[str, Source]:
             if trial not in best or rank > best[trial][0]:
                 best[trial] = (rank, source)
     return {trial: source for trial, (_, source) in best.items()}
-
-
-def _source(root: str, name: str, content: bytes | None) -> Source | None:
-    if content is None:
-        return None
-    try:
-        file = pq.ParquetFile(pa.BufferReader(content))
-    except pa.ArrowException as error:
-        raise InputError(f"{root}: rows that cannot be read ({name}: {' '.join(str(error).split())})") from None
-    version = int((file.schema_arrow.metadata or {}).get(b"schema_version", 0))
-    if version > SCHEMA_VERSION:
-        raise InputError(f"{root}: rows of schema {version} in {name}; this version reads up to {SCHEMA_VERSION}")
-    return Source(name, file)
 
 
 _FILLED_FROM = {"trials": ("attempt", "retried", "eligible", "status", "circuit_edges"), "circuits": ("method",)}

@@ -167,7 +167,11 @@ class Driver:
 
     def end(self, status: int = 0, patience: float = 240) -> str:
         """Wait for its end; what it said."""
-        assert self.process.wait(timeout=patience) == status, self.said()
+        try:
+            ended = self.process.wait(timeout=patience)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"no end after {patience:g} s: {self.said()}") from None
+        assert ended == status, self.said()
         return self.said()
 
     def kill(self) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import http.client
+import random
 import socket
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -20,12 +22,28 @@ ERROR = "<Error><Code>{}</Code><Message>planned</Message></Error>"
 CODES = {403: "AccessDenied", 404: "NoSuchKey", 429: "TooManyRequests", 503: "SlowDown"}
 
 
+def sound(method: str, path: str, number: int) -> Fault:
+    """Every request goes well."""
+    return None
+
+
+def one_in_ten(source: random.Random) -> Plan:
+    """Every tenth request, by chance, comes to grief in one of all ways."""
+    faults: tuple[Fault, ...] = (500, 503, 429, "reset", "lost", "cut", 2.0)
+    return lambda method, path, number: source.choice(faults) if source.random() < 0.1 else None
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Says nothing of clients that are gone: they are killed, or were reset by us."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 class FaultyProxy:
     """Between its address and `upstream`; `plan(method, path, number)` says what becomes of each request."""
 
-    def __init__(
-        self, upstream: str, plan: Callable[[str, str, int], Fault] = lambda method, path, number: None
-    ) -> None:
+    def __init__(self, upstream: str, plan: Plan = sound) -> None:
         self.plan = plan
         self.requests: list[tuple[str, str, Fault]] = []
         self._lock = threading.Lock()
@@ -83,7 +101,7 @@ class FaultyProxy:
                 # What the base class flushes afterwards goes nowhere.
                 self.wfile = open("/dev/null", "wb")  # noqa: SIM115
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = _Server(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         self.address = f"http://127.0.0.1:{self._server.server_port}"
 

@@ -2,8 +2,8 @@
 
 A cluster of several nodes and an S3 server run on this machine. Each round runs the study anew while training workers,
 trials' own processes, nodes and the driver are killed and the storage goes down; every kind comes up before one comes
-again. A line says what was done. Exits 1 if a round's rows are not those of the undisturbed run it begins with, or if
-the study does not get to its end.
+again. In every second round one request in ten fails besides. A line says what was done. Exits 1 if a round's rows
+are not those of the undisturbed run it begins with, or if the study does not get to its end.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
 import boto3
 from chaos import PRUNING, TRIAL, WORKER, Driver, Nodes, rows, write_study
-from faulty_proxy import FaultyProxy
+from faulty_proxy import FaultyProxy, Plan, one_in_ten, sound
 from moto.server import ThreadedMotoServer
 
 from sparse_model import storage
@@ -68,6 +68,9 @@ class Soak:
     outage: float
     random: random.Random
     per_round: int = 4  # faults; a trial's own process may be lost three times before the trial counts as failed
+    due: list[str] = field(default_factory=list)  # all kinds of faults, in random order, before any comes again
+    done: dict[str, int] = field(default_factory=dict)
+    usual: Plan = sound  # what becomes of requests while the storage is up
     started: float = field(default_factory=time.monotonic)
 
     def say(self, text: str) -> None:
@@ -85,20 +88,19 @@ class Soak:
 
 def soak(case: Soak, expected: dict[str, object], seconds: float) -> int:
     """Rounds till the time is over; how many of them lost something."""
-    faults, lost = endless_faults(case.random), 0
-    done: dict[str, int] = {}
+    lost = 0
     for round_ in count(1):
         if time.monotonic() - case.started > seconds and round_ > 1:
             break
         try:
-            disturbed(case, round_, faults, done)
+            disturbed(case, round_)
             same = case.found(round_) == expected
             case.say(f"round {round_}: {'rows equal the undisturbed ones' if same else 'ROWS DIFFER'}")
         except AssertionError as error:
             case.say(f"round {round_}: THE STUDY DID NOT END: {error}")
             same = False
         lost += not same
-    told = ", ".join(f"{name} {times}" for name, times in sorted(done.items()))
+    told = ", ".join(f"{name} {times}" for name, times in sorted(case.done.items()))
     case.say(f"{round_ - 1} rounds; {told}; {'nothing was lost' if not lost else f'{lost} ROUNDS LOST SOMETHING'}")
     return lost
 
@@ -114,29 +116,35 @@ def undisturbed(case: Soak) -> dict[str, object]:
     return case.found(0)
 
 
-def endless_faults(source: random.Random) -> Iterator[str]:
-    """Names of faults in random order, all of them before any comes again."""
-    while True:
-        yield from source.sample(sorted(FAULTS), len(FAULTS))
-
-
-def disturbed(case: Soak, round_: int, faults: Iterator[str], done: dict[str, int]) -> None:
+def disturbed(case: Soak, round_: int) -> None:
     """One run of the study, hurt `per_round` times, each time after it got further."""
+    case.proxy.plan = case.usual = one_in_ten(case.random) if round_ % 2 == 0 else sound
     driver = case.start(round_)
     try:
         for _ in range(case.per_round):
             await_progress(case, driver)
-            if driver.process.poll() is not None:
-                break
-            name = next(faults)
-            if FAULTS[name](case, driver):
+            if name := hurt(case, driver):
                 case.say(f"round {round_}: {name}")
-                done[name] = done.get(name, 0) + 1
             if driver.process.poll() is not None and driver.process.returncode < 0:
                 driver = case.start(round_)
         driver.end(patience=STUCK)
     finally:
         driver.kill()
+        case.proxy.plan = sound
+
+
+def hurt(case: Soak, driver: Driver) -> str:
+    """Do what is due as soon as it can be done, and say what it was; nothing if the study ends before."""
+    case.due = case.due or case.random.sample(sorted(FAULTS), len(FAULTS))
+    deadline = time.monotonic() + STUCK
+    while driver.process.poll() is None:
+        if FAULTS[case.due[0]](case, driver):
+            name = case.due.pop(0)
+            case.done[name] = case.done.get(name, 0) + 1
+            return name
+        assert time.monotonic() < deadline, driver.said()
+        time.sleep(0.1)
+    return ""
 
 
 def await_progress(case: Soak, driver: Driver) -> None:
@@ -159,7 +167,7 @@ def kill_driver(case: Soak, driver: Driver) -> bool:
 def take_storage_away(case: Soak, driver: Driver) -> bool:
     case.proxy.plan = lambda method, path, number: 503
     time.sleep(case.outage)
-    case.proxy.plan = lambda method, path, number: None
+    case.proxy.plan = case.usual
     return True
 
 

@@ -115,7 +115,8 @@ def test_smoke_leaves_everything_it_promises(undisturbed: tuple[Path, str]) -> N
 def test_output_is_plain_and_ours(undisturbed: tuple[Path, str]) -> None:
     _, said = undisturbed
     assert "\x1b" not in said, "escape codes in a file"
-    assert not [line for line in said.splitlines() if "raylet" in line or "WARNING" in line or "Traceback" in line]
+    foreign = ("raylet", "WARNING", "Traceback", "Last result")
+    assert not [line for line in said.splitlines() if any(words in line for words in foreign)]
     for words in ("data: tokens", "started: dense", "training: ", "pruning: ", "(3/3)"):
         assert words in said
 
