@@ -77,6 +77,12 @@ def play(
     return dict(row)
 
 
+def crashed_trial(study: Any, get_error: Any) -> SimpleNamespace:
+    """What the driver sees of a trial of Tune's."""
+    kept = SimpleNamespace(last_result={}, metric_analysis={}, metric_n_steps={})
+    return SimpleNamespace(config=suggestion(study), get_error=get_error, last_result={}, run_metadata=kept)
+
+
 def test_a_trial_that_ends_well(study: Study, monkeypatch: pytest.MonkeyPatch, reported: list[dict[str, Any]]) -> None:
     found = [circuit("a", "ok", 4), circuit("b", "ok", 9), circuit("c", "unsolved", None), circuit("a", "ok", 99, 0.5)]
     found.append(circuit("a", "ok", 1) | {"method": "edge"})  # never mixed with the others
@@ -152,7 +158,7 @@ def test_the_driver_sees_to_a_trial_that_kept_crashing(study: Study) -> None:
     progress = StudyProgress(Silent(), study)  # type: ignore[arg-type]
     events = TrialEvents(Plan(study, "data"), progress, Interrupts(), Lease(study.root, 1))
     error = ray.exceptions.WorkerCrashedError()
-    events.on_trial_error(1, [], SimpleNamespace(config=suggestion(study), get_error=lambda: error))
+    events.on_trial_error(1, [], crashed_trial(study, lambda: error))
     (row,) = Frontier(study.root).trials().to_pylist()
     assert (row["status"], row["eligible"]) == ("failed", False)
     assert "WorkerCrashedError" in row["reason"]
@@ -212,7 +218,7 @@ def test_a_trial_that_ended_without_telling_is_told_from_its_row(
     again = play(study, monkeypatch, AssertionError("trained again"), [])
     assert again == written
     assert {metric: reported[-1][metric] for metric in METRICS} == {metric: told[metric] for metric in METRICS}
-    crashed = SimpleNamespace(config=suggestion(study), get_error=ray.exceptions.WorkerCrashedError)
+    crashed = crashed_trial(study, ray.exceptions.WorkerCrashedError)
     shown: list[str] = []
     progress = SimpleNamespace(finished=lambda key, row: shown.append(row["status"]))
     events = TrialEvents(Plan(study, "data"), progress, Interrupts(), Lease(study.root, 1))  # type: ignore[arg-type]
