@@ -119,13 +119,13 @@ class Frontier:
     def matched(self, first: str, second: str, **choice: Unpack[Choice]) -> Any:
         """Edges of two groups of trials, given as SQL conditions, at equal validation loss (`sweeps.matched`)."""
         comparison = self.compared(**choice)
-        groups = {}
-        for condition in (first, second):
-            there = places(self.where(condition), comparison.trials).drop_null()
-            groups[condition] = np.isin(np.arange(len(comparison.trials)), there.to_numpy())
-        if len(groups) < 2 or (both := int(np.logical_and(*groups.values()).sum())):
-            count = both if len(groups) == 2 else "all"
-            raise InputError(f"compare: {count} trials are in both groups ({first}; {second})")
+        rows = np.arange(len(comparison.trials))
+        groups = [
+            (condition, np.isin(rows, places(self.where(condition), comparison.trials).drop_null().to_numpy()))
+            for condition in (first, second)
+        ]
+        if both := int((groups[0][1] & groups[1][1]).sum()):
+            raise InputError(f"compare: {both} trials are in both groups ({first}; {second})")
         return matched(comparison, groups)
 
     def _table(self, name: str, columns: Sequence[str] | None = None) -> Any:

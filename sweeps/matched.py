@@ -10,7 +10,7 @@ Shapes: N trials compared, n of a group, C configurations of it, K tasks, G loss
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -28,14 +28,14 @@ COVERAGE = 95.0
 Curve = tuple[Array, Array]
 
 
-def matched(comparison: Comparison, groups: Mapping[str, Array]) -> Any:
+def matched(comparison: Comparison, groups: Sequence[tuple[str, Array]]) -> Any:
     """A `pyarrow.Table`: edges of two named groups of trials at equal losses, and their ratio with its interval.
 
-    A group is a boolean (N) over the comparison's trials. The last row, whose `val_loss` is null, is the mean over the
-    whole common range. Ratios are edges of the second group over edges of the first. InputError where the fronts have
-    no validation loss in common.
+    A group is its name and a boolean (N) over the comparison's trials. The last row, whose `val_loss` is null, is the
+    mean over the whole common range. Ratios are edges of the second group over edges of the first. InputError where the
+    fronts have no validation loss in common.
     """
-    samples = [Group(comparison, name, members) for name, members in groups.items()]
+    samples = [Group(comparison, name, members) for name, members in groups]
     losses = _common_losses(samples)
     first, second = (group.curve_at(losses) for group in samples)
     rng = np.random.default_rng(0)

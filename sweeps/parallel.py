@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from multiprocessing import get_context
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import active_children, get_context
 from typing import TypeVar
 
 import torch
@@ -19,18 +19,23 @@ Result = TypeVar("Result")
 def on_all_cores(work: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterator[tuple[Job, Result]]:
     """(job, result) in the order in which they end, one process per core; what `work` raises is raised here.
 
-    `work` is a function of a module, or a `partial` of one. The processes are ended where the caller goes no further.
+    `work` is a function of a module, or a `partial` of one. A process that is killed is an error, not a wait for ever.
+    The processes are ended at once where the caller goes no further.
     """
     count = min(cpu_count(), len(jobs))
     if count <= 1:
         yield from ((job, work(job)) for job in jobs)
         return
-    with get_context("spawn").Pool(count, _begin) as pool:
-        yield from pool.imap_unordered(partial(_done, work), jobs)
-
-
-def _done(work: Callable[[Job], Result], job: Job) -> tuple[Job, Result]:
-    return job, work(job)
+    others = set(active_children())
+    executor = ProcessPoolExecutor(count, get_context("spawn"), _begin)
+    try:
+        futures = {executor.submit(work, job): job for job in jobs}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    finally:
+        executor.shutdown(wait=False, cancel_futures=True)
+        for process in set(active_children()) - others:
+            process.terminate()
 
 
 def _begin() -> None:

@@ -182,7 +182,7 @@ def test_a_condition_may_leave_one_of_several_studies(tmp_path: Path) -> None:
     assert found.pareto(where="study = 'b'")["edges"].to_pylist() == pytest.approx([4])
     with pytest.raises(InputError, match="no validation loss in common"):
         found.matched("study = 'a'", "study = 'b'")
-    with pytest.raises(InputError, match="all trials are in both groups"):
+    with pytest.raises(InputError, match="1 trials are in both groups"):
         found.matched("study = 'a'", "study = 'a'")
 
 
