@@ -73,7 +73,8 @@ def reading(local: TokenDataset, cache: Path) -> dict[str, Callable[[], object]]
     bound = 2 * GROUP_SHARDS * max(shard.bytes for shard in local.manifest.train.shards)
 
     def cached() -> None:
-        with tempfile.TemporaryDirectory(dir=cache) as folder:
+        # shards that are copied ahead may still arrive while the folder is removed
+        with tempfile.TemporaryDirectory(dir=cache, ignore_cleanup_errors=True) as folder:
             for _ in epoch(TokenDataset.open(uri, folder, bound)):
                 pass
 
@@ -107,7 +108,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="timed calls of each, taken in turn (default: 3)")
     parser.add_argument("--json", type=Path, help="write the figures into this file as well")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         figures = measure(options.megabytes, options.workers, options.rounds, Path(folder))
     figures["workers"] = options.workers
     print(f"{options.megabytes:g} MB of text, {options.workers} processes, medians of {options.rounds}")

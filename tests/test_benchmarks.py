@@ -27,7 +27,8 @@ STEP_FIGURES = {"plain_dense_ms", "dense_ms", "sparse_ms", "sparse_over_plain_de
 
 def run(script: str, out: Path, *options: str) -> dict[str, Any]:
     command = [sys.executable, FOLDER / script, "--json", out, *options]
-    subprocess.run(list(map(str, command)), check=True, capture_output=True, timeout=120)
+    ended = subprocess.run(list(map(str, command)), capture_output=True, timeout=120, text=True)
+    assert ended.returncode == 0, ended.stderr
     figures: dict[str, Any] = json.loads(out.read_text())
     return figures
 
