@@ -156,7 +156,8 @@ def measure(shape: str, fraction: float, rounds: int) -> dict[str, float]:
     dense = ModelConfig(**sizes, d_head=D_HEAD, activation_fraction=1)
     recipe = TrainConfig(fraction=fraction, min_alive=1, anneal=0)
     tokens = torch.randint(0, sparse.vocab_size, (batch, sparse.context + 1), device=DEVICE)
-    sparse_step, optimizer = our_step(sparse, recipe, tokens)
+    # the parts have models of their own: the step's stays as training leaves it
+    optimizer = our_step(sparse, recipe, tokens)[1]
     restore = restoring(optimizer.groups)
     alive = projected_groups(SparseTransformer(sparse).to(DEVICE), recipe.model_copy(update={"min_alive": 4}))
     restore_uneven = restoring(alive, uneven=0.5)
@@ -164,7 +165,7 @@ def measure(shape: str, fraction: float, rounds: int) -> dict[str, float]:
         {
             "plain_dense_ms": plain_step(dense, tokens),
             "dense_ms": our_step(dense, TrainConfig(), tokens)[0],
-            "sparse_ms": sparse_step,
+            "sparse_ms": our_step(sparse, recipe, tokens)[0],
             "restore_ms": restore,
             "projection_ms": lambda: (restore(), project(optimizer.groups, 1.0)),
             "projection_min_alive_ms": lambda: (restore_uneven(), project(alive, 1.0)),
