@@ -59,6 +59,29 @@ class Projection(NamedTuple):
     weight: Tensor
 
 
+class Stream(NamedTuple):
+    """The residual stream x (B, T, D) between two sublayers, and the positions (T, P) read beside it, if any; behind
+    the last attention that writes only answer positions are left: (B, 1, D) and (B, 1, P)."""
+
+    x: Tensor
+    positions: Tensor | None
+
+    def repeated(self, count: int) -> Stream:
+        """The same for `count` copies of the batch, one after the other."""
+        positions = self.positions
+        if positions is not None and positions.dim() == 3:
+            positions = positions.repeat(count, 1, 1)
+        return Stream(self.x.repeat(count, 1, 1), positions)
+
+
+def stage_of(site: str, config: ModelConfig) -> int:
+    """The sublayer that a node site is in: attention and MLP of each layer in turn, then final.in."""
+    if site == FINAL_SITE:
+        return 2 * config.n_layer
+    _, layer, kind = site.split(".", 2)
+    return 2 * int(layer) + kind.startswith("mlp")
+
+
 class AblatedModel:
     """A `SparseTransformer` in which every node outside `kept` is held at its mean.
 
@@ -89,16 +112,35 @@ class AblatedModel:
 
     def margins(self, batch: AnswerBatch, gates: Gates | None = None) -> Tensor:
         """Margins (B,) logit(right) - logit(wrong) at the answer positions, in nats; `gates` default to all ones."""
-        gates = gates or {}
+        stream = self.start(batch)
+        for stage in range(self.stages):
+            stream = self.sublayer(stage, stream, batch, gates)
+        return self.end(stream, batch, gates)
+
+    @property
+    def stages(self) -> int:
+        """Number of sublayers; `stage_of` tells in which of them a node site is."""
+        return 2 * len(self.attention)
+
+    def start(self, batch: AnswerBatch) -> Stream:
+        """The residual stream before the first sublayer."""
         x, positions = self._embed(batch.tokens)
         if self.last_attention < 0:
-            x, positions = _at(x, batch.last), _positions_at(positions, batch.last)
-        for i, (attention, mlp) in enumerate(zip(self.attention, self.mlp, strict=True)):
-            last = batch.last if i == self.last_attention else None
-            x = residual(attention(x, positions, gates, last), "resid.mid", self.config)
-            positions = positions if last is None else _positions_at(positions, last)
-            x = residual(mlp(x, positions, gates), "resid.post", self.config)
-        return self.answers(self.final(x, None, gates).squeeze(1), batch)
+            return Stream(_at(x, batch.last), _positions_at(positions, batch.last))
+        return Stream(x, positions)
+
+    def sublayer(self, stage: int, stream: Stream, batch: AnswerBatch, gates: Gates | None = None) -> Stream:
+        """The residual stream after a sublayer, from that before it."""
+        (x, positions), gates, layer = stream, gates or {}, stage // 2
+        if stage % 2:
+            return Stream(residual(self.mlp[layer](x, positions, gates), "resid.post", self.config), positions)
+        last = batch.last if layer == self.last_attention else None
+        x = residual(self.attention[layer](x, positions, gates, last), "resid.mid", self.config)
+        return Stream(x, positions if last is None else _positions_at(positions, last))
+
+    def end(self, stream: Stream, batch: AnswerBatch, gates: Gates | None = None) -> Tensor:
+        """Margins (B,) from the residual stream after the last sublayer."""
+        return self.answers(self.final(stream.x, None, gates or {}).squeeze(1), batch)
 
     def _embed(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
         """The residual stream (B, T, D) at its start, and the positions (T, P) to be read beside it, if any."""

@@ -35,7 +35,7 @@ class Judge:
 
     def __init__(self, model: SparseTransformer, means: Means, data: PairBatch, watch: Watch = SILENT) -> None:
         self.model, self.means, self.index, self.watch = model, means, NodeIndex(model), watch
-        self.batches = all_batches(data, model.embedding.device)
+        self.data, self.batches = data, all_batches(data, model.embedding.device)
         self.sides = torch.cat([batch.sides for batch in self.batches])
 
     def everything(self) -> Tensor:

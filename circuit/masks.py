@@ -17,6 +17,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import compress
 from typing import Any
 
 import torch
@@ -36,6 +37,9 @@ from sparse_model.sites import site_names, site_width
 
 SNAPSHOT_STEPS = 10
 """Steps between the states among which the best is chosen."""
+
+HOPELESS = 3.0
+"""Times the target that the running loss of a state may be for it to be tried on all prompts."""
 
 EPSILON = 1e-12
 """Of Adam: far below any gradient that a mask gets, since a node's price alone can be 1e-4."""
@@ -135,21 +139,25 @@ def learn_masks(
     `among` (N,), if it is given, are off for good.
     """
     learner = _Learner(model, data, means, config, among)
-    states = []
+    states, near = [], []
     for step in range(config.steps):
         loss = learner.step(step)
         learner.rescue()
         learner.retire()
         if (step + 1) % SNAPSHOT_STEPS == 0 or step + 1 == config.steps:
             states.append(learner.tau.detach().clone())
+            near.append(learner.average_loss <= HOPELESS * config.target_loss)
         watch.learning(step + 1, config.steps, learner.n_kept, loss)
-    return best_state(states, reaches)
+    return best_state(states, near, reaches)
 
 
-def best_state(states: Sequence[Tensor], reaches: Callable[[Tensor], bool]) -> Tensor:
+def best_state(states: Sequence[Tensor], near: Sequence[bool], reaches: Callable[[Tensor], bool]) -> Tensor:
     """The tau (N,) of fewest kept nodes that reach the target, else the last; nodes that are off in it are ordered
-    by how long they were on, which is all that is known of those that were retired early."""
-    by_size = sorted(states, key=lambda tau: int((tau > 0).sum()))
+    by how long they were on, which is all that is known of those that were retired early.
+
+    Only states that are `near` the target are tried.
+    """
+    by_size = sorted(compress(states, near), key=lambda tau: int((tau > 0).sum()))
     tau = next((tau for tau in by_size if reaches(tau > 0)), states[-1])
     lifetime = torch.stack([state > 0 for state in states]).float().mean(0)
     return torch.where(tau > 0, tau, lifetime - 1)

@@ -6,18 +6,40 @@ M candidates.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
 import torch
 from torch import Tensor
 
 from circuit.batches import AnswerBatch
-from circuit.calibration import Calibration, calibrated_loss, task_loss
-from circuit.compact import AblatedModel, Edges, Gates, edges_into
+from circuit.calibration import Calibration, task_loss
+from circuit.compact import AblatedModel, Edges, Gates, Stream, edges_into, stage_of
 from circuit.edges import Block, edge_ends
 from circuit.evaluation import Judge
 
 POSITIONS = 8192
 """Positions of all candidates that go through a forward pass together: what is left of a model is so small that
 calling its operations costs as much as carrying them out."""
+
+STREAM_BYTES = 2**30
+"""Memory for residual streams; where it is too little, streams before every second sublayer are kept, and so on."""
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """What the candidates that a circuit is cut down to share with it: all that comes before what they lack.
+
+    `keep` (N + E,) is the circuit, `compact` a model cut down to it or to a larger one, `streams` for every batch the
+    residual streams of `keep` by sublayer, `margins` (prompts,) its margins.
+    """
+
+    keep: Tensor
+    compact: AblatedModel
+    batches: Sequence[AnswerBatch]
+    streams: list[dict[int, Stream]]
+    margins: Tensor
 
 
 class Parts:
@@ -29,6 +51,10 @@ class Parts:
         self.first, self.n_nodes = judge.index.first, judge.index.total
         # (E,) the nodes an edge comes from and goes to
         self.source, self.target, self.blocks = edge_ends(judge.model, judge.index.channels(nodes), self.first)
+        config, widths = judge.model.config, judge.index.widths
+        by_site = torch.tensor([stage_of(site, config) for site in widths], device=judge.sides.device)
+        by_node = by_site.repeat_interleave(torch.tensor(list(widths.values()), device=judge.sides.device))
+        self.stages = torch.cat([by_node, by_node[self.target]])  # (N + E,) sublayers where parts have their effect
 
     def everything(self) -> Tensor:
         """`keep` of the whole circuit."""
@@ -65,21 +91,29 @@ class Parts:
         """Task loss in nats after calibration, and the calibration."""
         return self.judge.calibrated(keep[: self.n_nodes], self.edges(keep))
 
-    def losses(self, keep: Tensor, candidates: Tensor) -> list[float]:
-        """Calibrated losses of candidates (M, N + E), each of them a part of `keep`."""
-        found = [calibrated_loss(margins, self.judge.sides)[0] for margins in self.margins(keep, candidates)]
-        self.judge.watch.judged(int(keep[: self.n_nodes].sum()), min(found))
-        return found
+    @torch.no_grad()
+    def trunk(self, keep: Tensor, batches: Sequence[AnswerBatch]) -> Trunk:
+        """That of a circuit, for the prompts of the given batches."""
+        compact = self._compact(keep)
+        streams = [{0: compact.start(batch)} for batch in batches]
+        return self._grown(Trunk(keep, compact, batches, streams, keep.new_empty(0)), 0)
 
-    def margins(self, keep: Tensor, candidates: Tensor) -> Tensor:
-        """Margins (M, prompts) of candidates (M, N + E), each of them a part of `keep`."""
-        compact, margins = self._compact(keep), []
-        with torch.no_grad():
-            for batch in self.judge.batches:
-                at_once = max(1, POSITIONS // batch.tokens.numel())
-                parts = [self._margins(compact, batch, some) for some in torch.split(candidates.float(), at_once)]
-                margins.append(torch.cat(parts))
-        return torch.cat(margins, 1)
+    @torch.no_grad()
+    def branch(self, trunk: Trunk, candidate: Tensor) -> Trunk:
+        """That of a smaller circuit (N + E,), from where the two part on."""
+        stage = int(self._parting(trunk, candidate[None])[0])
+        streams = [{at: stream for at, stream in kept.items() if at <= stage} for kept in trunk.streams]
+        return self._grown(Trunk(candidate, trunk.compact, trunk.batches, streams, trunk.margins), stage)
+
+    @torch.no_grad()
+    def margins(self, trunk: Trunk, candidates: Tensor) -> Tensor:
+        """Margins (M, prompts) of candidates (M, N + E), each of them a part of the trunk's circuit."""
+        found = trunk.margins.new_empty(len(candidates), len(trunk.margins))
+        stages = self._parting(trunk, candidates)
+        for stage in sorted(set(stages.tolist())):
+            rows = (stages == stage).nonzero().squeeze(1)
+            found[rows] = self._margins(trunk, candidates[rows].float(), stage)
+        return found
 
     def harm(self, keep: Tensor, calibration: Calibration) -> Tensor:
         """First-order estimate (N + E,) of the rise in loss when one more part is removed; 0 for those not kept."""
@@ -95,11 +129,56 @@ class Parts:
         """With all weights between the kept nodes: gates say which of them are edges."""
         return AblatedModel(self.judge.model, self.judge.means, self.judge.index.channels(keep[: self.n_nodes]))
 
-    def _margins(self, compact: AblatedModel, batch: AnswerBatch, candidates: Tensor) -> Tensor:
-        """(M, B) of candidates (M, N + E)."""
+    def _parting(self, trunk: Trunk, candidates: Tensor) -> Tensor:
+        """(M,) the first sublayer in which candidates differ from the trunk's circuit."""
+        last = torch.full_like(self.stages, trunk.compact.stages)
+        return torch.where(trunk.keep & ~candidates, self.stages, last).amin(1)
+
+    def _grown(self, trunk: Trunk, stage: int) -> Trunk:
+        """The trunk from a sublayer on, where it has the streams up to there."""
+        gates, streams, margins = self._gates(trunk.compact, trunk.keep.float()), [], []
+        every = self._every(trunk.batches)
+        for batch, shared in zip(trunk.batches, trunk.streams, strict=True):
+            kept = dict(shared)
+            start = max(kept)
+            stream = kept[start]
+            for at in range(start, trunk.compact.stages):
+                stream = trunk.compact.sublayer(at, stream, batch, gates)
+                if (at + 1) % every == 0:
+                    kept[at + 1] = stream
+            streams.append(kept)
+            margins.append(trunk.compact.end(stream, batch, gates))
+        return replace(trunk, streams=streams, margins=torch.cat(margins))
+
+    def _every(self, batches: Sequence[AnswerBatch]) -> int:
+        """Of how many sublayers one has its stream kept."""
+        config = self.judge.model.config
+        one = sum(batch.tokens.numel() for batch in batches) * config.d_model * 4
+        return max(1, math.ceil(one * 2 * config.n_layer / STREAM_BYTES))
+
+    def _margins(self, trunk: Trunk, candidates: Tensor, stage: int) -> Tensor:
+        """(M, prompts) of candidates (M, N + E) that are like the trunk's circuit before a sublayer."""
+        margins = []
+        for batch, kept in zip(trunk.batches, trunk.streams, strict=True):
+            start = max(at for at in kept if at <= stage)
+            at_once = max(1, POSITIONS // kept[start].x.shape[:-1].numel())
+            parts = [
+                self._together(trunk.compact, start, kept[start], batch, some)
+                for some in torch.split(candidates, at_once)
+            ]
+            margins.append(torch.cat(parts))
+        return torch.cat(margins, 1)
+
+    def _together(
+        self, compact: AblatedModel, stage: int, stream: Stream, batch: AnswerBatch, candidates: Tensor
+    ) -> Tensor:
+        """(M, B) of candidates (M, N + E), from the stream that they share before a sublayer on."""
         M = len(candidates)
         together = AnswerBatch(*(field.repeat(M, *(1,) * (field.dim() - 1)) for field in batch))
-        return compact.margins(together, self._gates(compact, candidates)).view(M, -1)
+        gates, stream = self._gates(compact, candidates), stream.repeated(M)
+        for at in range(stage, compact.stages):
+            stream = compact.sublayer(at, stream, together, gates)
+        return compact.end(stream, together, gates).view(M, -1)
 
     def _gates(self, compact: AblatedModel, values: Tensor) -> Gates:
         """Gates of values (N + E,) or (M, N + E)."""

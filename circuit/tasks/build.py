@@ -52,10 +52,13 @@ class PairBatch:
 
     def first(self, n_pairs: int) -> "PairBatch":
         """The first pairs, or all there are."""
-        length = self.length[: 2 * n_pairs]
-        columns = slice(int(length.max()))
-        rows = slice(2 * n_pairs)
-        return PairBatch(self.tokens[rows, columns], length, self.right[rows], self.wrong[rows])
+        return self.some(torch.arange(min(n_pairs, self.n_pairs)))
+
+    def some(self, pairs: torch.Tensor) -> "PairBatch":
+        """The given pairs (n,)."""
+        rows = torch.stack([2 * pairs, 2 * pairs + 1], 1).flatten()
+        length = self.length[rows]
+        return PairBatch(self.tokens[rows, : int(length.max())], length, self.right[rows], self.wrong[rows])
 
     def shuffled(self, seed: int) -> "PairBatch":
         """The control task (METHOD section 6): in about half of the pairs, right and wrong swap in both rows."""

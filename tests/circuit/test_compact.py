@@ -13,7 +13,7 @@ from toys import VARIANTS, random_model, random_nodes, random_pairs
 
 from circuit.ablation import Means, mean_activations, zero_means
 from circuit.batches import all_batches, pair_batch
-from circuit.calibration import Calibration, calibrated_loss, task_loss
+from circuit.calibration import Calibration, task_loss
 from circuit.compact import AblatedModel
 from circuit.evaluation import Judge
 from circuit.parts import Parts
@@ -133,21 +133,32 @@ def test_removed_edges_carry_the_mean_of_their_source(variant: str, share: float
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("edges", [False, True])
-def test_candidates_judged_together_are_those_judged_alone(variant: str, edges: bool) -> None:
+@pytest.mark.parametrize("memory", [2**30, 2500, 0])
+def test_candidates_that_branch_off_are_those_judged_alone(
+    variant: str, edges: bool, memory: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several at once, and one after the other, with residual streams kept before all sublayers, some, or the first."""
+    monkeypatch.setattr("circuit.parts.STREAM_BYTES", max(1, memory))
     model = random_model(variant)
     means = mean_activations(model, [torch.randint(0, 30, (8, 16))])
     judge = Judge(model, means, random_pairs())
     generator = torch.Generator().manual_seed(6)
     parts = Parts(judge, torch.rand(judge.index.total, generator=generator) < 0.5, edges)
     keep = parts.everything()
+    late = parts.stages >= 2
     drop = torch.rand(3, len(keep), generator=generator) < torch.tensor([[0.05], [0.3], [1.0]])
+    drop[0] &= late
     candidates = parts.closed(keep & ~(drop & parts.removable(keep)))
-    together = parts.margins(keep, candidates)
-    alone = torch.stack([judge.margins(one[: parts.n_nodes], parts.edges(one)) for one in candidates])
+    trunk = parts.trunk(keep, judge.batches)
+    together = parts.margins(trunk, candidates)
+    branch = parts.branch(trunk, candidates[0])
+    smaller = parts.closed(candidates[0] & ~(drop[1] & parts.removable(keep)))
+    found = torch.cat([together, branch.margins[None], parts.branch(branch, smaller).margins[None]])
+    every = [*candidates, candidates[0], smaller]
+    alone = torch.stack([judge.margins(one[: parts.n_nodes], parts.edges(one)) for one in every])
     # rounding may let another of two nearly tied activations through AbsTopK
-    assert float(torch.isclose(together, alone, rtol=1e-4, atol=1e-4).float().mean()) > 0.97
-    assert not torch.allclose(together[0], together[1], atol=1e-3)
-    assert parts.losses(keep, candidates) == [calibrated_loss(margins, judge.sides)[0] for margins in together]
+    assert float(torch.isclose(found, alone, rtol=1e-4, atol=1e-4).float().mean()) > 0.97
+    assert not torch.allclose(found[0], found[1], atol=1e-3)
 
 
 @pytest.mark.parametrize("edges", [False, True])

@@ -79,10 +79,13 @@ def test_the_smallest_state_that_reaches_is_chosen_and_the_rest_ordered_by_lifet
         torch.tensor([0.6, 0.5, -0.8, -0.1, -0.9]),
         torch.tensor([0.7, -0.2, -0.8, -0.9, -0.1]),  # learning drifted past the target
     ]
-    chosen = best_state(states, lambda keep: bool(keep[:2].all()))
+    near = [True, True, True, True]
+    chosen = best_state(states, near, lambda keep: bool(keep[:2].all()))
     assert chosen.argsort(descending=True).tolist() == [0, 1, 2, 3, 4]
     assert (chosen > 0).tolist() == [True, True, False, False, False]
-    last = best_state(states, lambda keep: False)
+    farther = best_state(states, [True, True, False, True], lambda keep: bool(keep[:2].all()))
+    assert (farther > 0).tolist() == [True, True, True, False, False]
+    last = best_state(states, near, lambda keep: False)
     assert (last > 0).tolist() == [True, False, False, False, False]
     assert last.argsort(descending=True).tolist() == [0, 1, 2, 3, 4]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from circuit.config import PruneConfig
 from circuit.discretise import bisect_nodes, fewest
-from circuit.elimination import eliminate
+from circuit.elimination import _Circuit, _one_pass, eliminate
 from circuit.evaluation import Judge, task_scores
 from circuit.graph import Circuit
 from circuit.parts import Parts
@@ -127,8 +128,10 @@ def test_elimination_leaves_the_planted_edges_of_all(planted: Any) -> None:
 
 
 @pytest.mark.parametrize("edges", [False, True])
-def test_what_is_left_is_minimal(planted: Any, edges: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("sample", [64, 4])
+def test_what_is_left_is_minimal(planted: Any, edges: bool, sample: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even where estimates say nothing, and all passes but the last give up at once."""
+    monkeypatch.setattr("circuit.elimination.SAMPLE", sample)
     monkeypatch.setattr("circuit.elimination.PATIENCE", 1)
     monkeypatch.setattr("circuit.elimination.AT_ONCE", 1)
     noise = torch.Generator().manual_seed(0)
@@ -143,6 +146,62 @@ def test_what_is_left_is_minimal(planted: Any, edges: bool, monkeypatch: pytest.
     assert int(keep.sum()) < int(parts.everything().sum())
     for part in parts.removable(keep).nonzero().flatten():
         assert parts.calibrated(parts.closed(keep.index_fill(0, part, False)))[0] > target
+
+
+def test_parts_are_tried_again_after_others_have_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Part 0 comes first and can go, but only once part 1 is gone; part 2 cannot."""
+    monkeypatch.setattr("circuit.elimination.AT_ONCE", 1)
+
+    class Circuit(_Circuit):
+        def __init__(self, parts: Any, keep: torch.Tensor, target: float) -> None:
+            self.trunk, self.loss, self.calibration = SimpleNamespace(keep=keep), 1.0, None  # type: ignore[assignment]
+
+        def promising(self, runs: list[torch.Tensor]) -> list[torch.Tensor]:
+            return []
+
+        def reduced(self, singles: torch.Tensor, hasty: bool) -> bool:
+            part = int(singles)
+            if part == 2 or (part == 0 and bool(self.keep[1])):
+                return False
+            self.trunk.keep[part] = False  # type: ignore[misc]
+            return True
+
+        def checked(self) -> torch.Tensor:
+            return self.keep
+
+    monkeypatch.setattr("circuit.elimination._Circuit", Circuit)
+    parts: Any = SimpleNamespace(
+        harm=lambda keep, calibration: torch.arange(3.0), removable=lambda keep: keep, saved=lambda keep: torch.zeros(3)
+    )
+    assert _one_pass(parts, torch.tensor([True] * 3), 0.5, hasty=False).tolist() == [False, False, True]
+
+
+def test_a_sample_of_the_prompts_decides_nothing_alone(planted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Candidates that the sample finds harmless are removed only if all prompts agree."""
+    monkeypatch.setattr("circuit.elimination.SAMPLE", 1)
+    monkeypatch.setattr("circuit.elimination.DOUBT", 1e9)  # the sample finds everything harmless
+    judge = Judge(planted.model, planted.means, planted.task.train)
+    parts = Parts(judge, judge.everything())
+    keep = eliminate(parts, parts.everything(), 0.15)
+    assert torch.equal(keep[: parts.n_nodes], judge.index.flat(planted.nodes))
+
+
+def test_a_circuit_that_reaches_the_target_only_by_rounding_is_not_taken(
+    planted: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = Judge(planted.model, planted.means, planted.task.train)
+    parts = Parts(judge, judge.everything())
+    smallest = int(eliminate(parts, parts.everything(), 0.15).sum())
+    exactly = Parts.calibrated
+
+    def other(self: Parts, keep: torch.Tensor) -> Any:
+        loss, calibration = exactly(self, keep)
+        return (0.1501 if int(keep.sum()) == smallest else loss), calibration
+
+    monkeypatch.setattr(Parts, "calibrated", other)
+    keep = eliminate(parts, parts.everything(), 0.15)
+    assert smallest < int(keep.sum()) < int(parts.everything().sum())
+    assert parts.calibrated(keep)[0] <= 0.15
 
 
 def test_curve_is_monotone_and_every_circuit_reaches_its_target(planted: Any) -> None:
