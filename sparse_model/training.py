@@ -151,8 +151,9 @@ class Run:
         return self.metrics
 
     def validate(self) -> Metrics:
-        """Figures on held-out tokens."""
-        self.metrics |= evaluate(self.model, self._heldout())
+        """Figures on held-out tokens, as of this step."""
+        if self.metrics.get("val_step") != self.step:
+            self.metrics |= {**evaluate(self.model, self._heldout()), "val_step": self.step}
         return self.metrics
 
     def result(self, metrics: Metrics) -> TrainResult:

@@ -93,7 +93,8 @@ class StudyProgress:
         self.show.line(f"{key} started: {described(config)}")
 
     def training(self, key: str, metrics: Mapping[str, Any]) -> None:
-        loss = f"val {metrics['val_loss']:.3f}" if "val_loss" in metrics else f"train {metrics['train_loss']:.3f}"
+        fresh = metrics.get("val_step") == metrics["step"]
+        loss = f"val {metrics['val_loss']:.3f}" if fresh else f"train {metrics['train_loss']:.3f}"
         note = f"step {metrics['step']}/{metrics['steps']} · {loss} · L0 {metrics['l0']:,.0f}"
         self.show.stage(f"{key} training", metrics["step"] / metrics["steps"], note)
 
