@@ -75,9 +75,7 @@ def _trials(axes: Axes, rows: list[dict[str, Any]], kind: str) -> None:
         return
     for i, (loss, edge, label) in enumerate(sorted(zip(x, y, map(_label, rows), strict=True))):
         place = (7, 5) if i % 2 == 0 else (7, -12)  # neighbours' labels must not lie on each other
-        axes.annotate(
-            label, (loss, edge), xytext=place, textcoords="offset points", fontsize=7, color=color, zorder=4
-        )
+        axes.annotate(label, (loss, edge), xytext=place, textcoords="offset points", fontsize=7, color=color, zorder=4)
 
 
 def _label(row: dict[str, Any]) -> str:
