@@ -118,7 +118,7 @@ def compared(
     """All figures of one task; None where the model does not do it."""
     judge = Judge(model, means, data)
     config = PruneConfig(target_loss=options.target, pairs=options.pairs, restarts=options.restarts)
-    ours_seconds, ours = timed(lambda: node_circuits(Judge(model, means, data), data, config, [options.target]))
+    ours_seconds, ours = timed(lambda: node_circuits(Judge(model, means, data), config, [options.target]))
     if not ours:
         return None
     best, evaluations = tuned(model, data, means, options)

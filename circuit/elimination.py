@@ -31,7 +31,7 @@ SAMPLE = 64
 DOUBT = 1.0
 """Standard errors of the rise in loss on the sample by which it may be overestimated."""
 
-REGROW = 0.8
+RECUT = 0.8
 """Share of its parts that a circuit may shrink to before the model is cut down to it anew."""
 
 
@@ -50,8 +50,7 @@ def _one_pass(parts: Parts, keep: Tensor, target: float, hasty: bool) -> Tensor:
     """Removes from the front of the queue the longest run that the target can spare, while there is one; then those
     of the next parts that it can. A hasty pass trusts the sample, and ends when its patience does."""
     circuit = _Circuit(parts, keep, target)
-    harm = parts.harm(keep, circuit.calibration)
-    circuit.rise = harm.clone()
+    harm = circuit.harm
     removable = parts.removable(keep)
     # one more than the edges saved: of two parts that save the same, the less harmful goes first, also if that is none
     price = (harm / (parts.saved(keep) + 1)).masked_fill(~removable, torch.inf)
@@ -83,8 +82,9 @@ class _Circuit:
         self.parts, self.target = parts, target
         self.history: list[Tensor] = []
         self.sample = _sample(parts)
-        self.rise = torch.zeros(len(keep), device=keep.device)  # in loss, without each part; measured where it was
         self._cut_to(keep)
+        self.harm = parts.harm(keep, self.calibration)
+        self.rise = self.harm.clone()  # what is known of it: as estimated, and measured where it was
 
     @property
     def keep(self) -> Tensor:
@@ -97,7 +97,7 @@ class _Circuit:
         trunk = self.parts.branch(self.trunk, candidate)
         if self._loss(trunk.margins)[0] > self.target:
             return False
-        if int(candidate.sum()) < REGROW * self.cut_at:
+        if int(candidate.sum()) < RECUT * self.cut_at:
             self._cut_to(candidate)
         else:
             self._take(trunk, self.few and self.parts.branch(self.few, candidate))

@@ -39,8 +39,7 @@ class Controls:
         targets: Sequence[float],
         watch: Watch = SILENT,
     ) -> None:
-        self.config, self.data = config, data.shuffled(config.seed)
-        self.judge = Judge(model, means, self.data, watch)
+        self.config, self.judge = config, Judge(model, means, data.shuffled(config.seed), watch)
         learned_at = {min(targets), config.target_loss} & set(targets) if targets else set()
         self.tau: list[Tensor] = []
         self.loss: float | None = None
@@ -59,7 +58,7 @@ class Controls:
     def _reached(self, config: PruneConfig) -> float:
         """What masks learned for shuffled answers reach; remembered if it is the least so far."""
         reaches = self.judge.at(config.target_loss)
-        tau = learn_masks(self.judge.model, self.data, self.judge.means, config, reaches, None, self.judge.watch)
+        tau = learn_masks(self.judge.model, self.judge.data, self.judge.means, config, reaches, None, self.judge.watch)
         self.tau.append(tau)
         loss = self.judge.calibrated(tau > 0)[0]
         self.loss = loss if self.loss is None else min(loss, self.loss)

@@ -127,14 +127,14 @@ def _search(
 ) -> _Found:
     """All searches of a task: for its circuits, for those of shuffled answers, and from other seeds."""
     train = Judge(model, means, task.train, watch)
-    nodes = node_circuits(train, task.train, config, solved)
+    nodes = node_circuits(train, config, solved)
     circuits: dict[str, dict[float, Solution]] = {"node": nodes, "edge": {}}
     if "edge" in methods:
         circuits["edge"] = edge_circuits(nodes, config)
     watch.stage = "control"
     controls = Controls(model, task.train, means, config, list(nodes), watch)
     watch.stage = "stability"
-    return _Found(circuits, controls, stability(train, task.train, config, circuits) if config.stability else {})
+    return _Found(circuits, controls, stability(train, config, circuits) if config.stability else {})
 
 
 def _losses(train: Judge, heldout: Judge, solution: Solution | None) -> dict[str, Any]:

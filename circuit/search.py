@@ -22,7 +22,6 @@ from circuit.evaluation import Judge
 from circuit.exploration import explore
 from circuit.masks import learn_masks
 from circuit.parts import Parts
-from circuit.tasks import PairBatch
 
 INSIDE = 0.25
 """Share of the steps of mask learning that a search inside a stricter circuit takes: little is left to learn."""
@@ -50,10 +49,8 @@ class Solution(NamedTuple):
         return int(self.keep[self.parts.n_nodes :].sum()), int(self.nodes.sum())
 
 
-def node_circuits(
-    judge: Judge, data: PairBatch, config: PruneConfig, targets: Iterable[float]
-) -> dict[float, Solution]:
-    """The smallest circuits found that reach each target, pruned by nodes; `data` is what `judge` judges by.
+def node_circuits(judge: Judge, config: PruneConfig, targets: Iterable[float]) -> dict[float, Solution]:
+    """The smallest circuits found that reach each target, pruned by nodes, on what `judge` judges by.
 
     Masks of the whole model are learned for the strictest target and for `config.target_loss`. Targets that not even
     the whole model reaches are left out.
@@ -66,30 +63,30 @@ def node_circuits(
         here = config.model_copy(update={"target_loss": target})
         candidates: list[Solution] = []
         if inside is None or target == config.target_loss:
-            candidates += _explored(judge, data, here)
+            candidates += _explored(judge, here)
         if inside is not None:
             steps = max(1, round(INSIDE * config.steps))
-            candidates.append(learned(judge, data, here.model_copy(update={"steps": steps}), inside.nodes))
+            candidates.append(learned(judge, here.model_copy(update={"steps": steps}), inside.nodes))
             candidates.append(_shrunk(inside, config, target))
         found[target] = inside = smallest(candidates)
     return found
 
 
-def _explored(judge: Judge, data: PairBatch, config: PruneConfig) -> list[Solution]:
+def _explored(judge: Judge, config: PruneConfig) -> list[Solution]:
     """Circuits of the whole model from every search that the configuration's budget allows."""
     found: list[Solution] = []
 
     def search(start: PruneConfig) -> float:
-        found.append(learned(judge, data, start, judge.everything()))
+        found.append(learned(judge, start, judge.everything()))
         return math.log1p(found[-1].size[0])
 
     explore(config, search)
     return found
 
 
-def learned(judge: Judge, data: PairBatch, config: PruneConfig, among: Tensor) -> Solution:
+def learned(judge: Judge, config: PruneConfig, among: Tensor) -> Solution:
     """The circuit of `config.target_loss` among nodes (N,) that reach it: masks, bisection, elimination."""
-    tau = learn_masks(judge.model, data, judge.means, config, judge.at(config.target_loss), among, judge.watch)
+    tau = learn_masks(judge.model, judge.data, judge.means, config, judge.at(config.target_loss), among, judge.watch)
     nodes = bisect_nodes(judge, tau, config.target_loss, among)
     assert nodes is not None, "the nodes to choose from reach the target"
     return eliminated(judge, nodes, config, config.target_loss)

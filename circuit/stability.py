@@ -10,13 +10,12 @@ from torch import Tensor
 from circuit.config import PruneConfig
 from circuit.evaluation import Judge
 from circuit.search import Solution, edge_circuits, node_circuits
-from circuit.tasks import PairBatch
 
 Found = Mapping[str, Mapping[float, Solution]]
 """Method -> target loss -> circuit."""
 
 
-def stability(judge: Judge, data: PairBatch, config: PruneConfig, found: Found) -> dict[tuple[str, float], float]:
+def stability(judge: Judge, config: PruneConfig, found: Found) -> dict[tuple[str, float], float]:
     """By method and target loss, the mean overlap of kept nodes over all pairs of searches.
 
     The searches are the one that gave `found`, and `config.stability` more, equal but for seeds that no other uses.
@@ -24,7 +23,7 @@ def stability(judge: Judge, data: PairBatch, config: PruneConfig, found: Found) 
     targets = list(found["node"])
     searches = [found]
     for i in range(1, config.stability + 1):
-        nodes = node_circuits(judge, data, _reseeded(config, i), targets)
+        nodes = node_circuits(judge, _reseeded(config, i), targets)
         searches.append({"node": nodes, "edge": edge_circuits(nodes, config) if found["edge"] else {}})
     return {
         (method, target): mean_overlap([search[method][target].nodes for search in searches])

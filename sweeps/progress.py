@@ -93,8 +93,9 @@ class StudyProgress:
         self.show.line(f"{key} started: {described(config)}")
 
     def training(self, key: str, metrics: Mapping[str, Any]) -> None:
-        fresh = metrics.get("val_step") == metrics["step"]
-        loss = f"val {metrics['val_loss']:.3f}" if fresh else f"train {metrics['train_loss']:.3f}"
+        loss = f"train {metrics['train_loss']:.3f}"
+        if "val_step" in metrics:
+            loss += f", val {metrics['val_loss']:.3f} at {metrics['val_step']}"
         note = f"step {metrics['step']}/{metrics['steps']} · {loss} · L0 {metrics['l0']:,.0f}"
         self.show.stage(f"{key} training", metrics["step"] / metrics["steps"], note)
 

@@ -16,7 +16,7 @@ from circuit.config import PruneConfig
 from circuit.evaluation import Judge
 from circuit.pruning import METHODS, Method
 from circuit.search import Solution, edge_circuits, node_circuits
-from circuit.tasks import PairBatch, check_source, source_name, task_data
+from circuit.tasks import check_source, source_name, task_data
 from sparse_model.errors import InputError
 from sparse_model.pretrained import from_pretrained
 from sweeps.circuits import settings
@@ -109,27 +109,27 @@ class Prune(NamedTuple):
 
 def _ways(prune: Prune, task: str) -> dict[str, Curve]:
     """Edges at every target, by way of choosing the nodes."""
-    judge, prompts = _judge(prune, task)
+    judge = _judge(prune, task)
     learned = {}
     for way, eliminate in (("learned + eliminated", True), ("learned", False)):
         config = prune.config.model_copy(update={"eliminate": eliminate})
-        learned[way] = _edges(node_circuits(judge, prompts, config, TARGETS))
+        learned[way] = _edges(node_circuits(judge, config, TARGETS))
     return learned | {way: sizes(judge, scores(judge, way, prune.config.seed), TARGETS) for way in BASELINES}
 
 
 def _methods(prune: Prune, task: str) -> dict[str, Curve]:
     """Edges at every target, by method; none where the model does not do the task."""
-    judge, prompts = _judge(prune, task)
+    judge = _judge(prune, task)
     if judge.score(judge.everything()).loss > (prune.config.solved_loss or prune.config.target_loss):
         return {}
-    nodes = node_circuits(judge, prompts, prune.config, TARGETS)
+    nodes = node_circuits(judge, prune.config, TARGETS)
     return {"node": _edges(nodes), "edge": _edges(edge_circuits(nodes, prune.config))}
 
 
-def _judge(prune: Prune, task: str) -> tuple[Judge, PairBatch]:
+def _judge(prune: Prune, task: str) -> Judge:
     model, tokenizer = from_pretrained(prune.model)
     prompts = task_data(task, tokenizer, pairs=prune.config.pairs, seed=prune.config.seed).train
-    return Judge(model.requires_grad_(False), prune.means, prompts), prompts
+    return Judge(model.requires_grad_(False), prune.means, prompts)
 
 
 def _edges(circuits: Mapping[float, Solution]) -> Curve:

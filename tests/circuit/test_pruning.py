@@ -154,7 +154,8 @@ def test_parts_are_tried_again_after_others_have_gone(monkeypatch: pytest.Monkey
 
     class Circuit(_Circuit):
         def __init__(self, parts: Any, keep: torch.Tensor, target: float) -> None:
-            self.trunk, self.loss, self.calibration = SimpleNamespace(keep=keep), 1.0, None  # type: ignore[assignment]
+            self.trunk, self.loss = SimpleNamespace(keep=keep), 1.0  # type: ignore[assignment]
+            self.harm = self.rise = torch.arange(3.0)
 
         def promising(self, runs: list[torch.Tensor]) -> list[torch.Tensor]:
             return []
@@ -170,9 +171,7 @@ def test_parts_are_tried_again_after_others_have_gone(monkeypatch: pytest.Monkey
             return self.keep
 
     monkeypatch.setattr("circuit.elimination._Circuit", Circuit)
-    parts: Any = SimpleNamespace(
-        harm=lambda keep, calibration: torch.arange(3.0), removable=lambda keep: keep, saved=lambda keep: torch.zeros(3)
-    )
+    parts: Any = SimpleNamespace(removable=lambda keep: keep, saved=lambda keep: torch.zeros(3))
     assert _one_pass(parts, torch.tensor([True] * 3), 0.5, hasty=False).tolist() == [False, False, True]
 
 

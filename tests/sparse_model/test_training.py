@@ -42,6 +42,7 @@ def test_a_sparse_model_learns_and_ends_at_its_budget(data):
     result = train(MODEL, RECIPE, data, report=lambda m: seen.append(dict(m)))
     assert result.status == "ok"
     assert result.metrics["val_loss"] < seen[0]["train_loss"] - 1
+    assert result.metrics["val_step"] == result.metrics["step"]
     assert result.metrics["tokens"] == RECIPE.tokens
     up = result.model.layers[0].mlp.up.weight
     assert int(up.count_nonzero()) == round(0.2 * up.numel())

@@ -164,6 +164,20 @@ def test_the_driver_sees_to_a_trial_that_kept_crashing(study: Study) -> None:
     assert "WorkerCrashedError" in row["reason"]
 
 
+def test_a_validation_loss_is_shown_with_the_step_it_is_of(study: Study) -> None:
+    class Shown:
+        def stage(self, name: str, share: float, note: str) -> None:
+            self.note = note
+
+    shown = Shown()
+    progress = StudyProgress(shown, study)  # type: ignore[arg-type]
+    metrics = {"step": 20, "steps": 100, "train_loss": 3.0, "l0": 5}
+    progress.training("t", metrics)
+    assert shown.note == "step 20/100 · train 3.000 · L0 5"
+    progress.training("t", metrics | {"step": 40, "val_loss": 2.5, "val_step": 30})
+    assert shown.note == "step 40/100 · train 3.000, val 2.500 at 30 · L0 5"
+
+
 def test_retrying_failed_trials(study: Study, monkeypatch: pytest.MonkeyPatch, reported: list[dict[str, Any]]) -> None:
     """A failed trial is run again when asked for; the search stays told of the failure, so that later trials stay."""
     key = play(study, monkeypatch, ValueError("once"), [])["trial"]
