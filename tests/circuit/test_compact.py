@@ -145,7 +145,7 @@ def test_candidates_that_branch_off_are_those_judged_alone(
     generator = torch.Generator().manual_seed(6)
     parts = Parts(judge, torch.rand(judge.index.total, generator=generator) < 0.5, edges)
     keep = parts.everything()
-    late = parts.stages >= 2
+    late = parts.stages >= 3
     drop = torch.rand(3, len(keep), generator=generator) < torch.tensor([[0.05], [0.3], [1.0]])
     drop[0] &= late
     candidates = parts.closed(keep & ~(drop & parts.removable(keep)))
