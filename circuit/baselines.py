@@ -1,7 +1,7 @@
 """Other ways to order nodes, for comparison: by attribution, or at random (the paper's figure 31).
 
 All go through the bisection and the edge count that learned masks go through. Shapes: N nodes of a model in the order
-of `NodeIndex`, B prompts, T time, C channels of a site.
+of `NodeIndex`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from circuit.calibration import task_loss
-from circuit.compact import AblatedModel
+from circuit.attribution import attributions
 from circuit.discretise import bisect_nodes
 from circuit.edges import count_edges
 from circuit.evaluation import Judge
@@ -35,25 +34,9 @@ def scores(judge: Judge, baseline: Baseline, seed: int = 0) -> Tensor:
     if baseline == "random":
         generator = torch.Generator().manual_seed(seed)
         return torch.rand(judge.index.total, generator=generator).to(judge.sides.device)
-    if baseline == "attribution":
-        return attributions(judge, (1.0,)).abs()
-    return attributions(judge, [(step + 0.5) / STEPS for step in range(STEPS)]).abs()
-
-
-def attributions(judge: Judge, openness: Iterable[float]) -> Tensor:
-    """(N,) derivative of the task loss by each node's gate, negated, averaged over points at which all gates are
-    `openness`. At 1 it is gradient × (mean − activation)."""
-    everything = judge.everything()
-    whole = AblatedModel(judge.model, judge.means, judge.index.channels(everything))
-    points = list(openness)
-    total = torch.zeros_like(everything, dtype=torch.float32)
-    for point in points:
-        gates = torch.full_like(total, point).requires_grad_()
-        for batch in judge.batches:
-            loss = task_loss(whole.margins(batch, judge.index.split(gates)), batch.sides)
-            (gradient,) = torch.autograd.grad(loss, gates)
-            total -= gradient * len(batch.sides) / len(judge.sides) / len(points)
-    return total
+    steps = [1.0] if baseline == "attribution" else [(step + 0.5) / STEPS for step in range(STEPS)]
+    everything = judge.everything().float()
+    return torch.stack([attributions(judge, openness * everything) for openness in steps]).mean(0).abs()
 
 
 def sizes(judge: Judge, order: Tensor, targets: Iterable[float]) -> dict[float, int | None]:

@@ -27,7 +27,12 @@ class PruneConfig(Config):
     )
     steps: int = Field(200, ge=1, description="optimiser steps of mask learning")
     batch_pairs: int = Field(8, ge=1, description="prompt pairs per step; all of them if there are fewer")
-    k_coef: float = Field(1e-3, gt=0, description="nats one kept node must be worth, at the least")
+    k_coef: float = Field(
+        1e-3,
+        gt=0,
+        description="nats one kept node must be worth, at the least; below a target of 0.15 it is lower by the square "
+        "root of the targets' ratio",
+    )
     steer: float = Field(
         0.05, ge=0, description="speed at which that price rises while the loss is below the target; 0: never"
     )

@@ -10,7 +10,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from circuit.attribution import attributions
 from circuit.evaluation import Judge
+
+GROWTH = 0.25
+"""Share of its nodes by which a circuit that misses its target grows at a time,"""
+
+LEAST_GROWTH = 8
+"""and how many nodes that are at the least."""
 
 
 def fewest(reaches: Callable[[int], bool], low: int, high: int) -> int:
@@ -46,3 +53,24 @@ def bisect_nodes(judge: Judge, tau: Tensor, target: float, among: Tensor | None 
     if not reaches(len(order)):
         return None
     return first(fewest(reaches, learned + 1, len(order)))
+
+
+def grown(judge: Judge, keep: Tensor, target: float, among: Tensor) -> Tensor:
+    """`keep` (N,), which misses the target, with those nodes of `among` (N,), which reaches it, that it lacks.
+
+    Nodes are added for which the loss falls the most per gate, as far as first order tells: anew after every
+    `GROWTH` of the circuit, and of the last ones no more than it takes.
+    """
+    reaches = judge.at(target)
+    while True:
+        _, calibration = judge.calibrated(keep)
+        off = among & ~keep
+        assert off.any(), "the nodes to choose from reach the target"
+        count = min(int(off.sum()), max(LEAST_GROWTH, round(GROWTH * int(keep.sum()))))
+        worth = attributions(judge, keep, calibration).masked_fill(~off, -torch.inf)
+        best = worth.argsort(descending=True, stable=True)[:count]
+        larger = keep.index_fill(0, best, True)
+        if reaches(larger):
+            break
+        keep = larger
+    return keep.index_fill(0, best[: fewest(lambda n: reaches(keep.index_fill(0, best[:n], True)), 1, count)], True)

@@ -39,7 +39,13 @@ SNAPSHOT_STEPS = 10
 """Steps between the states among which the best is chosen."""
 
 HOPELESS = 3.0
-"""Times the target that the running loss of a state may be for it to be tried on all prompts."""
+"""Times the target that the running loss of a state may be for it to be tried on all prompts, and"""
+
+HOPEFUL = 0.1
+"""a running loss, in nats, at which it always is: one that gets every prompt right can be calibrated to any loss."""
+
+USUAL_TARGET = 0.15
+"""Task loss in nats for which the least price of a node is meant as it is (METHOD 6)."""
 
 EPSILON = 1e-12
 """Of Adam: far below any gradient that a mask gets, since a node's price alone can be 1e-4."""
@@ -146,7 +152,7 @@ def learn_masks(
         learner.retire()
         if (step + 1) % SNAPSHOT_STEPS == 0 or step + 1 == config.steps:
             states.append(learner.tau.detach().clone())
-            near.append(learner.average_loss <= HOPELESS * config.target_loss)
+            near.append(learner.average_loss <= max(HOPEFUL, HOPELESS * config.target_loss))
         watch.learning(step + 1, config.steps, learner.n_kept, loss)
     return best_state(states, near, reaches)
 
@@ -182,7 +188,9 @@ class _Learner:
         self.adam = [Adam(self.tau, config.beta2, config.weight_decay), Adam(self.fit, config.beta2, 0.0)]
         self.ease = EASE * min(config.target_loss, math.log(2))  # chance is as unsure as can be
         self.epoch: list[Tensor] = []
-        self.k_coef, self.average_loss = config.k_coef, config.target_loss
+        # at a strict target a node that is worth a small part of the usual price is needed all the same
+        self.least_price = config.k_coef * min(1.0, math.sqrt(config.target_loss / USUAL_TARGET))
+        self.k_coef, self.average_loss = self.least_price, config.target_loss
         self.best: tuple[int, Tensor] | None = None
         self._cut_to(among)
         self._temper()
@@ -248,7 +256,7 @@ class _Learner:
             with torch.no_grad():
                 self.tau.copy_(self.best[1])
             self.adam[0] = Adam(self.tau, self.config.beta2, self.config.weight_decay)
-            self.k_coef, self.average_loss = self.config.k_coef, target
+            self.k_coef, self.average_loss = self.least_price, target
             self._cut_to(self.tau.detach() > -self.config.retire)
 
     def _cut_to(self, alive: Tensor) -> None:
@@ -286,4 +294,4 @@ class _Learner:
         self.average_loss += 0.2 * (loss - self.average_loss)
         error = math.log(self.config.target_loss / self.average_loss)
         price = self.k_coef * math.exp(self.config.steer * max(-2.0, min(2.0, error)))
-        self.k_coef = max(price, self.config.k_coef)
+        self.k_coef = max(price, self.least_price)

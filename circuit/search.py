@@ -16,7 +16,7 @@ from torch import Tensor
 
 from circuit.compact import Edges
 from circuit.config import PruneConfig
-from circuit.discretise import bisect_nodes
+from circuit.discretise import bisect_nodes, grown
 from circuit.elimination import eliminate
 from circuit.evaluation import Judge
 from circuit.exploration import explore
@@ -85,11 +85,16 @@ def _explored(judge: Judge, config: PruneConfig) -> list[Solution]:
 
 
 def learned(judge: Judge, config: PruneConfig, among: Tensor) -> Solution:
-    """The circuit of `config.target_loss` among nodes (N,) that reach it: masks, bisection, elimination."""
-    tau = learn_masks(judge.model, judge.data, judge.means, config, judge.at(config.target_loss), among, judge.watch)
-    nodes = bisect_nodes(judge, tau, config.target_loss, among)
-    assert nodes is not None, "the nodes to choose from reach the target"
-    return eliminated(judge, nodes, config, config.target_loss)
+    """The circuit of `config.target_loss` among nodes (N,) that reach it: masks, bisection, elimination.
+
+    Where the masks miss the target they have dropped nodes too many, which is made up for before the elimination.
+    """
+    target = config.target_loss
+    tau = learn_masks(judge.model, judge.data, judge.means, config, judge.at(target), among, judge.watch)
+    nodes = bisect_nodes(judge, tau, target, tau > 0)
+    if nodes is None:
+        nodes = grown(judge, tau > 0, target, among)
+    return eliminated(judge, nodes, config, target)
 
 
 def eliminated(judge: Judge, nodes: Tensor, config: PruneConfig, target: float) -> Solution:

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from circuit.baselines import BASELINES, STEPS, attributions, scores, sizes
+from circuit.attribution import attributions
+from circuit.baselines import BASELINES, STEPS, scores, sizes
 from circuit.evaluation import Judge
 from circuit.masks import NodeIndex
 from circuit.tasks import PairBatch
@@ -48,7 +49,7 @@ def loss_with(case: Case, gates: dict[str, Tensor]) -> float:
 @pytest.mark.parametrize("openness", [1.0, 0.4])
 def test_attributions_are_finite_differences_of_the_models_own_loss(case: Case, openness: float) -> None:
     means = case.judge.means
-    got = case.judge.index.split(attributions(case.judge, (openness,)))
+    got = case.judge.index.split(attributions(case.judge, openness * case.judge.everything().float()))
     assert max(float(part.abs().max()) for part in got.values()) > 1e-2
     for site in means:
         for channel in range(0, 8, 3):
@@ -62,7 +63,8 @@ def test_attributions_are_finite_differences_of_the_models_own_loss(case: Case, 
 
 def test_integrated_gradients_add_up_to_what_ablating_everything_costs(case: Case) -> None:
     judge = case.judge
-    path = attributions(judge, [(step + 0.5) / (8 * STEPS) for step in range(8 * STEPS)])
+    steps = [(step + 0.5) / (8 * STEPS) for step in range(8 * STEPS)]
+    path = torch.stack([attributions(judge, openness * judge.everything().float()) for openness in steps]).mean(0)
     whole, nothing = (judge.score(keep).loss for keep in (judge.everything(), ~judge.everything()))
     assert float(path.sum()) == pytest.approx(nothing - whole, abs=0.02 * abs(nothing - whole) + 1e-4)
     torch.testing.assert_close(scores(judge, "integrated"), path.abs(), atol=2e-3, rtol=0.1)

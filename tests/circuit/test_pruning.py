@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from circuit.config import PruneConfig
-from circuit.discretise import bisect_nodes, fewest
+from circuit.discretise import bisect_nodes, fewest, grown
 from circuit.elimination import _Circuit, _one_pass, eliminate
 from circuit.evaluation import Judge, task_scores
 from circuit.graph import Circuit
+from circuit.masks import learn_masks
 from circuit.parts import Parts
 from circuit.pruning import find_circuit, find_circuits
 from circuit.tasks import TaskData
@@ -105,6 +106,30 @@ def test_bisection_goes_beyond_what_was_learned_where_that_is_too_little(planted
     assert keep is not None
     assert torch.equal(keep, tau > -1.0)
     assert bisect_nodes(judge, tau, 1e-30) is None
+
+
+@pytest.mark.parametrize("lost", [1, 3, 8])
+def test_growth_brings_back_the_planted_nodes_that_were_lost_and_few_others(planted: Any, lost: int) -> None:
+    judge = Judge(planted.model, planted.means, planted.task.train)
+    whole = judge.index.flat(planted.nodes)
+    spare = int((~whole).nonzero()[-1])
+    keep = whole.index_fill(0, whole.nonzero().flatten()[-lost:], False).index_fill(0, torch.tensor(spare), True)
+    larger = grown(judge, keep, 0.15, judge.everything())
+    assert judge.calibrated(larger)[0] <= 0.15
+    assert bool((larger | ~whole).all())
+    assert bool((larger | ~keep).all()), "what was kept is kept"
+    if lost == 1:
+        assert int(larger.sum()) == int(whole.sum()) + 1, "one gate is enough, and first order sees which"
+    among = whole.index_fill(0, torch.tensor(spare), True)
+    assert torch.equal(grown(judge, keep, 0.15, among), among), "from nothing else"
+
+
+def test_masks_that_dropped_too_much_are_made_up_for(planted: Any) -> None:
+    judge = Judge(planted.model, planted.means, planted.task.train)
+    dear = PruneConfig(k_coef=10.0)
+    tau = learn_masks(judge.model, judge.data, judge.means, dear, judge.at(0.15))
+    assert judge.calibrated(tau > 0)[0] > 0.15
+    assert find_circuit(planted.model, planted.task, planted.means, dear).nodes == planted.nodes
 
 
 def test_elimination_leaves_the_planted_nodes_of_all(planted: Any) -> None:
