@@ -64,4 +64,4 @@ class PruneConfig(Config):
         True, description="after bisection, remove every node, and for method edge every edge, that can be spared"
     )
     edges: bool = Field(True, description="whether studies also look for circuits by method edge")
-    seed: int = Field(0, ge=0, description="of the initial noise, the batches and the shuffled control")
+    seed: int = Field(0, ge=0, lt=2**32, description="of the initial noise, the batches and the shuffled control")

@@ -12,21 +12,23 @@ LAYER_SITES: tuple[LayerSite, ...] = get_args(LayerSite)
 
 
 class Config(BaseModel):
-    """Frozen; an unknown field is an error that names it."""
+    """Frozen; an unknown field is an error that names it, and so is a number that is infinite or none."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ModelConfig(Config):
     """Architecture of a `SparseTransformer` (METHOD 2). Everything else is learned."""
 
     vocab_size: int = Field(2048, ge=2, description="tokens in the vocabulary")
-    context: int = Field(128, ge=2, description="longest sequence, in tokens")
-    n_layer: int = Field(4, ge=1, description="transformer blocks")
-    d_model: int = Field(128, ge=1, description="channels of the residual stream")
-    d_head: int = Field(16, ge=1, description="channels per attention head; must divide d_model unless n_head is given")
-    n_head: int | None = Field(None, ge=1, description="attention heads; d_model / d_head when left out")
-    d_mlp: int | None = Field(None, ge=1, description="neurons per MLP; 4 * d_model when left out")
+    context: int = Field(128, ge=2, le=2**20, description="longest sequence, in tokens")
+    n_layer: int = Field(4, ge=1, le=2**12, description="transformer blocks")
+    d_model: int = Field(128, ge=1, le=2**20, description="channels of the residual stream")
+    d_head: int = Field(
+        16, ge=1, le=2**20, description="channels per attention head; must divide d_model unless n_head is given"
+    )
+    n_head: int | None = Field(None, ge=1, le=2**20, description="attention heads; d_model / d_head when left out")
+    d_mlp: int | None = Field(None, ge=1, le=2**22, description="neurons per MLP; 4 * d_model when left out")
     activation: Literal["gelu", "relu"] = Field("gelu", description="of the neurons, before AbsTopK")
     activation_fraction: float = Field(
         0.25, gt=0, le=1, description="share of channels AbsTopK keeps at each of `sparse_sites`; 1 turns it off"
@@ -126,7 +128,7 @@ class TrainConfig(Config):
     betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW moment decays")
     eps: float = Field(0.1, gt=0, description="AdamW epsilon (the paper's is 0.1)")
     weight_decay: float = Field(0.1, ge=0, description="AdamW decay; not on the bigram table")
-    seed: int = Field(0, ge=0, description="of the initial weights and the data order")
+    seed: int = Field(0, ge=0, lt=2**63, description="of the initial weights and the data order")
     dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="of activations; weights stay float32")
     eval_tokens: int = Field(65_536, ge=1, description="held-out tokens per validation")
     eval_every: int = Field(200, ge=1, description="steps between validations")

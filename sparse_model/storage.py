@@ -6,10 +6,12 @@ pyarrow, by `s3://bucket/key?endpoint_override=http://host:port`. Every failure 
 pass (no connection, overload, a time limit) is waited out first (`sparse_model.store_errors`).
 """
 
+import glob
 import os
 import re
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -132,9 +134,17 @@ def read_many(uri: str, names: Sequence[str]) -> Iterator[tuple[str, bytes | Non
     fs, path = filesystem(uri)
     for start in range(0, len(names), AT_A_TIME):
         part = {f"{path}/{name}": name for name in names[start : start + AT_A_TIME]}
-        contents = persistently("read", uri, lambda part=part: fs.cat(list(part), on_error="return"))  # type: ignore[misc]
+        found = persistently("read", uri, lambda part=part: contents(fs, part))  # type: ignore[misc]
         for place, name in part.items():
-            yield name, _content(contents[place], join(uri, name))
+            yield name, _content(found.get(place, FileNotFoundError()), join(uri, name))
+
+
+def contents(fs: Any, places: Iterable[str]) -> dict[str, Any]:
+    """Content, or the error instead, of each of these files of an fsspec file system that is there."""
+    try:
+        return dict(fs.cat([glob.escape(place) for place in places], on_error="return"))  # it takes paths for patterns
+    except FileNotFoundError:  # nothing fits any of the patterns
+        return {}
 
 
 def _content(answer: Any, uri: str) -> bytes | None:
@@ -185,7 +195,8 @@ def remove(uri: str) -> None:
 
     def delete() -> None:
         try:
-            fs.rm(path, recursive=True)
+            # all but the local one take a path for a pattern
+            fs.rm(path if isinstance(fs, LocalFileSystem) else glob.escape(path), recursive=True)
         except FileNotFoundError:
             return
 
@@ -196,8 +207,13 @@ def remove_many(uri: str, names: Sequence[str]) -> None:
     """Delete files directly below a folder; those that are gone already do not matter."""
     fs, path = filesystem(uri)
     if isinstance(fs, AsyncFileSystem):  # object stores delete a thousand per request
+
+        def delete() -> None:
+            with suppress(FileNotFoundError):
+                fs.rm([glob.escape(f"{path}/{name}") for name in names])
+
         if names:
-            persistently("delete from", uri, lambda: fs.rm([f"{path}/{name}" for name in names]))
+            persistently("delete from", uri, delete)
         return
     for name in names:
         remove(join(uri, name))

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
 from sparse_model.errors import InputError
 
@@ -117,8 +118,8 @@ def redacted(text: str) -> str:
 
 def check_no_credentials(uri: str) -> None:
     """InputError for a URI with credentials in it: it would be logged and stored with the results."""
-    if "://" in uri and redacted(uri) != uri:
+    if "://" in uri and any(redacted(text) != text for text in (uri, unquote(uri))):
         raise InputError(
-            f"storage: {redacted(uri)}: credentials do not belong in a URI; allowed: environment variables "
+            f"storage: {redacted(unquote(uri))}: credentials do not belong in a URI; allowed: environment variables "
             "(AWS_ACCESS_KEY_ID, GOOGLE_APPLICATION_CREDENTIALS, …), a profile, or the machine's own role"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -42,6 +42,7 @@ class Capacity:
 
     cpus: float
     gpus: float
+    lacking: str
     holder: dict[str, float]
     concurrency: int
 
@@ -58,7 +59,7 @@ def ray_session(resources: ResourceConfig, address: str | None) -> Iterator[Capa
             ray.init(
                 address="local",  # not a cluster of somebody else's that happens to run on this machine
                 num_cpus=os.cpu_count(),
-                resources={HOLDER: 1000},
+                resources={HOLDER: 1000} | own_resources(resources),
                 include_dashboard=False,
                 object_store_memory=OBJECT_STORE_BYTES,
                 log_to_driver=False,
@@ -80,12 +81,29 @@ def capacity(resources: ResourceConfig, offered: dict[str, float], *, can_grow: 
     needed_gpus = resources.workers * resources.gpus_per_worker
     holder = {HOLDER: 1.0} if HOLDER in offered else {"CPU": 0.01}
     if can_grow:
-        return Capacity(cpus, gpus, holder, resources.concurrency)
+        return Capacity(cpus, gpus, lacking(resources, offered), holder, resources.concurrency)
     for name, needed, there in (("CPU cores", resources.cpus, cpus), ("GPUs", needed_gpus, gpus)):
         if needed > there:
             raise InputError(f"resources: a trial needs {needed:g} {name}, this machine has {there:g}")
     fitting = int(min(cpus / resources.cpus, gpus / needed_gpus if needed_gpus else cpus))
-    return Capacity(cpus, gpus, holder, min(resources.concurrency, fitting))
+    return Capacity(cpus, gpus, "", holder, min(resources.concurrency, fitting))
+
+
+def own_resources(resources: ResourceConfig) -> dict[str, int]:
+    """What a Ray of our own calls its cores for a study that prunes on nodes of their own: here all are one node's."""
+    return {resources.pruning_resource: os.cpu_count() or 1} if resources.pruning_resource else {}
+
+
+def lacking(resources: ResourceConfig, offered: Mapping[str, float]) -> str:
+    """What a trial needs and a cluster does not have as it is, in words; empty where there is nothing."""
+    needed = {"CPU": resources.cpus, "GPU": resources.workers * resources.gpus_per_worker}
+    if resources.pruning_resource:
+        needed[resources.pruning_resource] = resources.cpus_per_pruning_task
+    return ", ".join(
+        f"{count:g} {name} (there: {offered.get(name, 0):g})"
+        for name, count in needed.items()
+        if count > offered.get(name, 0)
+    )
 
 
 def prepare_environment() -> None:

@@ -22,6 +22,8 @@ from sparse_model.errors import InputError
 from sweeps.pareto import non_dominated
 
 Array = np.ndarray[Any, Any]
+SAME = 1e-6
+"""Relative difference of target losses that are the same: other programs write them in 32 bits."""
 CIRCUIT_COLUMNS = ("study", "trial", "task", "target_loss", "method", "status", "edges")
 """Columns of circuits that a comparison needs."""
 
@@ -106,6 +108,8 @@ def compare(
     `target` is the trials' own if left out, `tasks` those that make the largest comparison, `method` node if there is
     any such circuit. InputError for a target, task or method there is none of.
     """
+    if isinstance(tasks, str):
+        raise InputError(f"tasks {tasks!r}; allowed: a list of names")
     eligible = pc.fill_null(trials["eligible"], False).to_numpy()
     eligible &= np.isfinite(trials["val_loss"].to_numpy(zero_copy_only=False).astype(float))
     circuits = circuits.filter(pc.equal(circuits["status"], "ok"))
@@ -166,13 +170,13 @@ def _has_edges(trials: Any) -> Array:
 
 
 def _close(column: Any, value: float) -> Any:
-    return pc.less(pc.abs(pc.subtract(column, value)), 1e-9)
+    return pc.less_equal(pc.abs(pc.subtract(column, value)), SAME * value)
 
 
 def _chosen_target(asked: float | None, trials: Any, circuits: Any) -> float:
     there = sorted(value for value in pc.unique(circuits["target_loss"]).to_pylist() if value is not None)
     if asked is not None:
-        if not any(abs(value - asked) < 1e-9 for value in there):
+        if not any(abs(value - asked) <= SAME * asked for value in there):
             raise InputError(f"target {asked:g}; there are circuits at {', '.join(f'{v:g}' for v in there) or 'none'}")
         return asked
     own = sorted({value for value in pc.unique(trials["target_loss"]).to_pylist() if value is not None})

@@ -79,6 +79,8 @@ class Frontier:
 
         `choice`: where, target, tasks, method, each as in `Choice`.
         """
+        if unknown := choice.keys() - Choice.__annotations__.keys():
+            raise TypeError(f"{', '.join(unknown)}: no such choice; allowed: {', '.join(Choice.__annotations__)}")
         condition = choice.get("where")
         trials = self.trials() if condition is None else self.where(condition)
         circuits = self._table("circuits", CIRCUIT_COLUMNS)

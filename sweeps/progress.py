@@ -21,7 +21,11 @@ class Show:
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        columns = (TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.fields[note]}"))
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(24),
+            TextColumn("{task.fields[note]}", markup=False),
+        )
         self._bars = Progress(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal)
         self._tasks: dict[str, TaskID] = {}
         self._shares: dict[str, float] = {}
@@ -37,7 +41,7 @@ class Show:
 
     def line(self, text: str) -> None:
         """One lasting line."""
-        self.console.print(text, highlight=False, soft_wrap=True)
+        self.console.print(text, highlight=False, soft_wrap=True, markup=False)
 
     def stage(self, name: str, share: float, note: str = "") -> None:
         """Where something with a beginning and an end is, as a share of it done."""

@@ -37,6 +37,7 @@ def run_study(study: Study, progress: StudyProgress, *, address: str | None, ret
     Raises InputError, before anything is trained, for a study that cannot be run, or that another driver runs.
     """
     check_storage(study)
+    check_warm_start(study)
     with held(study.root, progress.note) as lease:
         return _run_held(study, progress, lease, address, retry_failed)
 
@@ -53,6 +54,8 @@ def _run_held(study: Study, progress: StudyProgress, lease: Lease, address: str 
     search = StudySearch(study, known, warm)
     if not search.is_finished():
         with ray_session(study.resources, address) as capacity, remembered_interrupts() as interrupts:
+            if capacity.lacking:
+                progress.note(f"waiting for the cluster to grow: a trial needs {capacity.lacking}")
             plan = Plan(study, data.uri, attempts)
             run_trials(plan, search, TrialEvents(plan, progress, interrupts, lease), capacity)
     return Frontier(study.root)
@@ -71,6 +74,15 @@ def check_storage(study: Study) -> None:
             f"search.trials is {study.search.trials}, but {study_uri(study)} has {stored.search.trials}; "
             "it can be raised, not lowered"
         )
+
+
+def check_warm_start(study: Study) -> None:
+    """The studies to learn from are there, or were when this one began."""
+    for i, uri in enumerate(study.search.warm_start if stored_study(study) is None else ()):
+        try:
+            Frontier(uri)
+        except InputError as error:
+            raise InputError(f"search.warm_start[{i}]: {error}") from None
 
 
 def check_tasks(study: Study, data: TokenDataset) -> None:

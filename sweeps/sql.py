@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import count
 from typing import Any
 
 import duckdb
@@ -30,9 +31,10 @@ def query_tables(query: str, tables: Mapping[str, Callable[[], Any]]) -> Any:
             if len(statements) != 1 or statements[0].type not in QUERIES:
                 raise InputError(f"sql: {_line(query)!r}: one query is expected (SELECT, WITH, FROM, DESCRIBE …)")
             for name, read in tables.items():
-                if re.search(rf"\b{name}\b", query, re.IGNORECASE):
+                if re.search(rf"\b({name}|show|information_schema)\b", query, re.IGNORECASE):
                     connection.register(name, read())
-            return _plain_numbers(connection.sql(query).to_arrow_table())
+            answer = connection.sql(query).to_arrow_table()
+            return _plain_numbers(answer.rename_columns(_told_apart(answer.column_names)))
         except duckdb.Error as error:
             raise InputError(f"sql: {_line(str(error))}") from None
 
@@ -47,6 +49,15 @@ def _plain_numbers(answer: Any) -> Any:
             except pa.ArrowInvalid:  # beyond 64 bits
                 answer = answer.set_column(place, column.name, answer.column(place).cast(pa.float64()))
     return answer
+
+
+def _told_apart(names: Sequence[str]) -> list[str]:
+    """Names of columns, numbered where there are several of one: `status`, `status_1`, as DuckDB does in subqueries."""
+    found: list[str] = []
+    for name in names:
+        numbered = (f"{name}_{n}" for n in count(1))
+        found.append(name if name not in found else next(other for other in numbered if other not in (*found, *names)))
+    return found
 
 
 def _line(text: str) -> str:

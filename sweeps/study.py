@@ -18,9 +18,9 @@ from sparse_model.config import Config
 from sparse_model.data.config import CorpusConfig, TokenizerConfig
 from sparse_model.data.shard_files import CACHE_BYTES
 from sparse_model.errors import InputError
-from sparse_model.store_errors import check_no_credentials
+from sparse_model.store_errors import check_no_credentials, redacted
 from sparse_model.workers import Parallel
-from sweeps.problems import InputErrors, Problem, pydantic_problems
+from sweeps.problems import InputErrors, Problem, pydantic_problems, shown
 from sweeps.space import Space
 from sweeps.template import read_template
 from sweeps.yamlfile import parse_yaml
@@ -33,7 +33,7 @@ class SearchConfig(Config):
         ge=1, description="different configurations to try in all; may be raised later to continue a study"
     )
     sampler: Literal["tpe", "nsga2", "random"] = Field("tpe", description="Optuna's sampler, with two objectives")
-    seed: int = Field(0, ge=0, description="of the sampler")
+    seed: int = Field(0, ge=0, lt=2**32, description="of the sampler")
     startup: int = Field(4, ge=0, description="configurations drawn at random before tpe learns; `try_first` counts")
     in_flight: int = Field(
         2,
@@ -61,7 +61,9 @@ class ResourceConfig(Config):
 
     workers: int = Field(1, ge=1, description="data-parallel training workers of a trial")
     cpus_per_worker: int = Field(1, ge=1, description="CPU cores of a training worker")
-    gpus_per_worker: float = Field(0, ge=0, description="GPUs of a training worker")
+    gpus_per_worker: float = Field(
+        0, ge=0, description="GPUs of a training worker: a whole number, or a part of one below 1"
+    )
     parallel: Parallel = Field(
         "ddp",
         description="ddp: every worker holds the whole model; fsdp: each holds its shard of weights, gradients and "
@@ -86,6 +88,13 @@ class ResourceConfig(Config):
         gt=0,
         description="disk of each machine, in GB (a billion bytes), for copies of tokens that lie in an object store",
     )
+
+    @field_validator("gpus_per_worker")
+    @classmethod
+    def _check_gpus(cls, gpus: float) -> float:
+        if gpus > 1 and gpus != int(gpus):
+            raise ValueError(f"{gpus:g}; allowed: whole numbers, and parts of one GPU below 1")
+        return gpus
 
     @property
     def cache_bytes(self) -> int:
@@ -162,8 +171,9 @@ class Study(Config):
     @field_validator("seeds")
     @classmethod
     def _check_seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        if min(seeds) < 0:
-            raise ValueError(f"{min(seeds)}; allowed: 0 and above")
+        for seed in seeds:
+            if not 0 <= seed < 2**63:
+                raise ValueError(f"{shown(seed)}; allowed: 0 to 2**63 - 1")
         return _distinct(seeds)
 
     @field_validator("target_losses")
@@ -229,6 +239,7 @@ def read_study(text: str, where: str, storage_uri: str | None = None) -> Study:
         study = Study.model_validate(raw)
     except ValidationError as error:
         problems += pydantic_problems(error, Study)
+    problems += _together_problems(study) if study else ()
     problems += _space_problems(raw)
     problems += _file_problems(study.tasks if study else ())
     if problems or study is None:
@@ -248,9 +259,21 @@ def _find(name: str) -> tuple[str, str]:
     try:
         return name, storage.read_bytes(name).decode()
     except InputError as error:
-        raise InputError(f"study {name}: {error}; shipped studies: {', '.join(shipped_studies())}") from None
+        raise InputError(f"study {redacted(name)}: {error}; shipped studies: {', '.join(shipped_studies())}") from None
     except UnicodeDecodeError:
         raise InputError(f"study {name}: not a text file") from None
+
+
+def _together_problems(study: Study) -> Iterator[Problem]:
+    """Mistakes that lie in several fields together."""
+    if study.min_tasks_solved > len(study.task_sources):
+        yield Problem(
+            "min_tasks_solved", f"{study.min_tasks_solved}; allowed: up to the {len(study.task_sources)} tasks"
+        )
+    if len(study.search.try_first) > study.search.trials:
+        yield Problem(
+            "search.try_first", f"{len(study.search.try_first)} trials; search.trials is {study.search.trials}"
+        )
 
 
 def _space_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:

@@ -35,12 +35,16 @@ def entrypoint(study: str, storage_uri: str | None, working_dir: str, *, retry_f
 def check(study: str, storage_uri: str | None) -> Study:
     """The study, if it is one that nodes of a cluster can share the storage of."""
     asked = load_study(study, storage_uri)
-    if storage.is_local(asked.storage) and storage_uri is None:
+    if storage.is_local(asked.storage) and not _is_absolute(storage_uri or ""):
         raise InputError(
-            f"storage {asked.storage}: nodes of a cluster share no local folder; name an object store (or a folder "
-            "that all of them mount) with --storage"
+            f"storage {storage_uri or asked.storage}: nodes of a cluster share no local folder; name an object store, "
+            "or by its whole path a folder that all of them mount, with --storage"
         )
     return asked
+
+
+def _is_absolute(uri: str) -> bool:
+    return uri.startswith(("/", "file:///", "local:///"))
 
 
 def submit(client: Any, command: str, working_dir: str) -> str:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
+import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from sparse_model.errors import InputError
 from sweeps.comparison import Comparison
 
 Format = Literal["table", "csv", "json", "parquet"]
@@ -58,7 +62,7 @@ def frontier_table(comparison: Comparison, title: str, width: int, *, only_front
     if only_front:
         trials = trials.filter(trials["on_front"]).sort_by("val_loss")
     shown = {name: column for name, column in COLUMNS.items() if width >= LEAST_WIDTH.get(name, 0)}
-    table = Table(title=title, caption=note, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(title=plain(title), caption=plain(note), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.title_justify = table.caption_justify = "left"
     for heading, _ in shown.values():
         words = heading in ("trial", "kind", "status")
@@ -66,7 +70,7 @@ def frontier_table(comparison: Comparison, title: str, width: int, *, only_front
     for row in trials.to_pylist():
         cells = ["–" if row[name] is None else write(row[name]) for name, (_, write) in shown.items()]
         mark, style = ("*", "bold") if row["on_front"] else (" ", None)
-        table.add_row(f"{mark} {cells[0]}", *cells[1:], style=style)
+        table.add_row(*map(plain, (f"{mark} {cells[0]}", *cells[1:])), style=style)
     return table
 
 
@@ -90,10 +94,15 @@ def any_table(answer: Any) -> Table:
     """Any Arrow table for the terminal."""
     table = Table()
     for name in answer.column_names:
-        table.add_column(name)
-    for row in answer.to_pylist():
-        table.add_row(*(_cell(value) for value in row.values()))
+        table.add_column(plain(name))
+    for row in zip(*(column.to_pylist() for column in answer.columns), strict=True):
+        table.add_row(*(plain(_cell(value)) for value in row))
     return table
+
+
+def plain(text: str) -> Text:
+    """Text as it is: no brackets of it are markup, and nothing in it commands the terminal."""
+    return Text("".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text))
 
 
 def _cell(value: Any) -> str:
@@ -103,13 +112,28 @@ def _cell(value: Any) -> str:
 
 
 def encoded(answer: Any, form: Format) -> bytes:
-    """An Arrow table as the bytes of a CSV, JSON (a list of objects) or Parquet file."""
+    """An Arrow table as the bytes of a CSV, JSON (a list of objects; numbers that are none are null) or Parquet file.
+
+    InputError for columns that the format has no place for.
+    """
     buffer = io.BytesIO()
-    if form == "csv":
-        pyarrow.csv.write_csv(answer, buffer)
-    elif form == "parquet":
-        pyarrow.parquet.write_table(answer, buffer)
-    else:
-        assert form == "json", form
-        buffer.write(json.dumps(answer.to_pylist(), indent=1, default=str).encode() + b"\n")
+    try:
+        if form == "csv":
+            pyarrow.csv.write_csv(answer, buffer)
+        elif form == "parquet":
+            pyarrow.parquet.write_table(answer, buffer)
+        else:
+            assert form == "json", form
+            rows = _finite(answer.to_pylist())
+            buffer.write(json.dumps(rows, indent=1, default=str, allow_nan=False).encode() + b"\n")
+    except pa.ArrowException as error:
+        raise InputError(f"--format {form}: {' '.join(str(error).split())}; cast such columns in the query") from None
     return buffer.getvalue()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -26,6 +26,11 @@ COMPACTED = "compacted-"
 """How names of compacted files begin; trials' keys begin otherwise."""
 RECORD = b"contains"
 """Metadata of a compacted file: JSON object from trials to their attempts."""
+NEEDED = {
+    "trials": ("trial", "kind", "status", "val_loss"),
+    "circuits": ("trial", "task", "target_loss", "status", "edges"),
+}
+"""Columns without which rows say nothing."""
 TRIES = 20
 """Times a folder is listed again because a file listed was gone when it was to be read (it was compacted)."""
 
@@ -46,7 +51,10 @@ class Source:
     def claims(self) -> dict[str, int]:
         """Trials this file speaks for, each with its attempt."""
         if self.is_compacted:
-            record: dict[str, int] = json.loads(self.open().schema_arrow.metadata[RECORD])
+            metadata = self.open().schema_arrow.metadata or {}
+            if RECORD not in metadata:
+                raise InputError(f"{self.root}: {self.name} is not of `sweeps frontier --compact`: name it differently")
+            record: dict[str, int] = json.loads(metadata[RECORD])
             return record
         stem = self.name.removesuffix(".parquet")
         trial, plus, attempt = stem.rpartition("+")
@@ -70,6 +78,9 @@ class Source:
         """The file's rows in the table's present schema; columns it lacks are null."""
         schema, file = TABLES[table], self.open()
         there = [name for name in columns if name in file.schema_arrow.names]
+        for name in NEEDED[table]:
+            if name not in file.schema_arrow.names:
+                raise InputError(f"{self.root}: {self.name} in frontier/{table} has no column {name!r}")
         content = file.read(columns=there, use_threads=self.is_compacted)
         arrays = [
             content[name].cast(schema.field(name).type)

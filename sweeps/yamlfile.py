@@ -41,6 +41,8 @@ def parse_yaml(text: str, name: str) -> dict[str, Any]:
         raise InputError(f"{name}:{line} {error.problem or error.context}") from None
     except yaml.YAMLError as error:
         raise InputError(f"{name}: not YAML ({' '.join(str(error).split())})") from None
+    except (ValueError, KeyError, RecursionError) as error:  # !!bool abc, 2020-99-99, brackets without end
+        raise InputError(f"{name}: a value that cannot be read ({type(error).__name__}: {error})") from None
     if not isinstance(content, dict):
         raise InputError(f"{name}: a mapping is expected, not {type(content).__name__}")
     return content

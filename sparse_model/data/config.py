@@ -4,6 +4,8 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from sparse_model.store_errors import check_no_credentials
+
 GENERATED = "idioms"
 PYTHON_FILES = ("stdlib", "installed")
 
@@ -25,6 +27,12 @@ class SourceConfig(_Config):
         gt=0,
         description="use at most this much text, in MB: a random sample of the files; none = all of it",
     )
+
+    @field_validator("source")
+    @classmethod
+    def _no_credentials(cls, source: str) -> str:
+        check_no_credentials(source)
+        return source
 
     @model_validator(mode="after")
     def _endless_source_needs_a_size(self) -> Self:

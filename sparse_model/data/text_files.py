@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow.parquet
 
 from sparse_model.errors import InputError
-from sparse_model.storage import filesystem, refusing
+from sparse_model.storage import contents, filesystem, refusing
 
 EXTENSIONS = (".py", ".txt", ".jsonl", ".parquet")
 # What drivers call a tag of the content. Times are none: two writes can fall into one tick of the clock.
@@ -147,10 +147,10 @@ def _is_hidden(path: str, root: str) -> bool:
 
 def _whole_files(files: Sequence[TextFile]) -> Iterator[str]:
     for group in _fetched_together(files):
-        found = group[0].fs.cat([file.path for file in group], on_error="return")
+        found = contents(group[0].fs, [file.path for file in group])
         for file in group:
             with refusing("read", file.uri):
-                raw = found[file.path]
+                raw = found.get(file.path, FileNotFoundError())
                 if isinstance(raw, Exception):
                     raise raw
                 yield raw.decode("utf-8")

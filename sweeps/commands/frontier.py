@@ -10,7 +10,7 @@ import typer
 from sparse_model.errors import InputError
 from sweeps.compaction import compact as compact_rows
 from sweeps.frontier import Choice, Frontier
-from sweeps.plot import plot_frontier
+from sweeps.plot import image_format, plot_frontier
 from sweeps.table import Format, any_table, encoded, frontier_table, matched_table, terminal
 
 Uris = Annotated[
@@ -63,6 +63,8 @@ def frontier(
     _one_of({"--sql": sql, "--compare": compare, "--over-time": over_time, "--pareto": pareto})
     if sql is not None:
         _one_of({"--sql": sql, "--where": where, "--target": target, "--tasks": tasks, "--method": method})
+    if plot is not None:
+        image_format(plot)
     found = Frontier(*uris)
     for uri in uris if compact else ():
         for done in compact_rows(uri):
@@ -106,6 +108,6 @@ def _put_matched(found: Frontier, groups: tuple[str, str], choice: Choice, form:
         console.print(f"Edges at equal validation loss: A where {groups[0]}, B where {groups[1]}", markup=False)
         console.print(matched_table(answer))
         console.print("all: mean over the common losses · intervals: bootstrap over tasks and seeds")
-        console.print(found.compared(**choice).note())
+        console.print(found.compared(**choice).note(), markup=False)
     else:
         _put(answer, form)

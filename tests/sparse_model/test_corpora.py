@@ -166,6 +166,11 @@ class TestUris:
         assert sorted(read(corpus_of(f"{tmp_path}/**/*.py"))) == ["a.py", "sub/c.py"]
         assert read(corpus_of(f"file://{tmp_path}/a.py")) == ["a.py"]
 
+    def test_a_folder_whose_name_looks_like_a_pattern(self, tmp_path: Path) -> None:
+        (tmp_path / "a[b]").mkdir()
+        (tmp_path / "a[b]" / "c[d].py").write_text("text")
+        assert read(corpus_of(str(tmp_path / "a[b]"))) == ["text"]
+
     @pytest.mark.parametrize("encode", [as_jsonl, as_parquet])
     def test_another_text_field(self, tmp_path: Path, encode: Callable[[list[str], str], bytes]) -> None:
         path = tmp_path / f"a.{encode.__name__.removeprefix('as_')}"

@@ -73,12 +73,22 @@ class TestEveryStore:
         assert str(refused.value) == f"storage: cannot read {uri}: it does not exist"
 
     def test_many_are_read_at_once_and_removed(self, root_uri: str) -> None:
+        root_uri = storage.join(root_uri, "a[bc]*")
         for name in ("a", "b", "c"):
             storage.write_bytes_atomic(storage.join(root_uri, name), name.encode())
         assert dict(storage.read_many(root_uri, ["c", "none", "a"])) == {"a": b"a", "c": b"c", "none": None}
         storage.remove_many(root_uri, ["c", "none", "a"])
         assert storage.listdir(root_uri) == ["b"]
         storage.remove_many(root_uri, [])
+
+    def test_names_are_no_patterns(self, root_uri: str) -> None:
+        for name in ("ab", "a*", "a[b]"):
+            storage.write_bytes_atomic(storage.join(root_uri, name, "file"), name.encode())
+        for name in ("a*", "a[b]"):
+            assert storage.read_bytes(storage.join(root_uri, name, "file")) == name.encode()
+            assert storage.listdir(storage.join(root_uri, name)) == ["file"]
+            storage.remove(storage.join(root_uri, name))
+        assert storage.listdir(root_uri) == ["ab"]
 
     def test_a_new_version_has_another_mark(self, root_uri: str) -> None:
         for name in ("a", "b", "folder/c"):

@@ -103,6 +103,8 @@ def test_ten_mistakes_exit_2(
         (["train", "{folder}/m", "--set", "nonsense"], "'nonsense'"),
         (["corpus", "smoke", "--workers", "0"], "--workers"),
         (["corpus", "smoke", "--workers", "2", "--address", "auto"], "--workers and --address: one of them"),
+        (["plan", "smoke", "--storage", "s3://b/x?endpoint_override=http%3A%2F%2Fu%3Aword%40h"], "//***@h"),
+        (["plan", "s3://user:word@b/x.yaml"], "study s3://***@b/x.yaml"),
         (["dance"], "dance"),
     ],
 )
@@ -176,6 +178,30 @@ def test_frontier_formats(study_folder: Path, capsysbinary: pytest.CaptureFixtur
     )
     assert json.loads(counted) == [{"n": 2}]
     assert (study_folder / "p.svg").exists()
+
+
+def test_values_are_shown_as_they_are(study_folder: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+    """No markup, no commands to the terminal, no column in place of another, nothing JSON does not know."""
+
+    def answer(form: str, query: str) -> str:
+        assert status_of(["frontier", str(study_folder), "--sql", query, "--format", form]) == 0
+        return capsysbinary.readouterr().out.decode()
+
+    said = answer("table", "SELECT '[a-z]+' AS \"[red]\", '[/red]' AS b, chr(27) || '[2J' AS c, 1 AS d, 2 AS d")
+    for text in ("[a-z]+", "[red]", "[/red]", "\\x1b[2J", "d_1", " 2 "):
+        assert text in said
+    assert "\x1b[2J" not in said
+    assert json.loads(answer("json", "SELECT 'nan'::float AS a, [1.0, 'inf'::float] AS b")) == [
+        {"a": None, "b": [1.0, None]}
+    ]
+    for form in ("csv", "parquet"):
+        assert status_of(["frontier", str(study_folder), "--format", form, "--sql", UNION]) in (0, 2)
+        assert b"Traceback" not in capsysbinary.readouterr().err
+    assert status_of(["frontier", str(study_folder), "--format", "csv", "--sql", "SELECT [1] AS a"]) == 2
+    assert b"--format csv: Unsupported Type" in capsysbinary.readouterr().err
+
+
+UNION = "SELECT union_value(n := 1) AS a"
 
 
 def test_frontier_questions(study_folder: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:

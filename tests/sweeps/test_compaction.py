@@ -138,7 +138,8 @@ def test_files_of_other_programs_are_left_alone(tmp_path: Any) -> None:
     root = str(tmp_path)
     for key in ("t0", "t1"):
         write_trial_row(root, {"trial": key})
-    pd.DataFrame({"trial": ["x", "y"], "val_loss": [1.0, 2.0]}).to_parquet(row_uri(root, "trials", "all"))
+    columns = {"trial": ["x", "y"], "kind": "sparse", "status": "ok", "val_loss": [1.0, 2.0]}
+    pd.DataFrame(columns).to_parquet(row_uri(root, "trials", "all"))
     compact(root)
     assert "all.parquet" in storage.listdir(table_uri(root, "trials"))
     assert sorted(read_table(root, "trials")["trial"].to_pylist()) == ["t0", "t1", "x", "y"]

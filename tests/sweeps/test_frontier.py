@@ -137,6 +137,15 @@ def test_queries_that_are_allowed(tmp_path: Path) -> None:
     assert found.sql("WITH x AS (FROM trials) SELECT sum(l0) AS l0 FROM x").to_pylist() == [{"l0": 10}]
     assert found.sql("DESCRIBE trials").num_rows == len(TRIAL_SCHEMA.names)
     assert found.sql("SELECT count(*) AS n FROM Circuits").to_pylist() == [{"n": 0}]
+    assert found.sql("SHOW TABLES")["name"].to_pylist() == ["circuits", "trials"]
+
+
+def test_misspelt_choices_are_refused(tmp_path: Path) -> None:
+    write_trial_row(str(tmp_path), trial("t0", 1.0, 1.0))
+    with pytest.raises(TypeError, match="task: no such choice; allowed: where, target, tasks, method"):
+        Frontier(str(tmp_path)).pareto(task="x")  # type: ignore[call-arg]
+    with pytest.raises(InputError, match="allowed: a list of names"):
+        Frontier(str(tmp_path)).pareto(tasks="x", target=0.15)
 
 
 def test_bad_queries_are_one_line(tmp_path: Path) -> None:
@@ -145,6 +154,12 @@ def test_bad_queries_are_one_line(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="sql: ") as caught:
             Frontier(str(tmp_path)).sql(query)
         assert "\n" not in str(caught.value)
+
+
+def test_columns_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    write_trial_row(str(tmp_path), trial("t0", 1.0, 1.0))
+    answer = Frontier(str(tmp_path)).sql("SELECT 1 AS a, 2 AS a, 3 AS a_1, 4 AS a")
+    assert answer.to_pylist() == [{"a": 1, "a_2": 2, "a_1": 3, "a_3": 4}]
 
 
 def test_rows_are_readable_with_plain_pandas(tmp_path: Path) -> None:
@@ -207,6 +222,28 @@ def test_rows_of_another_program(tmp_path: Path) -> None:
     found = Frontier(str(tmp_path))
     assert found.trials()["l0"].to_pylist() == [10, 10, 10]
     assert found.pareto()["trial"].to_pylist() == ["x2", "x1", "x0"]
+
+
+def test_what_rows_of_another_program_lack_or_pretend_is_said(tmp_path: Path) -> None:
+    folder = tmp_path / "frontier" / "trials"
+    folder.mkdir(parents=True)
+    pd.DataFrame([trial("x", 2.0, 5.0)]).drop(columns="status").to_parquet(folder / "all.parquet")
+    with pytest.raises(InputError, match=r"all.parquet in frontier/trials has no column 'status'$"):
+        Frontier(str(tmp_path)).trials()
+    (folder / "all.parquet").rename(folder / "compacted-mine.parquet")
+    with pytest.raises(InputError, match=r"compacted-mine.parquet is not of"):
+        Frontier(str(tmp_path)).trials()
+
+
+def test_targets_in_32_bits_are_the_same_targets(tmp_path: Path) -> None:
+    write_trial_row(str(tmp_path), trial("t0", 1.0, 5.0))
+    rows = pd.DataFrame([{"trial": "t0", "task": "x", "target_loss": 0.15, "status": "ok", "edges": 5}])
+    folder = tmp_path / "frontier" / "circuits"
+    folder.mkdir()
+    rows.astype({"target_loss": "float32"}).to_parquet(folder / "all.parquet")
+    found = Frontier(str(tmp_path))
+    assert found.pareto(target=0.15)["edges"].to_pylist() == pytest.approx([5])
+    assert found.pareto()["edges"].to_pylist() == pytest.approx([5])
 
 
 def test_who_stands_on_the_frontier(tmp_path: Path) -> None:

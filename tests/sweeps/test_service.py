@@ -181,7 +181,10 @@ def test_what_is_submitted(study_text: Text, tmp_path: Path, monkeypatch: pytest
 def test_a_folder_of_this_machine_is_no_storage_for_a_cluster() -> None:
     with pytest.raises(InputError, match="nodes of a cluster share no local folder"):
         submission.check("smoke", None)
+    with pytest.raises(InputError, match="storage results: nodes"):
+        submission.check("smoke", "results")  # would lie in the folder in which a cluster unpacks the upload
     assert submission.check("smoke", "s3://bucket/x").storage == "s3://bucket/x"
+    assert submission.check("smoke", "/mnt/shared").storage == "/mnt/shared"
 
 
 def test_the_study_of_the_scale_plan_is_sound_and_costs_what_the_plan_says() -> None:
