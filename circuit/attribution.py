@@ -16,7 +16,7 @@ from circuit.evaluation import Judge
 def attributions(judge: Judge, gates: Tensor, calibration: Calibration = IDENTITY) -> Tensor:
     """(N,) fall in task loss (nats) for each unit by which a node's gate is opened, where the gates are at `gates`.
 
-    A gate of 1 is the activation, 0 the mean: with all of them at 1 this is gradient × (mean − activation), negated.
+    A gate of 1 is the activation, 0 the mean: with all of them at 1 this is gradient × (mean − activation).
     """
     whole = AblatedModel(judge.model, judge.means, judge.index.channels(judge.everything()))
     gates = gates.detach().float().requires_grad_()
