@@ -6,8 +6,10 @@ import io
 from textwrap import fill
 from typing import Any, Unpack
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import textalloc
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
@@ -55,27 +57,40 @@ def draw(comparison: Comparison) -> Figure:
     for kind in LOOKS:
         _trials(axes, [row for row in shown if row["kind"] == kind], kind)
     _dress(axes, shown)
+    few = [rows for kind in LOOKS if 0 < len(rows := [row for row in shown if row["kind"] == kind]) <= MOST_LABELS]
     names = [name or "?" for name in pc.unique(table["study"]).to_pylist()]
     title = f"Capability and interpretability: {', '.join(names)}"
     axes.set_title(title, loc="left", fontsize=13, color=INK, pad=12)
-    few = any(0 < sum(row["kind"] == kind for row in shown) <= MOST_LABELS for kind in LOOKS)
     labels = "Beside each trial: width · share of weights kept · tasks it solves. " if few else ""
     caption = fill(f"{labels}{comparison.note()}.", 130)
     figure.supxlabel(caption, fontsize=8, color=FAINT, x=0.01, ha="left")
+    if few:
+        _labels(figure, axes, [row for rows in few for row in rows], shown)
     return figure
 
 
 def _trials(axes: Axes, rows: list[dict[str, Any]], kind: str) -> None:
     marker, color = LOOKS[kind]
-    x, y = [row["val_loss"] for row in rows], [max(1, row["edges"]) for row in rows]
+    x, y = _points(rows)
     label, crowd = f"{kind} (n = {len(rows):,})", len(rows) > CROWD
     looks = {"s": 8, "alpha": 0.4, "linewidth": 0} if crowd else {"s": 70, "edgecolor": "white", "linewidth": 1.2}
     axes.scatter(x, y, marker=marker, color=color, zorder=1 if crowd else 3, label=label, rasterized=crowd, **looks)
-    if len(rows) > MOST_LABELS:
-        return
-    for i, (loss, edge, label) in enumerate(sorted(zip(x, y, map(_label, rows), strict=True))):
-        place = (7, 5) if i % 2 == 0 else (7, -12)  # neighbours' labels must not lie on each other
-        axes.annotate(label, (loss, edge), xytext=place, textcoords="offset points", fontsize=7, color=color, zorder=4)
+
+
+def _labels(figure: Figure, axes: Axes, rows: list[dict[str, Any]], shown: list[dict[str, Any]]) -> None:
+    """Beside each of `rows` what distinguishes it, where that hides no trial `shown`, no other label and no front."""
+    figure.draw_without_rendering()  # what room there is, the layout decides
+    (x, y), (every_x, every_y) = _points(rows), _points(shown)
+    stairs = [np.array(line.get_data()) for line in axes.lines]
+    textalloc.allocate(
+        axes, x, y, [_label(row) for row in rows], textsize=7, textcolor=[LOOKS[row["kind"]][1] for row in rows],
+        x_scatter=every_x, y_scatter=every_y, min_distance=0.02, max_distance=0.1,
+        x_lines=[xs for xs, _ in stairs], y_lines=[ys for _, ys in stairs], linecolor=FAINT, linewidth=0.6,
+    )  # fmt: skip
+
+
+def _points(rows: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
+    return [row["val_loss"] for row in rows], [max(1, row["edges"]) for row in rows]
 
 
 def _label(row: dict[str, Any]) -> str:
@@ -88,8 +103,10 @@ def _label(row: dict[str, Any]) -> str:
 def _front(axes: Axes, rows: list[dict[str, Any]]) -> None:
     """The staircase through the non-dominated trials: what lies above and right of it is bettered by one of them."""
     if rows:
-        x, y = [row["val_loss"] for row in rows], [max(1, row["edges"]) for row in rows]
-        axes.step(x, y, where="post", color=INK, linewidth=1.4, alpha=0.75, zorder=2, label=f"Pareto front ({len(x)})")
+        x, y = _points(rows)
+        label = f"Pareto front ({len(x)})"
+        stairs = np.repeat(x, 2)[1:], np.repeat(y, 2)[:-1]
+        axes.plot(*stairs, color=INK, linewidth=1.4, alpha=0.75, zorder=2, label=label)
 
 
 def _dress(axes: Axes, shown: list[dict[str, Any]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from sparse_model.errors import InputError
 from sweeps.frontier import REFERENCE, Frontier
 from sweeps.objectives import geometric_mean_edges
 from sweeps.pareto import dominated_area, growing_area, non_dominated
-from sweeps.plot import plot_frontier
+from sweeps.plot import draw, plot_frontier
 from sweeps.rows import (
     CIRCUIT_SCHEMA,
     SCHEMA_VERSION,
@@ -311,3 +312,24 @@ def test_picture(tmp_path: Path) -> None:
         assert (tmp_path / name).read_bytes().startswith(head)
     with pytest.raises(InputError, match="allowed endings"):
         plot_frontier(Frontier(str(tmp_path)), str(tmp_path / "f.exe"))
+
+
+def test_labels_hide_nothing_and_stay_inside(tmp_path: Path) -> None:
+    """Neighbours near a front that runs between them, and the last point at the right edge."""
+    for i, (kind, loss, edges) in enumerate(
+        [("dense", 1.39, 100), ("dense", 1.44, 110), ("dense", 1.57, 85), ("sparse", 1.6, 13), ("sparse", 1.87, 12)]
+    ):
+        write_trial_row(str(tmp_path), trial(f"t{i}", loss, edges, kind=kind))
+    figure = draw(Frontier(str(tmp_path)).compared())
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    labels = [text.get_window_extent() for text in axes.texts]
+    assert len(labels) == 5
+    assert all(axes.bbox.containsx(x) and axes.bbox.containsy(y) for label in labels for x, y in label.corners())
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(labels, 2))
+    points = [point for dots in axes.collections for point in axes.transData.transform(dots.get_offsets())]
+    assert len(points) == 5
+    near = [label.padded(3) for label in labels]
+    assert not any(label.contains(*point) for label in near for point in points)
+    front = axes.transData.transform_path(axes.lines[0].get_path())
+    assert not any(front.intersects_bbox(label, filled=False) for label in labels)
