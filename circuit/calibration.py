@@ -12,10 +12,14 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+Array = npt.NDArray[np.float64]
+
 STEPS = 16
+HALVINGS = 40
 
 
 class Calibration(NamedTuple):
@@ -39,17 +43,8 @@ def calibrate(margins: Tensor, sides: Tensor) -> Calibration:
     The problem is convex with two unknowns, so the paper's 16 L-BFGS steps are 16 Newton steps here: the same optimum,
     in a millisecond. Where every prompt is right under some fit there is no optimum, and the 16 steps are the limit.
     """
-    features = np.stack([margins.detach().cpu().double().numpy(), sides.cpu().double().numpy()])
-    weights = np.array([1.0, 0.0])
-    loss = _logistic(weights @ features)
-    for _ in range(STEPS):
-        step = _newton_step(weights, features)
-        while (improved := _logistic((weights + step) @ features)) > loss:
-            step = step / 2  # ends: once the step rounds to nothing the losses are equal
-        weights, loss = weights + step, improved
-    if weights[0] > 0:
-        return Calibration(float(weights[0]), float(weights[1]))
-    return Calibration(0.0, _log_odds(features[1]))
+    scale, shift = _fitted(_doubles(margins)[None], _doubles(sides))[0]
+    return Calibration(float(scale), float(shift))
 
 
 def calibrated_loss(margins: Tensor, sides: Tensor) -> tuple[float, Calibration]:
@@ -58,20 +53,68 @@ def calibrated_loss(margins: Tensor, sides: Tensor) -> tuple[float, Calibration]
     return float(task_loss(margins.double(), sides, fit)), fit
 
 
-def _logistic(margins: npt.NDArray[np.float64]) -> float:
-    return float(np.logaddexp(0, -margins).mean())
+def calibrated_losses(margins: Tensor, sides: Tensor) -> Tensor:
+    """(M,) losses of margins (M, N), each after a fit of its own, on the CPU in float64."""
+    every, side = _doubles(margins), _doubles(sides)
+    return torch.from_numpy(_logistic(_fitted(every, side), every, side))
 
 
-def _newton_step(weights: npt.NDArray[np.float64], features: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Step (2,) on the mean logistic loss of weights (2,) @ features (2, N)."""
-    wrong = np.exp(-np.logaddexp(0, weights @ features))
-    gradient = -(features * wrong).mean(1)
-    curvature = (features * (wrong * (1 - wrong))) @ features.T / features.shape[1]
+def softened(fit: Calibration, margins: Tensor, sides: Tensor, loss: float) -> Calibration:
+    """A fit, scaled down until the loss of margins (N,) is as high as `loss`; as it is where it is that high already.
+
+    Far below, where every prompt is right, the fitted scale is as large as rounding lets it become, and derivatives
+    of the loss say nothing of the margins.
+    """
+    low, high = 0.0, 1.0
+    lead = fit.scale * margins.double() + fit.shift * sides
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if float(F.softplus(-middle * lead).mean()) < loss else (middle, high)
+    return Calibration(high * fit.scale, high * fit.shift)
+
+
+def _doubles(values: Tensor) -> Array:
+    return values.detach().cpu().double().numpy()
+
+
+def _fitted(margins: Array, sides: Array) -> Array:
+    """Scales and shifts (M, 2) for margins (M, N) with sides (N,)."""
+    weights = np.tile([1.0, 0.0], (len(margins), 1))
+    losses = _logistic(weights, margins, sides)
+    for _ in range(STEPS):
+        steps, before = _newton_steps(weights, margins, sides), losses
+        losses = _logistic(weights + steps, margins, sides)
+        while (worse := losses > before).any():  # ends: once a step rounds to nothing the losses are equal
+            steps[worse] /= 2
+            losses[worse] = _logistic(weights[worse] + steps[worse], margins[worse], sides)
+        weights = weights + steps
+        if np.array_equal(losses, before):
+            break
+    weights[~(weights[:, 0] > 0)] = 0.0, _log_odds(sides)
+    return weights
+
+
+def _lead(weights: Array, margins: Array, sides: Array) -> Array:
+    return weights[:, :1] * margins + weights[:, 1:] * sides
+
+
+def _logistic(weights: Array, margins: Array, sides: Array) -> Array:
+    losses: Array = np.logaddexp(0, -_lead(weights, margins, sides)).mean(1)
+    return losses
+
+
+def _newton_steps(weights: Array, margins: Array, sides: Array) -> Array:
+    """Steps (M, 2) on the mean logistic losses of weights (M, 2)."""
+    wrong = np.exp(-np.logaddexp(0, _lead(weights, margins, sides)))
+    features = np.stack([margins, np.broadcast_to(sides, margins.shape)], 1)
+    gradient = -(features * wrong[:, None]).mean(2)
+    curvature = (features * (wrong * (1 - wrong))[:, None]) @ features.transpose(0, 2, 1) / margins.shape[1]
     # margins may be all alike, or all saturated: then the curvature has no inverse
-    return np.linalg.solve(curvature + 1e-9 * np.eye(2), -gradient)
+    steps: Array = np.linalg.solve(curvature + 1e-9 * np.eye(2), -gradient[:, :, None])[:, :, 0]
+    return steps
 
 
-def _log_odds(sides: npt.NDArray[np.float64]) -> float:
+def _log_odds(sides: Array) -> float:
     """The best shift at scale 0; finite also where all sides are the same."""
     up = float(np.clip((sides > 0).mean(), 1e-3, 1 - 1e-3))
     return float(np.log(up / (1 - up)))

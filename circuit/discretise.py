@@ -64,13 +64,13 @@ def grown(judge: Judge, keep: Tensor, target: float, among: Tensor) -> Tensor:
     reaches = judge.at(target)
     while True:
         _, calibration = judge.calibrated(keep)
-        off = among & ~keep
-        assert off.any(), "the nodes to choose from reach the target"
-        count = min(int(off.sum()), max(LEAST_GROWTH, round(GROWTH * int(keep.sum()))))
-        worth = attributions(judge, keep, calibration).masked_fill(~off, -torch.inf)
-        best = worth.argsort(descending=True, stable=True)[:count]
+        off = (among & ~keep).nonzero().squeeze(1)
+        assert len(off), "the nodes to choose from reach the target"
+        worth = attributions(judge, keep, calibration)[off]
+        count = max(LEAST_GROWTH, round(GROWTH * int(keep.sum())))
+        best = off[worth.argsort(descending=True, stable=True)[:count]]
         larger = keep.index_fill(0, best, True)
         if reaches(larger):
             break
         keep = larger
-    return keep.index_fill(0, best[: fewest(lambda n: reaches(keep.index_fill(0, best[:n], True)), 1, count)], True)
+    return keep.index_fill(0, best[: fewest(lambda n: reaches(keep.index_fill(0, best[:n], True)), 1, len(best))], True)

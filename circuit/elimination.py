@@ -3,10 +3,11 @@
 Learned masks leave such parts behind, which people then delete by hand (METHOD 6, known weaknesses). What comes out is
 minimal: without any single one of its parts it would miss the target.
 
-What is removed is judged on all prompts. Most candidates would miss the target by far, which a sample of the prompts
-shows; and all of them are computed only from the sublayer on in which they differ from the circuit (`Trunk`).
+Which parts to try is told by what first order says of every *margin*, prompt by prompt: the loss of the margins to be
+expected ranks single parts nearly as the loss itself does, and tells how many of the cheapest may go at once. A first
+order of the loss would do neither: it misses that a part may help some prompts and ruin others.
 
-Shapes: `keep` is boolean (N + E,), see `Parts`; a *run* (n,) are numbers of parts that may go together.
+Shapes: `keep` is boolean (N + E,), see `Parts`; a *run* (n,) are numbers of parts that may go together; P prompts.
 """
 
 from __future__ import annotations
@@ -15,21 +16,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from circuit.batches import AnswerBatch, all_batches
-from circuit.calibration import Calibration, calibrated_loss
+from circuit.calibration import calibrated_loss, calibrated_losses, softened
 from circuit.parts import Parts, Trunk
 
-PATIENCE = 16
-"""Parts in a row that may prove needed before a pass starts over with new estimates."""
-
 AT_ONCE = 16
-"""Candidates looked at in one go."""
+"""Single parts tried in one go."""
 
-SAMPLE = 64
-"""Pairs of prompts that candidates are looked at on first, where there are more."""
+SHARE = 0.1
+"""Share of a circuit's parts that may go, at once or in all, before estimates are made anew."""
 
-DOUBT = 1.0
-"""Standard errors of the rise in loss on the sample by which it may be overestimated."""
+ROUNDS = 2
+"""How many times at the most every part is tried by itself."""
 
 RECUT = 0.8
 """Share of its parts that a circuit may shrink to before the model is cut down to it anew."""
@@ -38,41 +35,24 @@ RECUT = 0.8
 def eliminate(parts: Parts, keep: Tensor, target: float) -> Tensor:
     """`keep`, which reaches the target loss, without the parts that the target can spare.
 
-    Passes go through the parts from the cheapest on: the least estimated rise in loss for each edge that goes. The
-    last pass tries every single part that is left, on all prompts, until all of them have proved needed.
+    Runs of parts go first, those from the front that change the loss the least for each edge that goes. Then every
+    single part that is left is tried, round and round until all of them have proved needed, or for `ROUNDS` rounds.
     """
-    while not torch.equal(left := _one_pass(parts, keep, target, hasty=True), keep):
-        keep = left
-    return _one_pass(parts, keep, target, hasty=False)
-
-
-def _one_pass(parts: Parts, keep: Tensor, target: float, hasty: bool) -> Tensor:
-    """Removes from the front of the queue the longest run that the target can spare, while there is one; then those
-    of the next parts that it can. A hasty pass trusts the sample, and ends when its patience does."""
     circuit = _Circuit(parts, keep, target)
-    harm = circuit.harm
-    removable = parts.removable(keep)
-    # one more than the edges saved: of two parts that save the same, the less harmful goes first, also if that is none
-    price = (harm / (parts.saved(keep) + 1)).masked_fill(~removable, torch.inf)
-    queue, needed = price.argsort(stable=True)[: int(removable.sum())], keep.new_empty(0, dtype=torch.long)
-    while len(queue) and (len(needed) < PATIENCE or not hasty):
-        affordable = int((harm[queue].clamp_min(0).cumsum(0) <= target - circuit.loss).sum())
-        runs = [queue[:n] for n in _halved(affordable)]
-        gone = any(circuit.removed(run) for run in circuit.promising(runs))
-        if not gone:
-            looked_at, queue = queue[:AT_ONCE], queue[AT_ONCE:]
-            gone = circuit.reduced(looked_at, hasty)
-            needed = torch.cat([needed, looked_at])
-        if gone:
-            queue, needed = torch.cat([queue, needed]), needed[:0]
-            queue = queue if hasty else queue[circuit.rise[queue].argsort(stable=True)]
+    circuit.shed()
+    queue, needed = circuit.cheapest_first(parts.changes(circuit.keep))[0], 0
+    tries = ROUNDS * len(queue)
+    while needed < len(queue) and tries > 0:
+        looked_at = queue[:AT_ONCE]
+        tries -= len(looked_at)
+        if circuit.reduced(looked_at):
+            circuit.shed()
+            needed = 0
+        else:
+            needed += len(looked_at)
+        queue = torch.cat([queue[AT_ONCE:], looked_at])
         queue = queue[circuit.keep[queue]]
     return circuit.checked()
-
-
-def _halved(count: int) -> list[int]:
-    """count, half of it, and so on above 1."""
-    return [] if count < 2 else [count, *_halved(count // 2)]
 
 
 class _Circuit:
@@ -81,53 +61,63 @@ class _Circuit:
     def __init__(self, parts: Parts, keep: Tensor, target: float) -> None:
         self.parts, self.target = parts, target
         self.history: list[Tensor] = []
-        self.sample = _sample(parts)
         self._cut_to(keep)
-        self.harm = parts.harm(keep, self.calibration)
-        self.rise = self.harm.clone()  # what is known of it: as estimated, and measured where it was
 
     @property
     def keep(self) -> Tensor:
         """(N + E,) what is left."""
         return self.trunk.keep
 
+    def shed(self) -> None:
+        """Removes runs of the cheapest parts while any can go."""
+        gone = True
+        while gone:
+            gone, changes, before = False, self.parts.changes(self.keep), int(self.keep.sum())
+            while int(self.keep.sum()) > (1 - SHARE) * before and self._shed(changes, round(SHARE * before)):
+                gone = True
+
+    def _shed(self, changes: Tensor, most: int) -> bool:
+        queue, affordable = self.cheapest_first(changes)
+        return any(self.removed(queue[:n]) for n in _halved(min(affordable, max(1, most))))
+
+    def cheapest_first(self, changes: Tensor) -> tuple[Tensor, int]:
+        """The parts that may go, and how many of the first of them the target is expected to spare together, by the
+        changes (N + E, P) of the margins."""
+        removable = self.parts.removable(self.keep).nonzero().squeeze(1)
+        sides, calibration, changes = self.parts.judge.sides, self.calibration, changes[removable]
+        lead = (calibration.scale * self.trunk.margins + calibration.shift * sides).float()
+        changes = changes * calibration.scale
+        before = float(_losses(lead))
+        most = max(self.target, before + self.target - self.loss)
+        alone = _losses(lead + changes)
+        # one more than the edges saved: of two parts that save the same, the less harmful goes first, also if that
+        # is none
+        price = (alone - before).abs() / (self.parts.saved(self.keep)[removable] + 1)
+        order = price.masked_fill(alone > most, torch.inf).argsort(stable=True)
+        together = _losses(lead + changes[order].cumsum(0)) <= most
+        return removable[order], int(together.cumprod(0).sum())
+
     def removed(self, run: Tensor) -> bool:
         """Whether the target is reached without the run too; if so it is gone."""
         candidate = self._without([run])[0]
         trunk = self.parts.branch(self.trunk, candidate)
-        if self._loss(trunk.margins)[0] > self.target:
+        if calibrated_loss(trunk.margins, self.parts.judge.sides)[0] > self.target:
             return False
         if int(candidate.sum()) < RECUT * self.cut_at:
             self._cut_to(candidate)
         else:
-            self._take(trunk, self.few and self.parts.branch(self.few, candidate))
+            self._take(trunk)
         return True
 
-    def reduced(self, singles: Tensor, hasty: bool) -> bool:
-        """Whether any of the single parts (n,) could go; all that can are gone. If hasty, the sample has a say."""
+    def reduced(self, singles: Tensor) -> bool:
+        """Whether any of the single parts (n,) could go; all that can are gone."""
         runs = list(torch.split(singles, 1))
-        spared = self.promising(runs) if hasty else self.spared(runs)
+        losses = calibrated_losses(self.parts.margins(self.trunk, self._without(runs)), self.parts.judge.sides)
+        self.parts.judge.watch.judged(int(self.keep[: self.parts.n_nodes].sum()), self.loss)
+        spared = [runs[i] for i in losses.argsort(stable=True).tolist() if losses[i] <= self.target]
         if len(spared) > 1 and self.removed(torch.cat(spared)):
             return True
-        return sum(self.removed(one) for one in spared) > 0
-
-    def promising(self, runs: list[Tensor]) -> list[Tensor]:
-        """The runs that the target may be able to spare, going by the sample."""
-        if self.few is None or not runs:
-            return runs
-        sides = torch.cat([batch.sides for batch in self.few.batches])
-        before = _losses(self.few.margins, sides, self.calibration)
-        rise = _losses(self.parts.margins(self.few, self._without(runs)), sides, self.calibration) - before
-        least = rise.mean(1) - DOUBT * rise.std(1) / rise.shape[1] ** 0.5
-        self.parts.judge.watch.judged(int(self.keep[: self.parts.n_nodes].sum()), self.loss)
-        return [run for run, rises in zip(runs, least.tolist(), strict=True) if self.loss + rises <= self.target]
-
-    def spared(self, runs: list[Tensor]) -> list[Tensor]:
-        """The runs that the target can spare, going by all prompts."""
-        losses = [self._loss(margins)[0] for margins in self.parts.margins(self.trunk, self._without(runs))]
-        for run, loss in zip(runs, losses, strict=True):
-            self.rise[run] = loss - self.loss
-        return [run for run, loss in zip(runs, losses, strict=True) if loss <= self.target]
+        return sum(self.removed(run) for run in spared) > 0
 
     def checked(self) -> Tensor:
         """The smallest circuit on the way that reaches the target also as the circuit will be judged: where two
@@ -142,28 +132,23 @@ class _Circuit:
     def _cut_to(self, keep: Tensor) -> None:
         """Go on with a smaller circuit on a model that is cut down to it."""
         self.cut_at = int(keep.sum())
-        few = self.parts.trunk(keep, self.sample) if self.sample else None
-        self._take(self.parts.trunk(keep, self.parts.judge.batches), few)
+        self._take(self.parts.trunk(keep, self.parts.judge.batches))
 
-    def _take(self, trunk: Trunk, few: Trunk | None) -> None:
-        self.trunk, self.few = trunk, few
-        self.loss, self.calibration = self._loss(trunk.margins)
+    def _take(self, trunk: Trunk) -> None:
+        judge = self.parts.judge
+        self.trunk = trunk
+        self.loss, fit = calibrated_loss(trunk.margins, judge.sides)
+        self.calibration = softened(fit, trunk.margins, judge.sides, self.target)
         self.history.append(trunk.keep)
-
-    def _loss(self, margins: Tensor) -> tuple[float, Calibration]:
-        loss, calibration = calibrated_loss(margins, self.parts.judge.sides)
-        self.parts.judge.watch.judged(int(self.keep[: self.parts.n_nodes].sum()), loss)
-        return loss, calibration
+        judge.watch.judged(int(self.keep[: self.parts.n_nodes].sum()), self.loss)
 
 
-def _losses(margins: Tensor, sides: Tensor, calibration: Calibration) -> Tensor:
-    """Loss of every prompt, of margins (..., prompts)."""
-    return F.softplus(-(calibration.scale * margins.double() + calibration.shift * sides))
+def _losses(lead: Tensor) -> Tensor:
+    """Losses of calibrated margins (..., P)."""
+    losses: Tensor = F.softplus(-lead).mean(-1)
+    return losses
 
 
-def _sample(parts: Parts) -> list[AnswerBatch]:
-    """A few pairs, of all lengths; none where all are few."""
-    data = parts.judge.data
-    by_length = data.length.view(-1, 2).amax(1).argsort(stable=True)
-    step = data.n_pairs // SAMPLE
-    return all_batches(data.some(by_length[step // 2 :: step]), parts.judge.sides.device) if step > 1 else []
+def _halved(count: int) -> list[int]:
+    """count, half of it, and so on down to 1."""
+    return [] if count < 1 else [count, *_halved(count // 2)]

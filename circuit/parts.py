@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from circuit.batches import AnswerBatch
-from circuit.calibration import Calibration, task_loss
+from circuit.calibration import Calibration
 from circuit.compact import AblatedModel, Edges, Gates, Stream, edges_into, stage_of
 from circuit.edges import Block, edge_ends
 from circuit.evaluation import Judge
@@ -22,6 +22,9 @@ from circuit.evaluation import Judge
 POSITIONS = 8192
 """Positions of all candidates that go through a forward pass together: what is left of a model is so small that
 calling its operations costs as much as carrying them out."""
+
+CELLS = 2**26
+"""Gates of all prompts that are differentiated together."""
 
 STREAM_BYTES = 2**30
 """Memory for residual streams; where it is too little, streams before every second sublayer are kept, and so on."""
@@ -115,15 +118,20 @@ class Parts:
             found[rows] = self._margins(trunk, candidates[rows].float(), stage)
         return found
 
-    def harm(self, keep: Tensor, calibration: Calibration) -> Tensor:
-        """First-order estimate (N + E,) of the rise in loss when one more part is removed; 0 for those not kept."""
-        compact, values = self._compact(keep), keep.float().requires_grad_()
+    def changes(self, keep: Tensor) -> Tensor:
+        """First-order estimates (N + E, prompts) of the change of every margin when one more part is removed; 0 for
+        those not kept."""
+        compact, values = self._compact(keep), keep.float()
+        cells = len(values) + sum(between.weight.numel() for between in compact.projections() if self.single_edges)
+        found = []
         for batch in self.judge.batches:
-            margins = compact.margins(batch, self._gates(compact, values))
-            loss = task_loss(margins, batch.sides, calibration)
-            (loss * len(batch.sides) / len(self.judge.sides)).backward()  # type: ignore[no-untyped-call]
-        assert values.grad is not None
-        return -values.grad * keep
+            for rows in torch.split(torch.arange(len(batch.sides)), max(1, CELLS // cells)):
+                some = AnswerBatch(*(field[rows] for field in batch))
+                gates = values.repeat(len(rows), 1).requires_grad_()
+                margins = compact.margins(some, self._gates(compact, gates))
+                (gradient,) = torch.autograd.grad(margins.sum(), gates)  # of each prompt its own
+                found.append(-gradient)
+        return torch.cat(found).T * keep[:, None]
 
     def _compact(self, keep: Tensor) -> AblatedModel:
         """With all weights between the kept nodes: gates say which of them are edges."""

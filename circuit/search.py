@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from circuit.compact import Edges
@@ -65,9 +66,11 @@ def node_circuits(judge: Judge, config: PruneConfig, targets: Iterable[float]) -
         if inside is None or target == config.target_loss:
             candidates += _explored(judge, here)
         if inside is not None:
-            steps = max(1, round(INSIDE * config.steps))
-            candidates.append(learned(judge, here.model_copy(update={"steps": steps}), inside.nodes))
             candidates.append(_shrunk(inside, config, target))
+            steps = max(1, round(INSIDE * config.steps))
+            nodes = _learned_nodes(judge, here.model_copy(update={"steps": steps}), inside.nodes)
+            if not torch.equal(nodes, inside.nodes):
+                candidates.append(eliminated(judge, nodes, config, target))
         found[target] = inside = smallest(candidates)
     return found
 
@@ -85,16 +88,16 @@ def _explored(judge: Judge, config: PruneConfig) -> list[Solution]:
 
 
 def learned(judge: Judge, config: PruneConfig, among: Tensor) -> Solution:
-    """The circuit of `config.target_loss` among nodes (N,) that reach it: masks, bisection, elimination.
+    """The circuit of `config.target_loss` among nodes (N,) that reach it: masks, bisection, elimination."""
+    return eliminated(judge, _learned_nodes(judge, config, among), config, config.target_loss)
 
-    Where the masks miss the target they have dropped nodes too many, which is made up for before the elimination.
-    """
+
+def _learned_nodes(judge: Judge, config: PruneConfig, among: Tensor) -> Tensor:
+    """Where the masks miss the target they have dropped nodes too many, which is made up for."""
     target = config.target_loss
     tau = learn_masks(judge.model, judge.data, judge.means, config, judge.at(target), among, judge.watch)
     nodes = bisect_nodes(judge, tau, target, tau > 0)
-    if nodes is None:
-        nodes = grown(judge, tau > 0, target, among)
-    return eliminated(judge, nodes, config, target)
+    return grown(judge, tau > 0, target, among) if nodes is None else nodes
 
 
 def eliminated(judge: Judge, nodes: Tensor, config: PruneConfig, target: float) -> Solution:

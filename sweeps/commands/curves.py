@@ -22,6 +22,7 @@ from sparse_model.pretrained import from_pretrained
 from sweeps.circuits import settings
 from sweeps.commands.data import StorageOption
 from sweeps.commands.one import opened
+from sweeps.curve_store import CurveStore
 from sweeps.curves import TARGETS, Curve, Interval, Point, Sizes, mean_curves, plot_curves, sizes_of, stored_rows
 from sweeps.parallel import on_all_cores
 from sweeps.plot import image_format
@@ -144,16 +145,20 @@ def _by_task(
     tasks: Sequence[str],
     show: Show,
 ) -> dict[str, dict[str, Curve]]:
-    """What a search gives for each task, by the task's name."""
-    _, tokenizer, known = opened(uri, study)
+    """What a search gives for each task, by the task's name. What was found before is not searched again."""
+    model, tokenizer, known = opened(uri, study)
     config = settings(study)
-    for task in tasks:  # mistakes before anything is searched
-        task_data(task, tokenizer, pairs=config.pairs, seed=config.seed)
-    found = {}
-    for task, curves in on_all_cores(partial(search, Prune(uri, known.means, config)), tasks):
-        found[source_name(task)] = curves
+    store = CurveStore(study.storage, search.__name__, model, known.means, config, TARGETS)
+    prompts = {task: task_data(task, tokenizer, pairs=config.pairs, seed=config.seed) for task in tasks}
+    found = {task: curves for task in tasks if (curves := store.read(prompts[task])) is not None}
+    missing = [task for task in tasks if task not in found]
+    if missing and found:
+        show.line(f"{name}: {len(found)} of {len(tasks)} tasks were searched before")
+    for task, curves in on_all_cores(partial(search, Prune(uri, known.means, config)), missing):
+        store.write(prompts[task], curves)
+        found[task] = curves
         show.stage(name, len(found) / len(tasks), f"{len(found)}/{len(tasks)} tasks, last {source_name(task)}")
-    return {source_name(task): found[source_name(task)] for task in tasks}
+    return {source_name(task): found[task] for task in tasks}
 
 
 def _searched(uri: str, name: str, study: Study, tasks: Sequence[str], show: Show) -> dict[Method, Sizes]:

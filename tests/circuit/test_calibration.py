@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from circuit.calibration import Calibration, calibrate, calibrated_loss, task_loss
+from circuit.calibration import Calibration, calibrate, calibrated_loss, calibrated_losses, softened, task_loss
 
 
 def noisy(n: int = 200, scale: float = 1.0, shift: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -53,3 +53,23 @@ def test_extreme_margins_give_finite_fits() -> None:
         loss, fit = calibrated_loss(margins, sides)
         assert all(map(math.isfinite, (loss, *fit)))
         assert 0 <= loss <= math.log(2) + 1e-9
+
+
+def test_many_fits_at_once_are_those_of_each() -> None:
+    margins, sides = noisy()
+    every = torch.stack([margins, -margins, 30 * margins, sides, torch.zeros(200), margins.abs(), -margins.abs()])
+    alone = [calibrated_loss(one, sides)[0] for one in every]
+    assert calibrated_losses(every, sides).tolist() == pytest.approx(alone, abs=1e-12)
+    assert calibrated_losses(every[:0], sides).tolist() == []
+
+
+def test_a_fit_is_softened_to_a_loss_and_only_to_a_higher_one() -> None:
+    margins, sides = noisy()
+    margins = margins.abs() + 0.1  # every prompt is right: the fit has no end
+    loss, fit = calibrated_loss(margins, sides)
+    assert loss < 1e-3
+    soft = softened(fit, margins, sides, 0.15)
+    assert float(task_loss(margins.double(), sides, soft)) == pytest.approx(0.15)
+    assert soft.scale / fit.scale == pytest.approx(soft.shift / fit.shift)
+    loss, fit = calibrated_loss(*noisy())
+    assert softened(fit, *noisy(), loss / 2) == pytest.approx(fit)

@@ -13,7 +13,6 @@ from toys import VARIANTS, random_model, random_nodes, random_pairs
 
 from circuit.ablation import Means, mean_activations, zero_means
 from circuit.batches import all_batches, pair_batch
-from circuit.calibration import Calibration, task_loss
 from circuit.compact import AblatedModel
 from circuit.evaluation import Judge
 from circuit.parts import Parts
@@ -162,20 +161,26 @@ def test_candidates_that_branch_off_are_those_judged_alone(
 
 
 @pytest.mark.parametrize("edges", [False, True])
-def test_harm_is_the_derivative_of_the_loss(edges: bool) -> None:
-    """Against small steps of each gate from 1 towards 0."""
+def test_changes_are_the_derivatives_of_every_margin(edges: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against small steps of each gate from 1 towards 0, and whole ones where margins are linear in a gate."""
+    monkeypatch.setattr("circuit.parts.CELLS", 3000)  # a few prompts at a time
     model = random_model("dense")
     means = mean_activations(model, [torch.randint(0, 30, (8, 16))])
     judge = Judge(model, means, random_pairs())
     parts = Parts(judge, torch.rand(judge.index.total, generator=torch.Generator().manual_seed(0)) < 0.1, edges)
     keep = parts.everything()
-    harm = parts.harm(keep, Calibration(0.5, 0.1))
+    changes = parts.changes(keep)
+    assert changes.shape == (len(keep), len(judge.sides))
+    assert not changes[~keep].any()
     compact, values = AblatedModel(model, means, judge.index.channels(parts.nodes)), keep.float()
 
-    def loss(gates: Tensor) -> float:
-        margins = [compact.margins(batch, parts._gates(compact, gates)).double() for batch in judge.batches]
-        return float(task_loss(torch.cat(margins), judge.sides, Calibration(0.5, 0.1)))
+    def margins(gates: Tensor) -> Tensor:
+        return torch.cat([compact.margins(batch, parts._gates(compact, gates)).double() for batch in judge.batches])
 
     for part in parts.removable(keep).nonzero().flatten()[::3]:
-        ends = [loss(values.index_fill(0, part, 1 + change)) for change in (-0.02, 0.02)]
-        assert float(harm[part]) == pytest.approx((ends[0] - ends[1]) / 0.04, rel=0.05, abs=2e-5)
+        ends = [margins(values.index_fill(0, part, 1 + change)) for change in (-0.02, 0.02)]
+        torch.testing.assert_close(changes[part].double(), (ends[0] - ends[1]) / 0.04, rtol=0.05, atol=1e-4)
+    first = parts.first["final.in"]
+    for part in [part for part in parts.nodes.nonzero().flatten() if part >= first]:
+        gone = margins(values.index_fill(0, part, 0)) - margins(values)
+        torch.testing.assert_close(changes[part].double(), gone, rtol=1e-4, atol=1e-5)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from circuit.config import PruneConfig
 from circuit.discretise import bisect_nodes, fewest, grown
-from circuit.elimination import _Circuit, _one_pass, eliminate
+from circuit.elimination import _Circuit, eliminate
 from circuit.evaluation import Judge, task_scores
 from circuit.graph import Circuit
 from circuit.masks import learn_masks
@@ -153,14 +153,12 @@ def test_elimination_leaves_the_planted_edges_of_all(planted: Any) -> None:
 
 
 @pytest.mark.parametrize("edges", [False, True])
-@pytest.mark.parametrize("sample", [64, 4])
-def test_what_is_left_is_minimal(planted: Any, edges: bool, sample: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even where estimates say nothing, and all passes but the last give up at once."""
-    monkeypatch.setattr("circuit.elimination.SAMPLE", sample)
-    monkeypatch.setattr("circuit.elimination.PATIENCE", 1)
+def test_what_is_left_is_minimal(planted: Any, edges: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even where estimates say nothing."""
+    monkeypatch.setattr("circuit.elimination.ROUNDS", 1000)
     monkeypatch.setattr("circuit.elimination.AT_ONCE", 1)
-    noise = torch.Generator().manual_seed(0)
-    monkeypatch.setattr(Parts, "harm", lambda self, keep, calibration: torch.rand(len(keep), generator=noise))
+    noise, prompts = torch.Generator().manual_seed(0), 2 * planted.task.train.n_pairs
+    monkeypatch.setattr(Parts, "changes", lambda self, keep: torch.randn(len(keep), prompts, generator=noise))
     judge = Judge(planted.model, planted.means, planted.task.train)
     generator = torch.Generator().manual_seed(2)
     nodes = judge.index.flat(planted.nodes) | (torch.rand(judge.index.total, generator=generator) < 0.2)
@@ -175,17 +173,29 @@ def test_what_is_left_is_minimal(planted: Any, edges: bool, sample: int, monkeyp
 
 def test_parts_are_tried_again_after_others_have_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Part 0 comes first and can go, but only once part 1 is gone; part 2 cannot."""
+    assert _tried(monkeypatch, rounds=2) == [False, False, True]
+
+
+def test_tries_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _tried(monkeypatch, rounds=1) == [True, False, True]
+
+
+def _tried(monkeypatch: pytest.MonkeyPatch, rounds: int) -> Any:
+    """Which of three parts are left."""
     monkeypatch.setattr("circuit.elimination.AT_ONCE", 1)
+    monkeypatch.setattr("circuit.elimination.ROUNDS", rounds)
 
     class Circuit(_Circuit):
         def __init__(self, parts: Any, keep: torch.Tensor, target: float) -> None:
-            self.trunk, self.loss = SimpleNamespace(keep=keep), 1.0  # type: ignore[assignment]
-            self.harm = self.rise = torch.arange(3.0)
+            self.trunk = SimpleNamespace(keep=keep)  # type: ignore[assignment]
 
-        def promising(self, runs: list[torch.Tensor]) -> list[torch.Tensor]:
-            return []
+        def shed(self) -> None:
+            pass
 
-        def reduced(self, singles: torch.Tensor, hasty: bool) -> bool:
+        def cheapest_first(self, changes: torch.Tensor) -> tuple[torch.Tensor, int]:
+            return torch.arange(3), 0
+
+        def reduced(self, singles: torch.Tensor) -> bool:
             part = int(singles)
             if part == 2 or (part == 0 and bool(self.keep[1])):
                 return False
@@ -196,18 +206,8 @@ def test_parts_are_tried_again_after_others_have_gone(monkeypatch: pytest.Monkey
             return self.keep
 
     monkeypatch.setattr("circuit.elimination._Circuit", Circuit)
-    parts: Any = SimpleNamespace(removable=lambda keep: keep, saved=lambda keep: torch.zeros(3))
-    assert _one_pass(parts, torch.tensor([True] * 3), 0.5, hasty=False).tolist() == [False, False, True]
-
-
-def test_a_sample_of_the_prompts_decides_nothing_alone(planted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Candidates that the sample finds harmless are removed only if all prompts agree."""
-    monkeypatch.setattr("circuit.elimination.SAMPLE", 1)
-    monkeypatch.setattr("circuit.elimination.DOUBT", 1e9)  # the sample finds everything harmless
-    judge = Judge(planted.model, planted.means, planted.task.train)
-    parts = Parts(judge, judge.everything())
-    keep = eliminate(parts, parts.everything(), 0.15)
-    assert torch.equal(keep[: parts.n_nodes], judge.index.flat(planted.nodes))
+    parts: Any = SimpleNamespace(changes=lambda keep: keep)
+    return eliminate(parts, torch.tensor([True] * 3), 0.5).tolist()
 
 
 def test_a_circuit_that_reaches_the_target_only_by_rounding_is_not_taken(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from circuit.tasks import TASKS
 from sparse_model.errors import InputError
 from sweeps import cli
 from sweeps.cli import status_of
-from sweeps.cluster import HOLDER, capacity
+from sweeps.cluster import HOLDER, capacity, own_resources
 from sweeps.commands.one import chosen
 from sweeps.rows import write_circuit_rows, write_trial_row
 from sweeps.study import ResourceConfig, read_study, shipped_studies
@@ -195,8 +196,8 @@ def test_values_are_shown_as_they_are(study_folder: Path, capsysbinary: pytest.C
         {"a": None, "b": [1.0, None]}
     ]
     for form in ("csv", "parquet"):
-        assert status_of(["frontier", str(study_folder), "--format", form, "--sql", UNION]) in (0, 2)
-        assert b"Traceback" not in capsysbinary.readouterr().err
+        assert status_of(["frontier", str(study_folder), "--format", form, "--sql", UNION]) == 2
+        assert b"cast such columns in the query" in capsysbinary.readouterr().err
     assert status_of(["frontier", str(study_folder), "--format", "csv", "--sql", "SELECT [1] AS a"]) == 2
     assert b"--format csv: Unsupported Type" in capsysbinary.readouterr().err
 
@@ -254,6 +255,33 @@ def test_capacity() -> None:
         capacity(two, {"CPU": 1}, can_grow=False)
     with pytest.raises(InputError, match="1 GPUs"):
         capacity(ResourceConfig.model_validate({"gpus_per_worker": 1}), {"CPU": 4}, can_grow=False)
+
+
+def test_a_cluster_that_must_grow_is_said_to_lack_what_a_trial_needs() -> None:
+    apart = ResourceConfig.model_validate(
+        {"workers": 2, "gpus_per_worker": 1, "pruning_resource": "pruner", "cpus_per_pruning_task": 2}
+    )
+    cpus = apart.cpus
+    there = {"CPU": cpus, "GPU": 2.0, "pruner": 2.0}
+    assert capacity(apart, there, can_grow=True).lacking == ""
+    assert capacity(apart, there | {"GPU": 1.0}, can_grow=True).lacking == "2 GPU (there: 1)"
+    assert capacity(apart, {"CPU": cpus}, can_grow=True).lacking == "2 GPU (there: 0), 2 pruner (there: 0)"
+
+
+def test_this_machine_offers_the_resource_that_pruning_asks_for() -> None:
+    assert own_resources(ResourceConfig.model_validate({"pruning_resource": "pruner"})) == {"pruner": os.cpu_count()}
+    assert own_resources(ResourceConfig.model_validate({})) == {}
+
+
+def test_a_study_to_learn_from_that_is_not_there_is_told_before_data_are_prepared(
+    study_text: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text(study_text({"search.warm_start": [str(tmp_path / "nowhere")]}))
+    assert status_of(["run", str(path), "--storage", str(tmp_path / "results")]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line]
+    assert line.startswith("sweeps: search.warm_start[0]: ")
+    assert not (tmp_path / "results" / "data").exists()
 
 
 def test_one_trial_of_a_space(study_text: Text) -> None:

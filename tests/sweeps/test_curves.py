@@ -62,7 +62,10 @@ def test_nothing_to_draw_and_bad_endings_are_input_errors(tmp_path: Path) -> Non
 
 
 def test_commands_on_a_trained_model(
-    study_text: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    study_text: Callable[..., str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     study = tmp_path / "tiny.yaml"
     changes = {"trial.training.tokens": 40_000, "trial.training.lr": 0.1, "target_losses": [0.6]}
@@ -77,6 +80,34 @@ def test_commands_on_a_trained_model(
     assert status_of(["curves", model, model, *common, "--tasks", "else_elif"]) == 0
     assert "1.0 x" in capsys.readouterr().out
     assert status_of(["curves", model, model, *common, "--tasks", "nonsense"]) == 2
+    _nothing_is_searched_twice(model, common, tmp_path, capsys, monkeypatch)
+
+
+def _nothing_is_searched_twice(
+    model: str, common: list[str], root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kept sizes take the place of a search unless they cannot be read or something else is asked for."""
+    searched: list[str] = []
+
+    def search(prune: Any, task: str) -> dict[str, Any]:
+        searched.append(task)
+        return {"node": {0.5: 5, 0.15: 7}, "edge": {0.5: 3, 0.15: 4}}
+
+    search.__name__ = "_methods"
+    monkeypatch.setattr("sweeps.commands.curves._methods", search)
+    monkeypatch.setattr("sweeps.parallel.cpu_count", lambda: 1)
+    both = ["curves", model, model, *common, "--tasks", "else_elif,with_as"]
+    assert status_of(both) == 0
+    assert searched == ["with_as"]
+    assert "1 of 2 tasks were searched before" in capsys.readouterr().out
+    (kept,) = (root / "data" / "curves").glob("with_as-*.json")
+    kept.write_text("{")
+    assert status_of(both) == 0
+    assert searched == ["with_as", "with_as"]
+    study = Path(common[1])
+    study.write_text(study.read_text().replace("steps: 30", "steps: 31"))
+    assert status_of(both) == 0
+    assert searched[2:] == ["else_elif", "with_as"]
 
 
 def test_intervals_are_of_draws_of_tasks_with_replacement() -> None:
