@@ -1,7 +1,7 @@
 """Greedy removal of nodes and edges that the target loss does not need, every step checked by the loss itself.
 
 Learned masks leave such parts behind, which people then delete by hand (METHOD 6, known weaknesses). What comes out is
-minimal: without any single one of its parts it would miss the target.
+minimal, but where tries run out: without any single one of its parts it would miss the target.
 
 Which parts to try is told by what first order says of every *margin*, prompt by prompt: the loss of the margins to be
 expected ranks single parts nearly as the loss itself does, and tells how many of the cheapest may go at once. A first
@@ -40,7 +40,7 @@ def eliminate(parts: Parts, keep: Tensor, target: float) -> Tensor:
     """
     circuit = _Circuit(parts, keep, target)
     circuit.shed()
-    queue, needed = circuit.cheapest_first(parts.changes(circuit.keep))[0], 0
+    queue, needed = circuit.cheapest_first(*circuit.estimates())[0], 0
     tries = ROUNDS * len(queue)
     while needed < len(queue) and tries > 0:
         looked_at = queue[:AT_ONCE]
@@ -72,30 +72,36 @@ class _Circuit:
         """Removes runs of the cheapest parts while any can go."""
         gone = True
         while gone:
-            gone, changes, before = False, self.parts.changes(self.keep), int(self.keep.sum())
-            while int(self.keep.sum()) > (1 - SHARE) * before and self._shed(changes, round(SHARE * before)):
+            gone, before = False, int(self.keep.sum())
+            most = max(1, round(SHARE * before))
+            singles, changes = self.estimates()
+            while int(self.keep.sum()) > before - most and self._shed(singles, changes, most):
                 gone = True
 
-    def _shed(self, changes: Tensor, most: int) -> bool:
-        queue, affordable = self.cheapest_first(changes)
-        return any(self.removed(queue[:n]) for n in _halved(min(affordable, max(1, most))))
+    def _shed(self, singles: Tensor, changes: Tensor, most: int) -> bool:
+        queue, affordable = self.cheapest_first(singles, changes)
+        return any(self.removed(queue[:n]) for n in _halved(min(affordable, most)))
 
-    def cheapest_first(self, changes: Tensor) -> tuple[Tensor, int]:
-        """The parts that may go, and how many of the first of them the target is expected to spare together, by the
-        changes (N + E, P) of the margins."""
-        removable = self.parts.removable(self.keep).nonzero().squeeze(1)
-        sides, calibration, changes = self.parts.judge.sides, self.calibration, changes[removable]
-        lead = (calibration.scale * self.trunk.margins + calibration.shift * sides).float()
-        changes = changes * calibration.scale
+    def estimates(self) -> tuple[Tensor, Tensor]:
+        """The parts (n,) that may go, and how their removal is expected to change the margins (n, P)."""
+        singles = self.parts.removable(self.keep).nonzero().squeeze(1)
+        return singles, self.parts.changes(self.keep, singles)
+
+    def cheapest_first(self, singles: Tensor, changes: Tensor) -> tuple[Tensor, int]:
+        """Those of `singles` (n,) that are left, and how many of the first of them the target is expected to spare
+        together, by the changes (n, P) of the margins."""
+        left = self.keep[singles]
+        singles, changes = singles[left], changes[left] * self.calibration.scale
+        lead = (self.calibration.scale * self.trunk.margins + self.calibration.shift * self.parts.judge.sides).float()
         before = float(_losses(lead))
         most = max(self.target, before + self.target - self.loss)
         alone = _losses(lead + changes)
         # one more than the edges saved: of two parts that save the same, the less harmful goes first, also if that
         # is none
-        price = (alone - before).abs() / (self.parts.saved(self.keep)[removable] + 1)
+        price = (alone - before).abs() / (self.parts.saved(self.keep)[singles] + 1)
         order = price.masked_fill(alone > most, torch.inf).argsort(stable=True)
         together = _losses(lead + changes[order].cumsum(0)) <= most
-        return removable[order], int(together.cumprod(0).sum())
+        return singles[order], int(together.cumprod(0).sum())
 
     def removed(self, run: Tensor) -> bool:
         """Whether the target is reached without the run too; if so it is gone."""

@@ -118,9 +118,9 @@ class Parts:
             found[rows] = self._margins(trunk, candidates[rows].float(), stage)
         return found
 
-    def changes(self, keep: Tensor) -> Tensor:
-        """First-order estimates (N + E, prompts) of the change of every margin when one more part is removed; 0 for
-        those not kept."""
+    def changes(self, keep: Tensor, removed: Tensor) -> Tensor:
+        """First-order estimates (n, prompts) of how every margin changes when one of the kept parts `removed` (n,),
+        given by their numbers, is removed."""
         compact, values = self._compact(keep), keep.float()
         cells = len(values) + sum(between.weight.numel() for between in compact.projections() if self.single_edges)
         found = []
@@ -130,8 +130,8 @@ class Parts:
                 gates = values.repeat(len(rows), 1).requires_grad_()
                 margins = compact.margins(some, self._gates(compact, gates))
                 (gradient,) = torch.autograd.grad(margins.sum(), gates)  # of each prompt its own
-                found.append(-gradient)
-        return torch.cat(found).T * keep[:, None]
+                found.append(-gradient[:, removed])
+        return torch.cat(found).T
 
     def _compact(self, keep: Tensor) -> AblatedModel:
         """With all weights between the kept nodes: gates say which of them are edges."""

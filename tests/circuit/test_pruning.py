@@ -158,7 +158,9 @@ def test_what_is_left_is_minimal(planted: Any, edges: bool, monkeypatch: pytest.
     monkeypatch.setattr("circuit.elimination.ROUNDS", 1000)
     monkeypatch.setattr("circuit.elimination.AT_ONCE", 1)
     noise, prompts = torch.Generator().manual_seed(0), 2 * planted.task.train.n_pairs
-    monkeypatch.setattr(Parts, "changes", lambda self, keep: torch.randn(len(keep), prompts, generator=noise))
+    monkeypatch.setattr(
+        Parts, "changes", lambda self, keep, singles: torch.randn(len(singles), prompts, generator=noise)
+    )
     judge = Judge(planted.model, planted.means, planted.task.train)
     generator = torch.Generator().manual_seed(2)
     nodes = judge.index.flat(planted.nodes) | (torch.rand(judge.index.total, generator=generator) < 0.2)
@@ -192,8 +194,11 @@ def _tried(monkeypatch: pytest.MonkeyPatch, rounds: int) -> Any:
         def shed(self) -> None:
             pass
 
-        def cheapest_first(self, changes: torch.Tensor) -> tuple[torch.Tensor, int]:
-            return torch.arange(3), 0
+        def estimates(self) -> tuple[torch.Tensor, torch.Tensor]:
+            return torch.arange(3), torch.zeros(3, 1)
+
+        def cheapest_first(self, singles: torch.Tensor, changes: torch.Tensor) -> tuple[torch.Tensor, int]:
+            return singles, 0
 
         def reduced(self, singles: torch.Tensor) -> bool:
             part = int(singles)
@@ -206,7 +211,7 @@ def _tried(monkeypatch: pytest.MonkeyPatch, rounds: int) -> Any:
             return self.keep
 
     monkeypatch.setattr("circuit.elimination._Circuit", Circuit)
-    parts: Any = SimpleNamespace(changes=lambda keep: keep)
+    parts: Any = None
     return eliminate(parts, torch.tensor([True] * 3), 0.5).tolist()
 
 
