@@ -45,14 +45,9 @@ def pair_batch(data: PairBatch, pairs: Tensor, device: torch.device) -> AnswerBa
     return answer_batch(data, torch.stack([2 * pairs, 2 * pairs + 1], 1).flatten(), device)
 
 
-def by_length(data: PairBatch) -> Tensor:
-    """(2 N,) rows of prompts, shortest first."""
-    return data.length.argsort(stable=True)
-
-
 def all_batches(data: PairBatch, device: torch.device) -> list[AnswerBatch]:
     """Every prompt once, shortest first, so that little of a batch is padding."""
-    order = by_length(data)
+    order = data.length.argsort(stable=True)
     batches, start = [], 0
     while start < len(order):
         stop = start + 1

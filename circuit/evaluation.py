@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from circuit.ablation import Means, zero_means
-from circuit.batches import all_batches, by_length
+from circuit.batches import all_batches
 from circuit.calibration import IDENTITY, Calibration, calibrated_loss, task_loss
 from circuit.compact import AblatedModel, Edges
 from circuit.graph import Circuit, means_of
@@ -37,7 +37,6 @@ class Judge:
         self.model, self.means, self.index, self.watch = model, means, NodeIndex(model), watch
         self.data, self.batches = data, all_batches(data, model.embedding.device)
         self.sides = torch.cat([batch.sides for batch in self.batches])
-        self.rows = by_length(data).to(self.sides.device)  # of the data, in the order of `sides`
 
     def everything(self) -> Tensor:
         """`keep` of the whole model."""

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
+from circuit.calibration import Calibration
 from circuit.config import PruneConfig
 from circuit.discretise import bisect_nodes, fewest, grown
 from circuit.elimination import _Circuit, eliminate
@@ -249,3 +251,24 @@ def test_curve_is_monotone_and_every_circuit_reaches_its_target(planted: Any) ->
 def test_fewest_is_the_minimum(a: int, b: int, c: int) -> None:
     low, answer, high = sorted((a, b, c))
     assert fewest(lambda n: n >= answer, low, high) == answer
+
+
+def test_parts_that_change_the_expected_loss_least_go_first() -> None:
+    """Of two parts of the same mean change of margin, the one that ruins half of the prompts is last and unaffordable;
+    of two that change nothing much, the one that saves more edges is first."""
+    margins = torch.full((4,), 2.0)
+    swing = torch.tensor([3.0, -3.0, 3.0, -3.0])
+    changes = torch.stack([swing, torch.full((4,), -0.01), torch.full((4,), -0.01), torch.full((4,), -0.2)])
+    loss = float(F.softplus(-margins).mean())
+    circuit = object.__new__(_Circuit)
+    parts = SimpleNamespace(judge=SimpleNamespace(sides=torch.ones(4)), saved=lambda keep: torch.tensor([0, 0, 5, 0]))
+    circuit.parts, circuit.target, circuit.loss = parts, loss + 0.05, loss  # type: ignore[assignment]
+    circuit.trunk = SimpleNamespace(keep=torch.tensor([True] * 4), margins=margins)  # type: ignore[assignment]
+    circuit.calibration = Calibration(1.0, 0.0)
+    order, affordable = circuit.cheapest_first(torch.arange(4), changes)
+    assert order.tolist() == [2, 1, 3, 0]
+    assert affordable == 3
+    circuit.target = loss + 0.7  # now each of them can be afforded
+    assert circuit.cheapest_first(torch.arange(4), changes)[0].tolist() == [2, 1, 3, 0]
+    circuit.trunk.keep[2] = False  # type: ignore[index]
+    assert circuit.cheapest_first(torch.arange(4), changes)[0].tolist() == [1, 3, 0]
