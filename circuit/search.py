@@ -27,6 +27,9 @@ from circuit.parts import Parts
 INSIDE = 0.25
 """Share of the steps of mask learning that a search inside a stricter circuit takes: little is left to learn."""
 
+SMALLER = 0.9
+"""Share of its edges that a node circuit has shrunk to where its edges are worth another search from all of them."""
+
 
 class Solution(NamedTuple):
     """A circuit as a part of its `parts`."""
@@ -107,13 +110,21 @@ def eliminated(judge: Judge, nodes: Tensor, config: PruneConfig, target: float) 
 
 
 def edge_circuits(found: Mapping[float, Solution], config: PruneConfig) -> dict[float, Solution]:
-    """The same circuits pruned by edges as well: weights that the target loss does not need carry means only."""
+    """The same circuits pruned by edges as well: weights that the target loss does not need carry means only.
+
+    Searches start from all edges of a node circuit for the strictest target, for `config.target_loss`, and wherever the
+    node circuit has become clearly smaller since, as long as that gives fewer edges than a search inside the last.
+    """
     cut: dict[float, Solution] = {}
     inside: Solution | None = None
+    started_at, pays = math.inf, True
     for target, solution in found.items():
-        parts = Parts(solution.parts.judge, solution.nodes, edges=True)
-        starts = [Solution(parts, parts.everything()), *([inside] if inside else [])]
-        cut[target] = inside = smallest([_shrunk(start, config, target) for start in starts])
+        candidates = [_shrunk(inside, config, target)] if inside else []
+        if target == config.target_loss or (pays and solution.size[0] < SMALLER * started_at):
+            parts = Parts(solution.parts.judge, solution.nodes, edges=True)
+            candidates.append(_shrunk(Solution(parts, parts.everything()), config, target))
+            started_at, pays = solution.size[0], smallest(candidates) is candidates[-1]
+        cut[target] = inside = smallest(candidates)
     return cut
 
 
