@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from circuit.evaluation import Judge
 from circuit.exploration import FACTORS, explore
 from circuit.masks import NodeIndex, learn_masks
 from circuit.pruning import find_circuit
-from circuit.search import smallest
+from circuit.search import Solution, edge_circuits, smallest
 
 
 def test_the_budget_is_seeds_then_points_around_the_settings() -> None:
@@ -66,3 +67,33 @@ def test_tied_masks_are_the_same_for_query_and_key(planted: Any) -> None:
         tau = learn_masks(planted.model, planted.task.train, planted.means, config, judge.at(0.15))
         parts = NodeIndex(planted.model).split(tau)
         assert torch.equal(parts["layers.1.attn.q"], parts["layers.1.attn.k"]) == tie
+
+
+def test_edges_are_searched_afresh_only_where_that_may_pay(monkeypatch: Any) -> None:
+    """By target: edges of the node circuit, of the search inside the last circuit, and of the one from all edges."""
+    planted = {
+        0.01: (100, None, 50),  # the first
+        0.02: (95, 49, 0),  # hardly another node circuit
+        0.05: (80, 48, 40),  # clearly smaller, and it pays
+        0.1: (60, 38, 39),  # clearly smaller, and it does not pay
+        0.15: (59, 37, 36),  # hardly smaller, but the target asked for: it pays
+        0.2: (40, 34, 34),  # so it is tried again, and does not pay
+        0.5: (10, 29, 0),
+    }
+    afresh: list[float] = []
+
+    def circuit(edges: int, **said: Any) -> Solution:
+        return Solution(SimpleNamespace(n_nodes=0, judge=None, **said), torch.ones(edges, dtype=torch.bool))  # type: ignore[arg-type]
+
+    def shrunk(start: Any, config: PruneConfig, target: float) -> Solution:
+        if hasattr(start.parts, "everything"):
+            afresh.append(target)
+        return circuit(planted[target][2 if target in afresh[-1:] else 1] or 0)
+
+    all_edges = circuit(1, everything=lambda: torch.ones(1, dtype=torch.bool)).parts
+    monkeypatch.setattr(search, "Parts", lambda judge, nodes, edges: all_edges)
+    monkeypatch.setattr(search, "_shrunk", shrunk)
+    nodes = {target: circuit(edges) for target, (edges, _, _) in planted.items()}
+    sizes = {target: cut.size[0] for target, cut in edge_circuits(nodes, PruneConfig(target_loss=0.15)).items()}
+    assert afresh == [0.01, 0.05, 0.1, 0.15, 0.2]
+    assert sizes == {0.01: 50, 0.02: 49, 0.05: 40, 0.1: 38, 0.15: 36, 0.2: 34, 0.5: 29}
