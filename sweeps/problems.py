@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -31,15 +32,32 @@ class Problem:
         return f"{self.path}: {self.message}" if self.path else self.message
 
 
+EXPECTED = {
+    "tuple": "a list",
+    "list": "a list",
+    "dict": "a mapping",
+    "model": "a mapping",
+    "int": "a whole number",
+    "float": "a number",
+    "finite": "a finite number",
+    "string": "a text",
+    "bool": "true or false",
+}
+"""What is allowed where a value is of the wrong kind, by the first word of pydantic's name for that mistake."""
+
+
 def pydantic_problems(error: ValidationError, model: type[BaseModel], prefix: str = "") -> list[Problem]:
-    """The mistakes in a pydantic error, unknown keys with the nearest known one."""
-    details = error.errors()
-    places = [detail["loc"] for detail in details]
+    """The mistakes in a pydantic error, one for each place, unknown keys with the nearest known one."""
+    by_place: dict[tuple[int | str, ...], list[Any]] = {}
+    for detail in error.errors():
+        # Where several kinds of value are allowed, there is a place for each, such as `tuple[str, ...]`.
+        place = tuple(part for part in detail["loc"] if isinstance(part, int) or "[" not in part)
+        by_place.setdefault(place, []).append(detail)
     return [
-        Problem(_path(detail["loc"], prefix), _message(detail, model))
-        for detail in details
+        Problem(_path(place, prefix), _message(details, place, model))
+        for place, details in by_place.items()
         # A list of bad items is not also too short.
-        if not any(place[: len(detail["loc"])] == detail["loc"] != place for place in places)
+        if not any(other[: len(place)] == place != other for other in by_place)
     ]
 
 
@@ -57,16 +75,28 @@ def _path(location: tuple[int | str, ...], prefix: str) -> str:
     return path
 
 
-def _message(detail: Any, model: type[BaseModel]) -> str:
-    kind, value = detail["type"], detail["input"]
+def _message(details: list[Any], place: tuple[int | str, ...], model: type[BaseModel]) -> str:
+    kind, value = details[0]["type"], details[0]["input"]
     if kind == "extra_forbidden":
-        return unknown_key(str(detail["loc"][-1]), _known_keys(model, detail["loc"]))
-    message: str = detail["msg"].removeprefix("Value error, ")
+        return unknown_key(str(place[-1]), _known_keys(model, place))
     if kind == "missing":
         return "missing"
     if kind == "value_error":
-        return message
-    return f"{shown(value)}: {message[0].lower()}{message[1:]}"
+        said: str = details[0]["msg"].removeprefix("Value error, ")
+        return said
+    return f"{shown(value)}; allowed: {' or '.join(_allowed(detail) for detail in details)}"
+
+
+def _allowed(detail: Any) -> str:
+    if detail["type"] == "literal_error":
+        expected: str = detail["ctx"]["expected"]
+        return expected
+    kind: str = detail["type"]
+    if kind == "string_too_short":
+        return "a text that is not empty"
+    if kind == "too_short":
+        return f"at least {detail['ctx']['min_length']} of them"
+    return EXPECTED.get(kind.split("_")[0]) or re.sub("^.*? should (be|have) ", "", detail["msg"])
 
 
 def shown(value: Any) -> str:

@@ -278,7 +278,7 @@ def _together_problems(study: Study) -> Iterator[Problem]:
 
 def _space_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
     """Mistakes in the template and in `search.try_first`, which need values from elsewhere, if those can be had."""
-    if "trial" not in raw:
+    if not isinstance(raw.get("trial"), Mapping):
         return
     vocab_size = _sound(raw, "tokenizer", "vocab_size", least=257, default=2048)
     workers = _sound(raw, "resources", "workers", least=1, default=1)

@@ -19,10 +19,8 @@ from sweeps.space import DENSE_MEANS, KINDS, SECTIONS, Entry, Kind, Space, Trial
 SET_ELSEWHERE = {"model.vocab_size": "tokenizer.vocab_size", "training.seed": "seeds"}
 
 
-def read_template(raw: Any, vocab_size: int, workers: int) -> tuple[Space | None, list[Problem]]:
+def read_template(raw: Mapping[str, Any], vocab_size: int, workers: int) -> tuple[Space | None, list[Problem]]:
     """The space a template describes, and all that is wrong with it; no space where its shape is not understood."""
-    if not isinstance(raw, Mapping):
-        return None, [Problem("trial", "a mapping with kind, model and training is expected")]
     problems: list[Problem] = []
     for key in raw:
         if key not in ("kind", *SECTIONS, *KINDS):
