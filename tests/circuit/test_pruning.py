@@ -254,21 +254,22 @@ def test_fewest_is_the_minimum(a: int, b: int, c: int) -> None:
 
 
 def test_parts_that_change_the_expected_loss_least_go_first() -> None:
-    """Of two parts of the same mean change of margin, the one that ruins half of the prompts is last and unaffordable;
-    of two that change nothing much, the one that saves more edges is first."""
+    """Of two parts that change nothing much, the one that saves more edges is first; one that the target cannot spare
+    by itself, since it ruins half of the prompts, is last however many edges it saves."""
     margins = torch.full((4,), 2.0)
     swing = torch.tensor([3.0, -3.0, 3.0, -3.0])
     changes = torch.stack([swing, torch.full((4,), -0.01), torch.full((4,), -0.01), torch.full((4,), -0.2)])
     loss = float(F.softplus(-margins).mean())
     circuit = object.__new__(_Circuit)
-    parts = SimpleNamespace(judge=SimpleNamespace(sides=torch.ones(4)), saved=lambda keep: torch.tensor([0, 0, 5, 0]))
+    saved = torch.tensor([1000, 0, 5, 0])
+    parts = SimpleNamespace(judge=SimpleNamespace(sides=torch.ones(4)), saved=lambda keep: saved)
     circuit.parts, circuit.target, circuit.loss = parts, loss + 0.05, loss  # type: ignore[assignment]
     circuit.trunk = SimpleNamespace(keep=torch.tensor([True] * 4), margins=margins)  # type: ignore[assignment]
     circuit.calibration = Calibration(1.0, 0.0)
     order, affordable = circuit.cheapest_first(torch.arange(4), changes)
     assert order.tolist() == [2, 1, 3, 0]
     assert affordable == 3
-    circuit.target = loss + 0.7  # now each of them can be afforded
-    assert circuit.cheapest_first(torch.arange(4), changes)[0].tolist() == [2, 1, 3, 0]
+    circuit.target = loss + 0.7  # now it can be afforded
+    assert circuit.cheapest_first(torch.arange(4), changes)[0].tolist() == [2, 0, 1, 3]
     circuit.trunk.keep[2] = False  # type: ignore[index]
-    assert circuit.cheapest_first(torch.arange(4), changes)[0].tolist() == [1, 3, 0]
+    assert circuit.cheapest_first(torch.arange(4), changes)[0].tolist() == [0, 1, 3]
