@@ -1,7 +1,8 @@
 """The projection (METHOD 3) on CPU: the result of `sparsity.keep_mask`, at the price of a few passes over the weights.
 
-numpy works here and not torch: its partition is vectorised (benchmarks/kernels.py), and matrices can be shared out
-among threads, while torch would put all its threads to every pass in turn.
+The threshold of a matrix is found among the few entries between two values that a sample of them gives: to select it
+from all of them would take most of the time. numpy works here and not torch, since matrices can be shared out among
+threads, while torch would put all its threads to every pass in turn.
 
 Shapes: R rows and C columns of a matrix; a bias is a matrix of one row. *Lanes* are what has a minimum alive: rows, or
 columns. Entries are ordered by magnitude, and where that is equal the one of lower index (row-major) counts as larger.
@@ -9,6 +10,7 @@ columns. Entries are ordered by magnitude, and where that is equal the one of lo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -22,6 +24,15 @@ Mask = npt.NDArray[np.bool_]
 Indices = npt.NDArray[Any]
 
 WITHOUT_SIGN = np.int32(2**31 - 1)
+SAMPLED = 61
+"""One entry in so many is sampled; a number that no row or column is likely to be a multiple of."""
+
+SMALL = 2**13
+"""Entries of a matrix up to which sampling costs more than it saves."""
+
+DEVIATIONS = 4
+"""How many standard deviations of a sample's count the threshold is looked for on either side."""
+
 LOW = 2**32 - 1
 """The lower half of a long integer; no matrix has more entries."""
 
@@ -72,28 +83,53 @@ def kept(matrix: Matrix) -> Mask:
     # very many equals at the lower end, and zeros are many
     rank = np.bitwise_and(matrix.bits, WITHOUT_SIGN)
     np.invert(rank, out=rank)
-    largest = np.partition(rank, matrix.budget - 1, axis=None)[: matrix.budget]
-    keep: Mask = rank <= largest[-1]
+    last = _smallest(rank.ravel(), matrix.budget)
+    keep: Mask = rank <= last
     surplus = int(np.count_nonzero(keep)) - matrix.budget
     if surplus:
-        keep.flat[np.flatnonzero(rank == largest[-1])[-surplus:]] = False
+        keep.flat[np.flatnonzero(rank == last)[-surplus:]] = False
     if matrix.min_alive:
-        _keep_alive(keep, rank, largest, matrix)
+        _keep_alive(keep, rank, matrix)
     return keep
 
 
-def _keep_alive(keep: Mask, rank: Bits, largest: Bits, matrix: Matrix) -> None:
+def _smallest(ranks: Bits, k: int) -> np.int32:
+    """The k-th smallest of ranks (n,), which are below 0."""
+    found = _between(ranks, k)
+    return np.partition(ranks, k - 1)[k - 1] if found is None else found
+
+
+def _between(ranks: Bits, k: int) -> np.int32 | None:
+    """The same at a fraction of the time, or None where the sample misleads."""
+    if len(ranks) <= SMALL:
+        return None
+    sample = np.sort(ranks[::SAMPLED])
+    share = k / len(ranks)
+    slack = DEVIATIONS * math.sqrt(len(sample) * share * (1 - share)) + 1
+    low, high = int(len(sample) * share - slack), int(len(sample) * share + slack)
+    above_all = np.int32(0)
+    top = sample[high] if high < len(sample) else above_all
+    between = ranks < top
+    if np.count_nonzero(between) < k:
+        return top if np.count_nonzero(ranks <= top) >= k else None
+    if low > 0:
+        below = ranks < sample[low]
+        k -= int(np.count_nonzero(below))
+        between ^= below
+    return np.partition(ranks[np.flatnonzero(between)], k - 1)[k - 1] if k > 0 else None
+
+
+def _keep_alive(keep: Mask, rank: Bits, matrix: Matrix) -> None:
     """Give lanes that have less than their minimum the best of what they lack, and take as much from the others.
 
-    What goes are the smallest kept entries that are not among the best `min_alive` of their own lane. `largest`
-    (budget,) are the ranks of what is kept, in any order.
+    What goes are the smallest kept entries that are not among the best `min_alive` of their own lane.
     """
     counts = keep.view(np.uint8).sum(0 if matrix.by_column else 1, dtype=np.int32)
     short = np.flatnonzero(counts < matrix.min_alive)
     if not len(short):
         return
     missing = int((matrix.min_alive - counts[short]).sum())
-    surplus = _surplus(keep, rank, largest, counts, missing, matrix)
+    surplus = _surplus(keep, rank, counts, missing, matrix)
     lanes = rank[:, short].T if matrix.by_column else rank[short]
     lane, place = np.divmod(np.flatnonzero(_best(lanes, matrix.min_alive)), lanes.shape[1])
     keep[(place, short[lane]) if matrix.by_column else (short[lane], place)] = True
@@ -112,19 +148,19 @@ def _best(lanes: Bits, count: int) -> Mask:
     return best
 
 
-def _surplus(keep: Mask, rank: Bits, largest: Bits, counts: Indices, count: int, matrix: Matrix) -> Indices:
+def _surplus(keep: Mask, rank: Bits, counts: Indices, count: int, matrix: Matrix) -> Indices:
     """Flat indices of the `count` smallest kept entries whose lanes have more than their minimum without them."""
-    looked_at = min(2 * count, len(largest))
+    sample = np.sort(rank.ravel()[::SAMPLED][keep.ravel()[::SAMPLED]])
+    looked_at = 2 * count // SAMPLED + 1
     while True:
-        smallest = rank >= np.partition(largest, len(largest) - looked_at)[len(largest) - looked_at]
-        smallest &= keep
+        smallest = keep & (rank >= sample[-looked_at]) if looked_at <= len(sample) else keep
         candidates = _by_rank(rank, np.flatnonzero(smallest))
         lanes = candidates % rank.shape[1] if matrix.by_column else candidates // rank.shape[1]
         spare: Indices = candidates[counts[lanes] - _earlier_of_the_same(lanes) > matrix.min_alive]
         if len(spare) >= count:
             return spare[:count]
-        assert looked_at < len(largest), "a budget below the minimum of all lanes"
-        looked_at = min(2 * looked_at, len(largest))
+        assert smallest is not keep, "a budget below the minimum of all lanes"
+        looked_at *= 2
 
 
 def _by_rank(rank: Bits, places: Indices) -> Indices:

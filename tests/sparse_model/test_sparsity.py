@@ -1,10 +1,12 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparse_model.config import ModelConfig, TrainConfig
-from sparse_model.cpu_projection import Matrix, project_matrices
+from sparse_model.cpu_projection import SAMPLED, SMALL, Matrix, project_matrices
 from sparse_model.errors import InputError
 from sparse_model.model import SparseTransformer
 from sparse_model.sparsity import (
@@ -85,6 +87,40 @@ def test_both_projections_leave_what_the_mask_keeps_ties_included(
     assert all(torch.equal(group.weight, weight) for group, weight in zip(groups, expected, strict=True))
     project_matrices([Matrix(w.view(torch.int32).numpy(), k, min_alive, by_column) for w in weights], threads)
     assert all(torch.equal(*pair) for pair in zip(weights, expected, strict=True))
+
+
+def _misleading(weight: torch.Tensor, factor: float) -> torch.Tensor:
+    """The entries that the search for the threshold samples are unlike the others."""
+    weight.view(-1)[::SAMPLED] *= factor
+    return weight
+
+
+@pytest.mark.parametrize("fraction", [0.0002, 0.01, 0.3, 0.9, 0.9998])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda weight: weight,
+        lambda weight: weight.mul(3).round(),  # a few values, many zeros
+        lambda weight: weight * (torch.rand_like(weight) < 0.2),
+        lambda weight: weight * torch.randn(weight.shape[0], 1).exp() * torch.randn(weight.shape[1]).exp(),
+        lambda weight: _misleading(weight, 1e3),
+        lambda weight: _misleading(weight, 1e-3),
+        lambda weight: torch.where(weight > 2, math.nan, weight),
+        torch.zeros_like,
+        torch.ones_like,
+    ],
+    ids=["normal", "ties", "zeros", "uneven", "sample too large", "sample too small", "nan", "all zero", "all one"],
+)
+def test_large_matrices_are_projected_as_small_ones(change, fraction):
+    torch.manual_seed(0)
+    weight = change(torch.randn(120, 128))
+    assert weight.numel() > SMALL
+    for min_alive, by_column in ((0, False), (3, False), (3, True)):
+        k = max(round(fraction * weight.numel()), min_alive * 128)
+        expected = torch.where(keep_mask(weight, k, min_alive, by_column), weight, 0)
+        ours = weight.clone()
+        project_matrices([Matrix(ours.view(torch.int32).numpy(), k, min_alive, by_column)], 1)
+        assert torch.equal(ours.nan_to_num(9), expected.nan_to_num(9))
 
 
 def test_not_a_number_stays_and_is_not_hidden():
