@@ -24,14 +24,18 @@ Mask = npt.NDArray[np.bool_]
 Indices = npt.NDArray[Any]
 
 WITHOUT_SIGN = np.int32(2**31 - 1)
-SAMPLED = 61
+"""As integers, floats without their sign are ordered as their magnitudes are."""
+
+SAMPLED = 127
 """One entry in so many is sampled; a number that no row or column is likely to be a multiple of."""
 
 SMALL = 2**13
 """Entries of a matrix up to which sampling costs more than it saves."""
 
 DEVIATIONS = 4
-"""How many standard deviations of a sample's count the threshold is looked for on either side."""
+"""How many standard deviations of a sample's count the threshold is looked for beyond where it is expected."""
+
+LARGEST = np.int32(2**31 - 1)
 
 LOW = 2**32 - 1
 """The lower half of a long integer; no matrix has more entries."""
@@ -79,83 +83,89 @@ def _project_each(matrices: Sequence[Matrix]) -> None:
 
 def kept(matrix: Matrix) -> Mask:
     """Mask (R, C) of exactly `budget` entries: the largest, and of each lane at least its `min_alive` largest."""
-    # below 0, the smaller the larger the magnitude: partition takes 50 times longer where what it looks for is among
-    # very many equals at the lower end, and zeros are many
-    rank = np.bitwise_and(matrix.bits, WITHOUT_SIGN)
-    np.invert(rank, out=rank)
-    last = _smallest(rank.ravel(), matrix.budget)
-    keep: Mask = rank <= last
-    surplus = int(np.count_nonzero(keep)) - matrix.budget
-    if surplus:
-        keep.flat[np.flatnonzero(rank == last)[-surplus:]] = False
+    sizes = np.bitwise_and(matrix.bits, WITHOUT_SIGN)
+    keep = _largest(sizes.ravel(), matrix.budget).reshape(sizes.shape)
     if matrix.min_alive:
-        _keep_alive(keep, rank, matrix)
+        _keep_alive(keep, sizes, matrix)
     return keep
 
 
-def _smallest(ranks: Bits, k: int) -> np.int32:
-    """The k-th smallest of ranks (n,), which are below 0."""
-    found = _between(ranks, k)
-    return np.partition(ranks, k - 1)[k - 1] if found is None else found
+def _largest(sizes: Bits, k: int) -> Mask:
+    """Mask (n,) of the k largest of sizes (n,); of equal ones, those of lower index."""
+    found = _largest_by_sample(sizes, k) if len(sizes) > SMALL else None
+    return _largest_by_partition(sizes, k) if found is None else found
 
 
-def _between(ranks: Bits, k: int) -> np.int32 | None:
-    """The same at a fraction of the time, or None where the sample misleads."""
-    if len(ranks) <= SMALL:
-        return None
-    sample = np.sort(ranks[::SAMPLED])
-    share = k / len(ranks)
-    slack = DEVIATIONS * math.sqrt(len(sample) * share * (1 - share)) + 1
-    low, high = int(len(sample) * share - slack), int(len(sample) * share + slack)
-    above_all = np.int32(0)
-    top = sample[high] if high < len(sample) else above_all
-    between = ranks < top
-    if np.count_nonzero(between) < k:
-        return top if np.count_nonzero(ranks <= top) >= k else None
-    if low > 0:
-        below = ranks < sample[low]
-        k -= int(np.count_nonzero(below))
-        between ^= below
-    return np.partition(ranks[np.flatnonzero(between)], k - 1)[k - 1] if k > 0 else None
+def _largest_by_partition(sizes: Bits, k: int) -> Mask:
+    last = np.partition(sizes, len(sizes) - k)[len(sizes) - k]
+    largest: Mask = sizes >= last
+    surplus = int(np.count_nonzero(largest)) - k
+    if surplus:
+        largest[np.flatnonzero(sizes == last)[-surplus:]] = False
+    return largest
 
 
-def _keep_alive(keep: Mask, rank: Bits, matrix: Matrix) -> None:
+def _largest_by_sample(sizes: Bits, k: int) -> Mask | None:
+    """The same in a fraction of the time, or None where the sample misleads.
+
+    A first guess at the smallest of the k is exact to within the sample's noise; counting what is larger tells how far
+    it is off, and so, by the sample again, between which two values to look.
+    """
+    sample: Bits = np.sort(sizes[::SAMPLED])[::-1]
+    place = k / len(sizes) * len(sample)
+    guess = low = sample[min(int(place), len(sample) - 1)]
+    sure: Mask = sizes > guess
+    possible = sure
+    missing = k - int(np.count_nonzero(sure))
+    off = abs(missing) / SAMPLED
+    reach = off + DEVIATIONS * math.sqrt(off) + 2
+    if missing > 0:
+        low = sample[min(int(place + reach), len(sample) - 1)]
+        possible = sizes > low
+    else:
+        sure = sizes > (sample[int(place - reach)] if place >= reach else LARGEST)
+        missing = k - int(np.count_nonzero(sure))
+    places = np.flatnonzero(sure ^ possible)
+    if missing <= 0:
+        return sure if missing == 0 else None
+    if missing <= len(places):
+        sure[places[_largest_by_partition(sizes[places], missing)]] = True
+        return sure
+    # many may be as large as the lower end, zeros above all
+    tied = np.flatnonzero(sizes == low)[: missing - len(places)]
+    possible[tied] = True
+    return possible if len(places) + len(tied) == missing else None
+
+
+def _keep_alive(keep: Mask, sizes: Bits, matrix: Matrix) -> None:
     """Give lanes that have less than their minimum the best of what they lack, and take as much from the others.
 
     What goes are the smallest kept entries that are not among the best `min_alive` of their own lane.
     """
-    counts = keep.view(np.uint8).sum(0 if matrix.by_column else 1, dtype=np.int32)
+    axis = 0 if matrix.by_column else 1
+    if matrix.min_alive == 1 and keep.any(axis).all():
+        return
+    counts = keep.view(np.uint8).sum(axis, dtype=np.int32)
     short = np.flatnonzero(counts < matrix.min_alive)
     if not len(short):
         return
-    missing = int((matrix.min_alive - counts[short]).sum())
-    surplus = _surplus(keep, rank, counts, missing, matrix)
-    lanes = rank[:, short].T if matrix.by_column else rank[short]
-    lane, place = np.divmod(np.flatnonzero(_best(lanes, matrix.min_alive)), lanes.shape[1])
-    keep[(place, short[lane]) if matrix.by_column else (short[lane], place)] = True
+    surplus = _surplus(keep, sizes, counts, int((matrix.min_alive - counts[short]).sum()), matrix)
+    lanes = np.ascontiguousarray(sizes[:, short].T) if matrix.by_column else sizes[short]
+    for _ in range(matrix.min_alive):
+        best = lanes.argmax(1)
+        keep[(best, short) if matrix.by_column else (short, best)] = True
+        np.put_along_axis(lanes, best[:, None], -1, 1)
     keep.flat[surplus] = False
 
 
-def _best(lanes: Bits, count: int) -> Mask:
-    """Mask of the `count` largest of each of the lanes, given as rows."""
-    level = np.partition(lanes, count - 1, axis=1)[:, count - 1 : count]
-    best: Mask = lanes < level
-    tied = lanes == level
-    wanted = count - np.count_nonzero(best, axis=1)[:, None]
-    if np.count_nonzero(tied) > wanted.sum():
-        tied &= tied.cumsum(1) <= wanted
-    best |= tied
-    return best
-
-
-def _surplus(keep: Mask, rank: Bits, counts: Indices, count: int, matrix: Matrix) -> Indices:
+def _surplus(keep: Mask, sizes: Bits, counts: Indices, count: int, matrix: Matrix) -> Indices:
     """Flat indices of the `count` smallest kept entries whose lanes have more than their minimum without them."""
-    sample = np.sort(rank.ravel()[::SAMPLED][keep.ravel()[::SAMPLED]])
+    sample = np.sort(sizes.ravel()[::SAMPLED][keep.ravel()[::SAMPLED]])
     looked_at = 2 * count // SAMPLED + 1
     while True:
-        smallest = keep & (rank >= sample[-looked_at]) if looked_at <= len(sample) else keep
-        candidates = _by_rank(rank, np.flatnonzero(smallest))
-        lanes = candidates % rank.shape[1] if matrix.by_column else candidates // rank.shape[1]
+        smallest = keep & (sizes <= sample[looked_at]) if looked_at < len(sample) else keep
+        candidates = _by_size(sizes, np.flatnonzero(smallest))
+        lanes = candidates % sizes.shape[1] if matrix.by_column else candidates // sizes.shape[1]
         spare: Indices = candidates[counts[lanes] - _earlier_of_the_same(lanes) > matrix.min_alive]
         if len(spare) >= count:
             return spare[:count]
@@ -163,10 +173,10 @@ def _surplus(keep: Mask, rank: Bits, counts: Indices, count: int, matrix: Matrix
         looked_at *= 2
 
 
-def _by_rank(rank: Bits, places: Indices) -> Indices:
+def _by_size(sizes: Bits, places: Indices) -> Indices:
     """Flat indices of entries, from the smallest on; of equal ones, the higher index first."""
     # one sort of long integers takes a tenth of the time of an indirect one by two keys
-    keys: Indices = (-rank.ravel()[places].astype(np.int64) << 32) + (LOW - places)
+    keys: Indices = (sizes.ravel()[places].astype(np.int64) << 32) + (LOW - places)
     keys.sort()
     ordered: Indices = LOW - (keys & LOW)
     return ordered

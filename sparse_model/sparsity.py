@@ -77,7 +77,8 @@ def project(groups: list[Group], progress: float) -> None:
     on_gpu = [(group, k) for group, k in cut if group.weight.is_cuda]
     on_cpu = [_matrix(group, k) for group, k in cut if not group.weight.is_cuda]
     if on_cpu:
-        project_matrices(on_cpu, torch.get_num_threads())
+        # torch's own threads keep their cores busy for a while after every operation
+        project_matrices(on_cpu, max(1, torch.get_num_threads() // 2))
     if on_gpu:
         project_by_selection(on_gpu)
 
