@@ -84,7 +84,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=PAPER.steps, help="of the recipe's mask learning, for its sizes")
     parser.add_argument("--tuning", type=int, default=8, help="runs of the recipe; the first is at the centres")
     parser.add_argument("--timed-steps", type=int, default=3, help="plain steps that the recipe's time is taken from")
-    parser.add_argument("--restarts", type=int, default=1, help="PruneConfig.restarts of ours")
+    parser.add_argument("--restarts", type=int, default=4, help="PruneConfig.restarts of ours")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads, for both")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--json", type=Path, help="write the figures into this file as well")

@@ -49,12 +49,17 @@ class PruneConfig(Config):
     retire: float = Field(
         0.05, gt=0, le=1, description="a node whose mask parameter is below minus this, and falling, never returns"
     )
-    restarts: int = Field(1, ge=1, description="searches from different seeds, of which the smallest circuit is kept")
+    restarts: int = Field(
+        1,
+        ge=1,
+        description="searches from different seeds; the smallest circuit found in one of them, or in two together, "
+        "is kept",
+    )
     tuning_trials: int = Field(
         0,
         ge=0,
         description="further searches with k_coef, lr and others picked by Optuna around the values here; the smallest "
-        "circuit of all is kept",
+        "circuit of all, or of two together, is kept",
     )
     stability: int = Field(
         0, ge=0, description="further searches from other seeds, whose kept nodes are compared; they cost as much again"

@@ -12,7 +12,7 @@ from circuit.discretise import bisect_nodes
 from circuit.evaluation import Judge
 from circuit.exploration import explore
 from circuit.masks import learn_masks
-from circuit.search import Solution, edge_circuits, eliminated, smallest
+from circuit.search import Solution, combined, edge_circuits, eliminated
 from circuit.tasks import PairBatch
 from circuit.watch import SILENT, Watch
 from sparse_model.model import SparseTransformer
@@ -66,4 +66,5 @@ class Controls:
 
     def _smallest(self, target: float) -> Solution:
         kept = (bisect_nodes(self.judge, tau, target) for tau in self.tau)
-        return smallest([eliminated(self.judge, nodes, self.config, target) for nodes in kept if nodes is not None])
+        found = [eliminated(self.judge, nodes, self.config, target) for nodes in kept if nodes is not None]
+        return combined(found, self.config, target)

@@ -67,7 +67,7 @@ def node_circuits(judge: Judge, config: PruneConfig, targets: Iterable[float]) -
         here = config.model_copy(update={"target_loss": target})
         candidates: list[Solution] = []
         if inside is None or target == config.target_loss:
-            candidates += _explored(judge, here)
+            candidates.append(combined(_explored(judge, here), config, target))
         if inside is not None:
             candidates.append(_shrunk(inside, config, target))
             steps = max(1, round(INSIDE * config.steps))
@@ -88,6 +88,22 @@ def _explored(judge: Judge, config: PruneConfig) -> list[Solution]:
 
     explore(config, search)
     return found
+
+
+def combined(found: Sequence[Solution], config: PruneConfig, target: float) -> Solution:
+    """The smallest circuit there is in any of those found, or in one of them together with the smallest before it.
+
+    Greedy removal ends where no part can be spared. Among the parts of two such circuits there often is a way on to a
+    smaller one, for a fraction of what another search takes.
+    """
+    best = found[0]
+    for other in found[1:]:
+        judge, both = best.parts.judge, best.nodes | other.nodes
+        candidates = [best, other]
+        if config.eliminate and judge.calibrated(both)[0] <= target:
+            candidates.append(eliminated(judge, both, config, target))
+        best = smallest(candidates)
+    return best
 
 
 def learned(judge: Judge, config: PruneConfig, among: Tensor) -> Solution:

@@ -13,7 +13,7 @@ from circuit.evaluation import Judge
 from circuit.exploration import FACTORS, explore
 from circuit.masks import NodeIndex, learn_masks
 from circuit.pruning import find_circuit
-from circuit.search import Solution, edge_circuits, smallest
+from circuit.search import Solution, combined, edge_circuits, smallest
 
 
 def test_the_budget_is_seeds_then_points_around_the_settings() -> None:
@@ -57,7 +57,32 @@ def test_the_smallest_of_all_searches_is_kept_and_the_control_has_as_many(plante
     config = PruneConfig(steps=10, eliminate=False, restarts=2, tuning_trials=1)
     circuit = find_circuit(planted.model, planted.task, planted.means, config)
     assert learned == ["real"] * 3 + ["shuffled"] * 3
-    assert (circuit.n_edges, circuit.n_nodes) == min(sizes[0])
+    assert (circuit.n_edges, circuit.n_nodes) == min(sizes[0] + sizes[1])
+
+
+def test_two_circuits_together_may_hold_a_smaller_one(monkeypatch: Any) -> None:
+    """Circuits are sets of eight nodes, as large as they have nodes; what is left of two together is given."""
+    left = {"11110000": "10010000", "10011100": "11110001"}
+    tried: list[str] = []
+
+    def loss(nodes: torch.Tensor) -> tuple[float, None]:
+        return (0.2 if nodes[7] and not nodes[6] else 0.1), None
+
+    def circuit(nodes: str) -> Solution:
+        keep = torch.tensor([node == "1" for node in nodes])
+        return Solution(SimpleNamespace(n_nodes=8, judge=SimpleNamespace(calibrated=loss)), keep)  # type: ignore[arg-type]
+
+    def eliminated(judge: Any, nodes: torch.Tensor, config: PruneConfig, target: float) -> Solution:
+        tried.append("".join("01"[int(node)] for node in nodes))
+        return circuit(left[tried[-1]])
+
+    monkeypatch.setattr(search, "eliminated", eliminated)
+    found = [circuit(nodes) for nodes in ("11100000", "01110000", "00011100", "00011001")]
+    best = combined(found, PruneConfig(), 0.15)
+    assert tried == ["11110000", "10011100"]  # the last together with the best misses the target
+    assert best.keep.tolist() == circuit("10010000").keep.tolist()
+    assert combined(found, PruneConfig(eliminate=False), 0.15).size == (0, 3)
+    assert len(tried) == 2
 
 
 def test_tied_masks_are_the_same_for_query_and_key(planted: Any) -> None:
