@@ -24,6 +24,9 @@ from circuit.exploration import explore
 from circuit.masks import learn_masks
 from circuit.parts import Parts
 
+VERSION = 2
+"""Of the search: raised when it comes to find other circuits, so that sizes kept from before are not taken for its."""
+
 INSIDE = 0.25
 """Share of the steps of mask learning that a search inside a stricter circuit takes: little is left to learn."""
 

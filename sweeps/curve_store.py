@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from circuit.ablation import Means
 from circuit.config import PruneConfig
 from circuit.graph import fingerprint
+from circuit.search import VERSION
 from circuit.tasks import TaskData
 from sparse_model import storage
 from sparse_model.model import SparseTransformer
@@ -31,7 +32,7 @@ class CurveStore:
         targets: Sequence[float],
     ) -> None:
         """`root` is a study's storage, `kind` the name of the search."""
-        said = json.dumps([kind, fingerprint(model), config.model_dump(mode="json"), sorted(targets)])
+        said = json.dumps([kind, VERSION, fingerprint(model), config.model_dump(mode="json"), sorted(targets)])
         self.search = hashlib.sha256(said.encode())
         for site, mean in sorted(means.items()):
             self.search.update(site.encode() + mean.cpu().numpy().tobytes())
