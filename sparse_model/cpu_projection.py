@@ -32,7 +32,7 @@ SAMPLED = 127
 SMALL = 2**13
 """Entries of a matrix up to which sampling costs more than it saves."""
 
-DEVIATIONS = 4
+DEVIATIONS = 3
 """How many standard deviations of a sample's count the threshold is looked for beyond where it is expected."""
 
 LARGEST = np.int32(2**31 - 1)
