@@ -79,6 +79,10 @@ def prune(
     out: Annotated[str | None, typer.Option(help="write the circuit into this JSON file")] = None,
     method: Annotated[Method, typer.Option(help="prune nodes alone, or edges as well")] = "node",
     target: Annotated[float | None, typer.Option(help="task loss in nats, instead of the study's target")] = None,
+    restarts: Annotated[
+        int | None,
+        typer.Option(min=1, help="search from this many seeds and combine them, instead of the study's number"),
+    ] = None,
     stability: Annotated[
         int, typer.Option(min=0, help="search again from this many other seeds, and compare the nodes")
     ] = 0,
@@ -93,7 +97,7 @@ def prune(
     """
     check_source(task)  # before the data are prepared
     asked = load_study(study, storage_uri)
-    config = settings(asked, target, stability=stability)
+    config = settings(asked, target, stability=stability, restarts=restarts or asked.pruning.restarts)
     trained, tokenizer, known = opened(model, asked)
     prompts = task_data(task, tokenizer, pairs=config.pairs, seed=config.seed)
     with Show(Console(stderr=True)) as show:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from circuit.config import PruneConfig
 from circuit.edges import edges_between
 from circuit.evaluation import circuit_score
 from circuit.graph import Circuit
@@ -34,7 +36,7 @@ def study(study_text: Callable[..., str], tmp_path: Path) -> str:
 
 
 def test_a_model_is_trained_and_its_circuit_found(
-    study: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    study: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model_folder, circuit_file = str(tmp_path / "model"), tmp_path / "circuit.json"
     common = ["--study", study, "--storage", str(tmp_path / "storage")]
@@ -51,6 +53,17 @@ def test_a_model_is_trained_and_its_circuit_found(
     data = build_task(task_named(TASK), tokenizer, n_train=8, n_heldout=8, seed=0)
     assert circuit_score(model, circuit, data.train).loss == pytest.approx(circuit.loss)
     look_at(circuit, str(circuit_file), model_folder, common, capsys)
+
+    configs: list[PruneConfig] = []
+
+    def found(model: Any, task: Any, means: Any, config: PruneConfig, **rest: Any) -> Circuit:
+        configs.append(config)
+        return circuit
+
+    monkeypatch.setattr("sweeps.commands.one.find_circuit", found)
+    for options in ([], ["--restarts", "3"]):
+        assert status_of(["prune", model_folder, TASK, *common, *options]) == 0
+    assert [config.restarts for config in configs] == [1, 3]
 
 
 def look_at(circuit: Circuit, file: str, model: str, common: list[str], capsys: pytest.CaptureFixture[str]) -> None:
