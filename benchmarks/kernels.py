@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sparse_model.abstopk import abs_topk
 from sparse_model.attention import causal_attention
-from sparse_model.cpu_projection import Matrix, kept
+from sparse_model.cpu_projection import Matrix, survivors
 from sparse_model.loss import next_token_loss, unembedding_loss
 
 Pair = tuple[Callable[[], object], Callable[[], object]]
@@ -43,7 +43,7 @@ def projection(numel: int = 4_194_304) -> Pair:
         keep[weight.abs().flatten().topk(k).indices] = True
         return keep
 
-    return lambda: kept(matrix), library
+    return lambda: survivors(matrix), library
 
 
 def attention(batch: int = 16, heads: int = 8, context: int = 128, d_head: int = 16) -> Pair:
@@ -73,6 +73,7 @@ def loss(positions: int = 2048, width: int = 128, vocabulary: int = 2048) -> Pai
 
 BENCHMARKS: dict[str, Callable[[], Pair]] = {
     "abstopk": abstopk,
+    "abstopk_1024": lambda: abstopk(width=1024),
     "projection_4M": projection,
     "attention": attention,
     "loss": loss,

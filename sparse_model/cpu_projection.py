@@ -1,8 +1,8 @@
 """The projection (METHOD 3) on CPU: the result of `sparsity.keep_mask`, at the price of a few passes over the weights.
 
 The threshold of a matrix is found among the few entries between two values that a sample of them gives: to select it
-from all of them would take most of the time. numpy works here and not torch, since matrices can be shared out among
-threads, while torch would put all its threads to every pass in turn.
+from all of them would take most of the time. Where it alone says what stays, no mask is made. numpy works here and not
+torch, since matrices can be shared out among threads, while torch would put all its threads to every pass in turn.
 
 Shapes: R rows and C columns of a matrix; a bias is a matrix of one row. *Lanes* are what has a minimum alive: rows, or
 columns. Entries are ordered by magnitude, and where that is equal the one of lower index (row-major) counts as larger.
@@ -18,13 +18,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 Bits = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_]
 Indices = npt.NDArray[Any]
 
-WITHOUT_SIGN = np.int32(2**31 - 1)
-"""As integers, floats without their sign are ordered as their magnitudes are."""
+WITHOUT_SIGN = LARGEST = np.int32(2**31 - 1)
+"""As integers, floats without their sign are ordered as their magnitudes are; none is larger than this."""
+
+INFINITE = 0x7F800000
+"""The size of infinity; what is not a number is larger."""
 
 SAMPLED = 127
 """One entry in so many is sampled; a number that no row or column is likely to be a multiple of."""
@@ -34,8 +38,6 @@ SMALL = 2**13
 
 DEVIATIONS = 3
 """How many standard deviations of a sample's count the threshold is looked for beyond where it is expected."""
-
-LARGEST = np.int32(2**31 - 1)
 
 LOW = 2**32 - 1
 """The lower half of a long integer; no matrix has more entries."""
@@ -52,10 +54,9 @@ class Matrix(NamedTuple):
 
 def project_matrices(matrices: Sequence[Matrix], threads: int) -> None:
     """Zero, in place, all but the largest magnitudes of every matrix."""
-    if threads == 1:
-        _project_each(matrices)
-    else:
-        list(_pool(threads).map(_project_each, _shares(matrices, threads)))
+    found = map(survivors, matrices) if threads == 1 else _pool(threads).map(survivors, matrices)
+    for matrix, survivor in zip(matrices, found, strict=True):
+        _zero_others(matrix.bits, survivor)
 
 
 @cache
@@ -63,49 +64,46 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="projection")
 
 
-def _shares(matrices: Sequence[Matrix], threads: int) -> list[list[Matrix]]:
-    """About as many weights for each thread."""
-    shares: list[list[Matrix]] = [[] for _ in range(threads)]
-    sizes = [0] * threads
-    for matrix in sorted(matrices, key=lambda matrix: -matrix.bits.size):
-        least = sizes.index(min(sizes))
-        shares[least].append(matrix)
-        sizes[least] += matrix.bits.size
-    return shares
+def survivors(matrix: Matrix) -> int | Mask:
+    """What is kept: all that are larger than a size, or, where that does not tell, a mask (R, C).
 
-
-def _project_each(matrices: Sequence[Matrix]) -> None:
-    for matrix in matrices:
-        keep = kept(matrix)
-        # a mask of integers costs a fraction of a boolean one's product
-        np.bitwise_and(matrix.bits, np.negative(keep.view(np.int8)), out=matrix.bits)
-
-
-def kept(matrix: Matrix) -> Mask:
-    """Mask (R, C) of exactly `budget` entries: the largest, and of each lane at least its `min_alive` largest."""
+    That is `budget` entries, the largest, and of each lane at least its `min_alive` largest. Zeros do not count where
+    no lane has a minimum: to keep one or not is the same.
+    """
     sizes = np.bitwise_and(matrix.bits, WITHOUT_SIGN)
-    keep = _largest(sizes.ravel(), matrix.budget).reshape(sizes.shape)
-    if matrix.min_alive:
-        _keep_alive(keep, sizes, matrix)
-    return keep
-
-
-def _largest(sizes: Bits, k: int) -> Mask:
-    """Mask (n,) of the k largest of sizes (n,); of equal ones, those of lower index."""
-    found = _largest_by_sample(sizes, k) if len(sizes) > SMALL else None
-    return _largest_by_partition(sizes, k) if found is None else found
-
-
-def _largest_by_partition(sizes: Bits, k: int) -> Mask:
-    last = np.partition(sizes, len(sizes) - k)[len(sizes) - k]
-    largest: Mask = sizes >= last
-    surplus = int(np.count_nonzero(largest)) - k
+    least, surplus = _threshold(sizes.ravel(), matrix.budget)
+    exact = not surplus and 0 < least <= INFINITE + 1
+    if not matrix.min_alive and (exact or not least):
+        return max(least - 1, 0)
+    keep: Mask = sizes >= least
     if surplus:
-        largest[np.flatnonzero(sizes == last)[-surplus:]] = False
-    return largest
+        keep.flat[np.flatnonzero(sizes == least)[-surplus:]] = False
+    complete = not matrix.min_alive or _keep_alive(keep, sizes, matrix)
+    return least - 1 if complete and exact else keep
 
 
-def _largest_by_sample(sizes: Bits, k: int) -> Mask | None:
+def _zero_others(bits: Bits, survivor: int | Mask) -> None:
+    if isinstance(survivor, int):
+        weights = torch.from_numpy(bits).view(torch.float32)
+        # one pass, and the only operation here that torch's threads share
+        torch.ops.aten.hardshrink.out(weights, float(np.int32(survivor).view(np.float32)), out=weights)
+    else:
+        # a mask of integers costs a fraction of a boolean one's product
+        np.bitwise_and(bits, np.negative(survivor.view(np.int8)), out=bits)
+
+
+def _threshold(sizes: Bits, k: int) -> tuple[int, int]:
+    """(least, surplus): of the sizes (n,), k + surplus are at least `least`, of which more than surplus equal it."""
+    found = _threshold_by_sample(sizes, k) if len(sizes) > SMALL else None
+    return _threshold_by_partition(sizes, k) if found is None else found
+
+
+def _threshold_by_partition(sizes: Bits, k: int) -> tuple[int, int]:
+    last = np.partition(sizes, len(sizes) - k)[len(sizes) - k]
+    return int(last), int(np.count_nonzero(sizes >= last)) - k
+
+
+def _threshold_by_sample(sizes: Bits, k: int) -> tuple[int, int] | None:
     """The same in a fraction of the time, or None where the sample misleads.
 
     A first guess at the smallest of the k is exact to within the sample's noise; counting what is larger tells how far
@@ -113,8 +111,8 @@ def _largest_by_sample(sizes: Bits, k: int) -> Mask | None:
     """
     sample: Bits = np.sort(sizes[::SAMPLED])[::-1]
     place = k / len(sizes) * len(sample)
-    guess = low = sample[min(int(place), len(sample) - 1)]
-    sure: Mask = sizes > guess
+    high = low = sample[min(int(place), len(sample) - 1)]
+    sure: Mask = sizes > high
     possible = sure
     missing = k - int(np.count_nonzero(sure))
     off = abs(missing) / SAMPLED
@@ -122,33 +120,33 @@ def _largest_by_sample(sizes: Bits, k: int) -> Mask | None:
     if missing > 0:
         low = sample[min(int(place + reach), len(sample) - 1)]
         possible = sizes > low
-    else:
-        sure = sizes > (sample[int(place - reach)] if place >= reach else LARGEST)
+    elif missing < 0:
+        high = sample[int(place - reach)] if place >= reach else LARGEST
+        sure = sizes > high
         missing = k - int(np.count_nonzero(sure))
-    places = np.flatnonzero(sure ^ possible)
     if missing <= 0:
-        return sure if missing == 0 else None
-    if missing <= len(places):
-        sure[places[_largest_by_partition(sizes[places], missing)]] = True
-        return sure
+        return (int(high) + 1, 0) if missing == 0 else None
+    between = sizes[sure ^ possible]
+    if missing <= len(between):
+        return _threshold_by_partition(between, missing)
     # many may be as large as the lower end, zeros above all
-    tied = np.flatnonzero(sizes == low)[: missing - len(places)]
-    possible[tied] = True
-    return possible if len(places) + len(tied) == missing else None
+    surplus = len(between) + int(np.count_nonzero(sizes == low)) - missing
+    return (int(low), surplus) if surplus >= 0 else None
 
 
-def _keep_alive(keep: Mask, sizes: Bits, matrix: Matrix) -> None:
+def _keep_alive(keep: Mask, sizes: Bits, matrix: Matrix) -> bool:
     """Give lanes that have less than their minimum the best of what they lack, and take as much from the others.
 
-    What goes are the smallest kept entries that are not among the best `min_alive` of their own lane.
+    What goes are the smallest kept entries that are not among the best `min_alive` of their own lane. Returns whether
+    no lane had less.
     """
     axis = 0 if matrix.by_column else 1
     if matrix.min_alive == 1 and keep.any(axis).all():
-        return
+        return True
     counts = keep.view(np.uint8).sum(axis, dtype=np.int32)
     short = np.flatnonzero(counts < matrix.min_alive)
     if not len(short):
-        return
+        return True
     surplus = _surplus(keep, sizes, counts, int((matrix.min_alive - counts[short]).sum()), matrix)
     lanes = np.ascontiguousarray(sizes[:, short].T) if matrix.by_column else sizes[short]
     for _ in range(matrix.min_alive):
@@ -156,6 +154,7 @@ def _keep_alive(keep: Mask, sizes: Bits, matrix: Matrix) -> None:
         keep[(best, short) if matrix.by_column else (short, best)] = True
         np.put_along_axis(lanes, best[:, None], -1, 1)
     keep.flat[surplus] = False
+    return False
 
 
 def _surplus(keep: Mask, sizes: Bits, counts: Indices, count: int, matrix: Matrix) -> Indices:

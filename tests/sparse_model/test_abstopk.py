@@ -28,6 +28,25 @@ def test_equals_torch_topk_over_shapes_ties_and_zeros(rows, width, seed, dtype, 
     assert torch.equal(abs_topk(x, k), reference(x, k))
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    width=st.sampled_from([512, 513, 514, 515, 770, 1024, 1026]),
+    seed=st.integers(0, 10_000),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    levels=st.sampled_from([2, 50, 100_000]),
+    one_sided=st.booleans(),  # all of the large ones in one half of the row
+    data=st.data(),
+)
+def test_wide_rows_equal_torch_topk_too(width, seed, dtype, levels, one_sided, data):
+    k = data.draw(st.one_of(st.integers(1, width), st.sampled_from([1, width // 2, width // 2 + 1, width - 1])))
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randint(-levels, levels + 1, (2, 3, width), generator=generator) / levels
+    if one_sided:
+        x[0, :, : width // 2] *= 100
+        x[1, :, width // 2 :] *= 100
+    assert torch.equal(abs_topk(x.to(dtype), k), reference(x.to(dtype), k))
+
+
 def test_gradient_flows_through_what_is_kept_and_nothing_else():
     x = torch.tensor([[3.0, -1.0, 0.5, -4.0]], requires_grad=True)
     abs_topk(x, 2).backward(torch.tensor([[1.0, 2.0, 3.0, 4.0]]))

@@ -130,6 +130,14 @@ def test_not_a_number_stays_and_is_not_hidden():
     assert weight[0, [0, 2, 3]].tolist() == [0, 3, 0]
 
 
+def test_the_smallest_that_stays_may_itself_not_be_a_number():
+    weight = torch.tensor([1.0, 2.0, 0.0, 0.0, 0.0])
+    weight.view(torch.int32)[2:] = 0x7FC00000 + torch.arange(3)  # three of different bits
+    project_matrices([Matrix(weight.view(torch.int32).numpy()[None], 2, 0, False)], 1)
+    assert weight.isnan().tolist() == [False, False, False, True, True]
+    assert weight[:3].tolist() == [0, 0, 0]
+
+
 def test_a_transposed_weight_is_masked_in_place_by_column():
     model = SparseTransformer(ModelConfig(vocab_size=20, d_model=16, d_head=4, n_layer=1))
     recipe = TrainConfig(fraction=0.2, min_alive=3)
