@@ -35,6 +35,12 @@ Files = Callable[[str], Path]
 T = TypeVar("T")
 
 MANIFEST = "manifest.json"
+METADATA = ".metadata"
+"""Where torch says which tensors there are."""
+
+
+class OtherRun(InputError):
+    """A checkpoint is whole, but another run's: neither is it continued, nor are others saved in its place."""
 
 
 class CheckpointStore(Protocol):
@@ -43,7 +49,8 @@ class CheckpointStore(Protocol):
     def restore(self, take: Take) -> bool:
         """Call `take(progress, read)` for the newest checkpoint that can be read; False where there is none.
 
-        `read(tensors)` fills the named tensors in place; if it fails their content is undefined.
+        `read(tensors)` fills the named tensors in place; if it fails their content is undefined. `take` raises OtherRun
+        for a checkpoint that it does not want, which ends the search.
         """
 
     def save(self, step: int, progress: Progress, tensors: Tensors) -> None:
@@ -114,7 +121,10 @@ class Checkpoints:
         """What is wrong with this checkpoint; nothing if it was taken."""
         manifests, problem = _on_all(lambda: self._manifest(name) if rank() == 0 else {})
         if not problem:
-            _, problem = _on_all(lambda: self._take(name, manifests[0], take))
+            try:
+                _, problem = _on_all(lambda: self._take(name, manifests[0], take))
+            except OtherRun as error:
+                raise OtherRun(f"checkpoints: {storage.join(self.uri, name)} is of another run: {error}") from None
         return problem
 
     def _manifest(self, name: str) -> Manifest:
@@ -125,6 +135,7 @@ class Checkpoints:
         with self._fetched(name, manifest) as files:
 
             def read(tensors: Tensors) -> None:
+                files(METADATA)  # where it is damaged, torch looks for another and tells of that at length
                 with _alone_without_warning():
                     load_tensors(tensors, storage_reader=_Reader(files), no_dist=world_size() == 1)
 
@@ -154,7 +165,7 @@ class Checkpoints:
             folder = self._local(name) if storage.is_local(self.uri) else Path(elsewhere)
             with _alone_without_warning():
                 save_tensors(tensors, storage_writer=FileSystemWriter(folder), no_dist=world_size() == 1)
-            own = [*folder.glob(f"__{rank()}_*"), *([folder / ".metadata"] if rank() == 0 else [])]
+            own = [*folder.glob(f"__{rank()}_*"), *([folder / METADATA] if rank() == 0 else [])]
             if not storage.is_local(self.uri):
                 for path in own:
                     storage.upload(path, storage.join(self.uri, name, path.name))
@@ -204,30 +215,38 @@ def _described(path: Path) -> dict[str, Any]:
 def _on_all(action: Callable[[], T]) -> tuple[list[T], str]:
     """What the action gives on every worker, and what went wrong on the first where something did ('' if nothing).
 
-    No worker goes on before all know, so that none waits for one that has given up. Raises StorageUnavailable on all
-    where the store is down for one: nothing is wrong with a checkpoint that cannot be read just now.
+    No worker goes on before all know, so that none waits for one that has given up. Raises on all what one was told of
+    another run, and StorageUnavailable where the store is down for one: nothing is wrong with a checkpoint then.
     """
     values: list[T] = []
-    problem, down = "", False
+    problem, other, down = "", False, False
     try:
         values = [action()]
     except (Exception, CheckpointException) as error:  # whatever a damaged file or a lost disk raises
-        problem, down = _one_line(error), isinstance(_first_cause(error), StorageUnavailable)
-    outcomes = gathered((values, problem, down))
-    for _, problem, down in outcomes:
+        cause = _first_cause(error)
+        problem, other, down = _one_line(cause), isinstance(cause, OtherRun), isinstance(cause, StorageUnavailable)
+    outcomes = gathered((values, problem, other, down))
+    for _, problem, other, down in outcomes:
+        if other:
+            raise OtherRun(problem)
         if down:
             raise StorageUnavailable(f"storage: {problem}")
-    return [value for own, *_ in outcomes for value in own], next((text for _, text, _ in outcomes if text), "")
+    return [value for own, *_ in outcomes for value in own], next((text for _, text, *_ in outcomes if text), "")
 
 
 def _first_cause(error: BaseException) -> BaseException:
     while isinstance(error, CheckpointException) and error.failures:
         error = next(iter(error.failures.values()))[0]
-    return error
+    if isinstance(error, InputError):
+        return error
+    # torch's writer fails again as it closes the file of a full disk
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__cause__ or cause.__context__
+    return cause or error
 
 
 def _one_line(error: BaseException) -> str:
-    error = _first_cause(error)
     text = str(error).removeprefix("storage: ") if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
     return " ".join(text.split())[:300]
 

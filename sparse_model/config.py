@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 LayerSite = Literal["attn.in", "attn.q", "attn.k", "attn.v", "attn.out", "mlp.in", "mlp.act", "mlp.out"]
 ResidualPoint = Literal["resid.mid", "resid.post"]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 LAYER_SITES: tuple[LayerSite, ...] = get_args(LayerSite)
 
 
@@ -20,7 +21,7 @@ class Config(BaseModel):
 class ModelConfig(Config):
     """Architecture of a `SparseTransformer` (METHOD 2). Everything else is learned."""
 
-    vocab_size: int = Field(2048, ge=2, description="tokens in the vocabulary")
+    vocab_size: int = Field(2048, ge=2, le=2**20, description="tokens in the vocabulary")
     context: int = Field(128, ge=2, le=2**20, description="longest sequence, in tokens")
     n_layer: int = Field(4, ge=1, le=2**12, description="transformer blocks")
     d_model: int = Field(128, ge=1, le=2**20, description="channels of the residual stream")
@@ -125,7 +126,7 @@ class TrainConfig(Config):
     gradient: Literal["normalize", "clip", "none"] = Field(
         "normalize", description="divide the gradient by its global RMS, clip that RMS to 1, or leave it"
     )
-    betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW moment decays")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.95), description="AdamW moment decays")
     eps: float = Field(0.1, gt=0, description="AdamW epsilon (the paper's is 0.1)")
     weight_decay: float = Field(0.1, ge=0, description="AdamW decay; not on the bigram table")
     seed: int = Field(0, ge=0, lt=2**63, description="of the initial weights and the data order")

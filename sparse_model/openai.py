@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
 from sparse_model import storage
@@ -22,6 +22,7 @@ from sparse_model.config import LayerSite, ModelConfig, ResidualPoint
 from sparse_model.data.tokenizer import Tokenizer
 from sparse_model.errors import InputError
 from sparse_model.model import SparseTransformer
+from sparse_model.pretrained import check_tensor
 
 CONFIG, WEIGHTS, ENCODER, MERGES = "beeg_config.json", "final_model.pt", "encoder.json", "vocab.bpe"
 
@@ -66,8 +67,10 @@ def load_openai(uri: str, tokenizer_uri: str | None = None) -> tuple[SparseTrans
         raise InputError(f"{uri}: vocab_size {config.vocab_size}; the tokenizer has {tokenizer.vocab_size} tokens")
     path = storage.join(uri, WEIGHTS)
     weights = _read_weights(path)  # before there is a model: while they are read they take their memory twice
+    with torch.device("meta"):
+        _check(SparseTransformer(config), weights, path)
     model = SparseTransformer(config)
-    _fill(model, weights, path)
+    _fill(model, weights)
     return model.eval(), tokenizer
 
 
@@ -96,9 +99,19 @@ class _Released(BaseModel):
     sink: bool = False
     use_tied_aux_matrix: Literal[False, None] = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_empty(cls, content: dict[str, Any]) -> dict[str, Any]:
+        """One of two names for the same may be there without a value."""
+        return {key: value for key, value in content.items() if (key, value) != ("n_mlp", None)}
+
+    @property
+    def places(self) -> set[str]:
+        """Where AbsTopK acts, in released names."""
+        return {place.strip() for place in self.afrac_loctypes.split(",")} - {""}
+
     def to_ours(self) -> ModelConfig:
         """The same model in our terms; pydantic's ValidationError for one that cannot be."""
-        places = set(filter(None, self.afrac_loctypes.split(",")))
         return ModelConfig(
             vocab_size=self.vocab_size,
             context=self.block_size,
@@ -109,7 +122,7 @@ class _Released(BaseModel):
             d_mlp=self.d_mlp,
             activation=self.activation_type,
             activation_fraction=1.0 if self.afrac is None else self.afrac,
-            sparse_sites=tuple(ours for released, ours in SITES.items() if released in places),
+            sparse_sites=tuple(ours for released, ours in SITES.items() if released in self.places),
             residual_relu=self.residual_activation_type == "relu",
             biases=self.bias,
             norm="rms" if self.rms_norm else "layer",
@@ -134,14 +147,14 @@ def _read_config(path: str) -> ModelConfig:
         raise InputError(f"{path}: a {type(content).__name__}; allowed: a JSON object")
     try:
         released = _Released.model_validate(content)
-        strangers = sorted(set(filter(None, released.afrac_loctypes.split(","))) - SITES.keys())
+        strangers = sorted(released.places - SITES.keys())
         if strangers:
             raise InputError(f"{path}: afrac_loctypes: {strangers[0]!r}; allowed: {', '.join(SITES)}")
         config = released.to_ours()
     except ValidationError as error:
         first = error.errors()[0]
         raise InputError(f"{path}: {' '.join([*map(str, first['loc']), first['msg']])}") from None
-    known = {*_Released.model_fields, "n_mlp", *WITHOUT_EFFECT}
+    known = {*_Released.model_fields, "n_mlp", *WITHOUT_EFFECT} - {"use_tied_aux_matrix"}
     if unknown := sorted(content.keys() - known):
         warnings.warn(f"{path}: ignored keys {', '.join(unknown)}", stacklevel=3)
     return config
@@ -155,32 +168,41 @@ def _read_weights(path: str) -> dict[str, Tensor]:
     except Exception as error:  # zip, pickle and torch each raise their own
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise InputError(f"{path}: truncated or not a PyTorch state dict ({reason})") from None
-    if not isinstance(weights, Mapping) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
+    if not isinstance(weights, Mapping) or not all(
+        isinstance(key, str) and isinstance(tensor, Tensor) for key, tensor in weights.items()
+    ):
         raise InputError(f"{path}: a {type(weights).__name__}; allowed: a plain state dict of tensors")
     # what a model with the slow attention saves beside its weights: the causal mask
     return {key: tensor for key, tensor in weights.items() if not re.fullmatch(r"transformer\.h\.\d+\.attn\.bias", key)}
 
 
-def _fill(model: SparseTransformer, weights: dict[str, Tensor], path: str) -> None:
-    """Copy the released tensors into the model's parameters; InputError where the two differ in names or shapes."""
-    parameters = {_released_name(name): p for name, p in model.named_parameters()}
+def _check(model: SparseTransformer, weights: dict[str, Tensor], path: str) -> None:
+    """InputError where the released tensors and the model's parameters differ in names or shapes."""
+    parameters = _released_parameters(model)
     optional = {"final_logits_bias"}
     if model.config.tied_embeddings:
-        _check_tied(weights, path)
         optional.add("lm_head.weight")
     missing = sorted(parameters.keys() - weights.keys() - optional)
     extra = sorted(weights.keys() - parameters.keys() - optional)
     if missing or extra:
         said = [f"{what} {', '.join(keys)}" for what, keys in (("missing", missing), ("unknown", extra)) if keys]
         raise InputError(f"{path}: keys {'; '.join(said)}")
-    with torch.no_grad():
-        for key, parameter in parameters.items():
-            tensor = weights.get(key, torch.zeros_like(parameter))
-            if tensor.shape != parameter.shape:
-                raise InputError(
-                    f"{path}: {key} has shape {list(tensor.shape)}; {CONFIG} asks for {list(parameter.shape)}"
-                )
-            parameter.copy_(tensor)
+    for key, parameter in parameters.items():
+        if key in weights:
+            check_tensor(weights[key], parameter.shape, f"{path}: {key}", CONFIG)
+    if model.config.tied_embeddings:
+        _check_tied(weights, path)
+
+
+@torch.no_grad()
+def _fill(model: SparseTransformer, weights: dict[str, Tensor]) -> None:
+    """Copy the released tensors into the model's parameters; what is lacking is zero."""
+    for key, parameter in _released_parameters(model).items():
+        parameter.copy_(weights.get(key, torch.zeros_like(parameter)))
+
+
+def _released_parameters(model: SparseTransformer) -> dict[str, Tensor]:
+    return {_released_name(name): p for name, p in model.named_parameters()}
 
 
 def _check_tied(weights: dict[str, Tensor], path: str) -> None:

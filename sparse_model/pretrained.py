@@ -82,9 +82,13 @@ def _json(content: dict[str, object]) -> bytes:
 
 def from_pretrained(uri: str, device: str | torch.device = "cpu") -> tuple[SparseTransformer, Tokenizer]:
     """Read back what `save_pretrained` wrote; a truncated or foreign file is an InputError that names it."""
-    model = SparseTransformer(_read_config(uri))
-    _load_weights(model, uri)
-    tokenizer = Tokenizer.from_json(storage.read_bytes(storage.join(uri, "tokenizer.json")).decode())
+    config = _read_config(uri)
+    weights = _read_weights(config, uri)
+    model = SparseTransformer(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(weights[name])
+    tokenizer = Tokenizer.load(storage.join(uri, "tokenizer.json"))
     if tokenizer.vocab_size > model.config.vocab_size:
         raise InputError(f"{uri}: tokenizer of {tokenizer.vocab_size} tokens with a model of {model.config.vocab_size}")
     return model.to(device).eval(), tokenizer
@@ -105,21 +109,30 @@ def _read_config(uri: str) -> ModelConfig:
         raise InputError(f"{path}: not the configuration of a saved model ({detail})") from None
 
 
-def _load_weights(model: SparseTransformer, uri: str) -> None:
+def _read_weights(config: ModelConfig, uri: str) -> dict[str, Tensor]:
+    """The tensors of a model of that configuration; its parameters are not in memory yet."""
     path = storage.join(uri, "model.safetensors")
     try:
-        weights = load(storage.read_bytes(path))
+        weights: dict[str, Tensor] = load(storage.read_bytes(path))
     except SafetensorError as error:
         raise InputError(f"{path}: truncated or not a safetensors file ({error})") from None
-    expected = dict(model.named_parameters())  # a tied unembedding once
+    with torch.device("meta"):
+        expected = dict(SparseTransformer(config).named_parameters())  # a tied unembedding once
     missing, extra = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
     if missing or extra:
         raise InputError(f"{path}: missing tensors {missing[:3]}, unknown tensors {extra[:3]}")
     for name, tensor in weights.items():
-        if tensor.shape != expected[name].shape:
-            raise InputError(
-                f"{path}: {name} has shape {list(tensor.shape)}; config.json asks for {list(expected[name].shape)}"
-            )
-    with torch.no_grad():
-        for name, parameter in expected.items():
-            parameter.copy_(weights[name])
+        check_tensor(tensor, expected[name].shape, f"{path}: {name}", "config.json")
+    return weights
+
+
+def check_tensor(tensor: Tensor, shape: torch.Size, what: str, config: str) -> None:
+    """Refuse what is no plain tensor of finite real numbers, or of another shape than `config` asks for."""
+    if tensor.shape != shape:
+        raise InputError(f"{what} has shape {list(tensor.shape)}; {config} asks for {list(shape)}")
+    plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+    if not plain or not tensor.is_floating_point():
+        kind = f"{tensor.dtype}" if plain else f"{tensor.dtype}, {tensor.layout}, {tensor.device.type}"
+        raise InputError(f"{what} is a tensor of {kind}; allowed: floating-point numbers, dense, in memory")
+    if not tensor.isfinite().all():
+        raise InputError(f"{what} has numbers that are not finite")

@@ -51,8 +51,11 @@ def is_local(uri: str) -> bool:
 def join(uri: str, *parts: str) -> str:
     """The URI of something below `uri`; a query stays at the end. No part can climb out of `uri`.
 
-    Raises InputError for a part that is empty or has an empty, `.` or `..` component.
+    Raises InputError for a part that is empty or has an empty, `.` or `..` component, and for an empty `uri`: what is
+    below that is the root of the disk.
     """
+    if not uri:
+        raise InputError("storage: ''; allowed: a folder or an fsspec URI")
     location, separator, query = uri.partition("?") if _has_query(uri) else (uri, "", "")
     for part in parts:
         if any(component in ("", ".", "..") for component in part.split("/")) or "\\" in part:
@@ -105,6 +108,12 @@ def versions(uri: str) -> dict[str, str]:
         if entry["type"] == "file"
     }
     return {name: mark for name, mark in sorted(marks.items()) if name and not name.startswith(".")}
+
+
+def sizes(uri: str) -> dict[str, int]:
+    """Names of the files directly below a folder, each with its size in bytes."""
+    files = (entry for entry in _entries(uri) if entry["type"] == "file")
+    return {str(entry["name"]).rsplit("/", 1)[-1]: int(entry["size"]) for entry in files}
 
 
 _MARKS = ("ETag", "etag", "size", "mtime", "ino", "LastModified", "created")

@@ -9,13 +9,13 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from sparse_model.checkpoint import CheckpointStore, NoCheckpoints, Progress, Tensors
+from sparse_model.checkpoint import CheckpointStore, NoCheckpoints, OtherRun, Progress, Tensors
 from sparse_model.config import ModelConfig, TrainConfig
 from sparse_model.data.loader import TokenDataset
 from sparse_model.errors import InputError
@@ -54,7 +54,8 @@ def train(
 
     In a process group every worker calls this alike; each sees its rows of every batch, and all end with the same
     weights, or with their shards of them: `parallel` changes results by rounding only. `report` is called every
-    `log_every` steps on every worker. Raises InputError for a recipe that cannot be, and where storage fails.
+    `log_every` steps on every worker. Raises InputError for a recipe that cannot be, for checkpoints of another run
+    (which stay as they are), and where storage fails.
     """
     check(model_config, recipe, data)
     store = checkpoints or NoCheckpoints()
@@ -172,7 +173,8 @@ class Run:
     def progress(self) -> Progress:
         """What a checkpoint holds beside the tensors."""
         losses = gathered(self.window_loss.item())
-        window = {"losses": losses, "steps": self.window_steps}
+        seconds = time.monotonic() - self.window_start if self.window_steps else 0.0
+        window = {"losses": losses, "steps": self.window_steps, "seconds": seconds}
         figures = {"step": self.step, "seconds": self.seconds, "metrics": self.metrics}
         return {"run": self._identity(), "window": window} | figures
 
@@ -183,8 +185,7 @@ class Run:
 
     def load(self, progress: Progress, read: Callable[[Tensors], None]) -> None:
         """Continue from a checkpoint: to the same weights bit for bit if there are as many workers as there were."""
-        if progress["run"] != self._identity():
-            raise InputError("it is of a run with another configuration")
+        self._refuse_other(progress["run"])
         self.touched = True
         read(self.tensors())
         self.step, self.seconds, self.metrics = progress["step"], progress["seconds"], progress["metrics"]
@@ -193,9 +194,24 @@ class Run:
         same = len(losses) == world_size()
         self.window_loss.fill_(losses[rank()] if same else sum(losses) / len(losses))
         self.window_steps = progress["window"]["steps"]
+        self.window_start = time.monotonic() - progress["window"]["seconds"]
 
-    def _identity(self) -> dict[str, object]:
-        return {"model": self.model.config.model_dump(mode="json"), "recipe": self.recipe.model_dump(mode="json")}
+    def _identity(self) -> dict[str, Any]:
+        """What decides the weights: how often something is reported or kept does not."""
+        recipe = self.recipe.model_dump(mode="json", exclude={"log_every", "eval_every", "checkpoint_every"})
+        return {"model": self.model.config.model_dump(mode="json"), "training": recipe} | {
+            "data": {"key": self.data.manifest.key}
+        }
+
+    def _refuse_other(self, run: dict[str, Any]) -> None:
+        for section, own in self._identity().items():
+            theirs = run.get(section, {})
+            for field, value in own.items():
+                if theirs.get(field) != value:
+                    raise OtherRun(
+                        f"{section}.{field} {theirs.get(field)!r}, now {value!r}; "
+                        "allowed: the same run again, or an empty folder"
+                    )
 
     def _batch(self, step: int) -> Tensor:
         recipe, T = self.recipe, self.model.config.context

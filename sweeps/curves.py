@@ -107,12 +107,12 @@ def draw_curves(panels: Mapping[str, Sequence[Point]], title: str) -> Figure:
     """The picture as a matplotlib figure: stricter losses to the right."""
     if not any(panels.values()):
         raise InputError("no task reaches any of the target losses with all that is compared: nothing to draw")
-    figure = Figure(figsize=(1.4 + 5.2 * len(panels), 4.8), layout="constrained")
+    figure = Figure(figsize=(3 + 5.2 * len(panels), 4.8), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for panel, (method, points) in zip(axes, panels.items(), strict=True):
         _panel(panel, method, points)
     axes[0].set_ylabel("circuit edges (geometric mean over tasks)", color=INK)
-    axes[0].legend(frameon=False, fontsize=9)
+    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, fontsize=9, loc="outside right upper")
     figure.suptitle(title, x=0.01, ha="left", fontsize=13, color=INK)
     figure.supxlabel(
         "Beside each target: tasks that all curves reach there, over which the mean is. "

@@ -58,6 +58,11 @@ class Trial:
         return self.plan.attempts.get(self.key, 0)
 
     @property
+    def data_key(self) -> str:
+        """Name of the tokens that it is trained on, which changes with the text."""
+        return self.plan.data.split("?")[0].rsplit("/", 1)[-1]
+
+    @property
     def model_uri(self) -> str:
         return storage.join(self.study.root, "models", self.key)
 
@@ -72,8 +77,8 @@ class Trial:
 
     @property
     def checkpoints_uri(self) -> str:
-        """Where training keeps its state, by which a trial that was broken off is continued."""
-        return storage.join(self.train_root, self.key, "checkpoints")
+        """Where training keeps its state, by which a trial that was broken off is continued on the same text."""
+        return storage.join(self.train_root, self.key, f"checkpoints-{self.data_key}")
 
 
 @dataclass(frozen=True)
@@ -186,7 +191,7 @@ def _described(trial: Trial) -> Row:
         "fraction": config.training.fraction,
         "target_loss": study.target_loss,
         "tasks_tried": len(study.task_sources),
-        "data": trial.plan.data.split("?")[0].rsplit("/", 1)[-1],
+        "data": trial.data_key,
         "config": config.canonical_json(),
     }
 

@@ -6,7 +6,7 @@ written last, says that it is done.
 
 import hashlib
 import io
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -20,7 +20,7 @@ from sparse_model.data.corpora import MEGABYTE, SPLITS, Part, Split, mixed_docum
 from sparse_model.data.manifest import File, Shard, SplitManifest
 from sparse_model.data.tokenizer import Tokenizer
 from sparse_model.errors import InputError
-from sparse_model.storage import join, listdir, read_bytes, write_bytes_atomic
+from sparse_model.storage import join, listdir, read_bytes, sizes, write_bytes_atomic
 
 RECORDS = "parts"
 SHARD_TOKENS = 16 * 2**20  # at most: a part of compressed text may be longer than its files are
@@ -78,15 +78,19 @@ class Tokenising:
 
 
 def finished_parts(folder: str, parts: Sequence[Part]) -> list[PartRecord]:
-    """Records of parts that an earlier, interrupted preparation has finished."""
+    """Records of parts that an earlier, interrupted preparation has finished, all of whose shards are there whole."""
     names = set(listdir(join(folder, RECORDS)))
     found = [part.index for part in parts if f"{part.index:05d}.json" in names]
     if not found:
         return []
-    files = set(listdir(folder))
+    files = sizes(folder)
     with ThreadPoolExecutor(REQUESTS) as pool:
         records = pool.map(lambda index: _read_record(folder, index), found)
-        return [r for r in records if r and files.issuperset(s.name for split in SPLITS for s in r.split(split).shards)]
+        return [record for record in records if record and _is_whole(record, files)]
+
+
+def _is_whole(record: PartRecord, files: Mapping[str, int]) -> bool:
+    return all(files.get(shard.name) == shard.bytes for split in SPLITS for shard in record.split(split).shards)
 
 
 def merged(records: Iterable[PartRecord], split: Split) -> SplitManifest:

@@ -136,8 +136,9 @@ def _byte_level(model: models.BPE) -> tokenizers.Tokenizer:
 
 def _mismatch(vocabulary: Mapping[str, int], pairs: Sequence[tuple[str, ...]]) -> str | None:
     """What keeps an encoder.json and the merges of a vocab.bpe from being one tokenizer."""
-    if not isinstance(vocabulary, dict) or sorted(map(str, vocabulary.values())) != sorted(
-        map(str, range(len(vocabulary)))
+    # by their texts: true and 1.0 are no ids
+    if not isinstance(vocabulary, dict) or sorted(map(repr, vocabulary.values())) != sorted(
+        map(repr, range(len(vocabulary)))
     ):
         return "encoder.json does not give its tokens the ids from 0 on"
     broken = next((pair for pair in pairs if len(pair) != 2), None)

@@ -192,16 +192,22 @@ def _table(title: str, points: Sequence[Point], ratio: bool) -> Table:
     """Points as rows; with `ratio`, the second curve over the first."""
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", caption=INTERVALS, caption_justify="left")
     names = list(points[0].means) if points else []
+    between = " " if len(names) < 3 else "\n"  # more would not stand beside one another with their intervals
     for heading in ("task loss", "tasks", *names, *(["ratio"] if ratio else [])):
         table.add_column(heading, justify="right")
     for point in points:
-        means = [_written(mean, point.intervals[name]) for name, mean in point.means.items()]
-        ratios = [_written(*point.ratio, " x")] if ratio else []
+        means = [_written(mean, point.intervals[name], between) for name, mean in point.means.items()]
+        ratios = [_written(*point.ratio, " x ")] if ratio else []
         table.add_row(f"{point.target:g}", str(point.tasks), *means, *ratios)
     return table
 
 
-def _written(mean: float, interval: Interval, unit: str = "") -> str:
+def _written(mean: float, interval: Interval, between: str) -> str:
     """A mean and, where it is over several tasks, the ends of its interval."""
-    ends = "" if interval is None else f" ({interval[0]:,.1f}–{interval[1]:,.1f})"
-    return f"{mean:,.1f}{unit}{ends}"
+    if interval is None:
+        return f"{_rounded(mean)}{between}".rstrip()
+    return f"{_rounded(mean)}{between}({_rounded(interval[0])}–{_rounded(interval[1])})"
+
+
+def _rounded(value: float) -> str:
+    return f"{value:,.1f}" if value < 1000 else f"{value:,.0f}"

@@ -49,7 +49,8 @@ def train(
     asked = load_study(study, storage_uri)
     config = chosen(asked.space, set_ or [], seed)
     console = terminal()
-    storage.check_writable(out)
+    for place in (out, *([] if checkpoints is None else [checkpoints])):
+        storage.check_writable(place)
     data = prepared(asked, console)
     with Show(console) as show:
         progress = StudyProgress(show, asked)
@@ -58,7 +59,7 @@ def train(
             config.model,
             config.training,
             data,
-            checkpoints=Checkpoints(checkpoints) if checkpoints else None,
+            checkpoints=None if checkpoints is None else Checkpoints(checkpoints),
             report=lambda metrics: progress.training("model", metrics),
         )
     if result.status != "ok":

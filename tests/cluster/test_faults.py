@@ -78,7 +78,7 @@ def bucket(s3_server: str) -> str:
 
 def checkpoint(root: Path) -> Callable[[], set[Path]]:
     """Whether there is a complete checkpoint that was not there before."""
-    pattern = "tiny/ray/train/*/checkpoints/step-*/manifest.json"
+    pattern = "tiny/ray/train/*/checkpoints-*/step-*/manifest.json"
     before = set(root.glob(pattern))
     return lambda: set(root.glob(pattern)) - before
 

@@ -161,7 +161,7 @@ def checkpoints_till(step: int, root: Path, process: subprocess.Popen[bytes], lo
     deadline = time.monotonic() + 300
     seen: set[Path] = set()
     while not seen or max(seen).name < f"step-{step:08d}":
-        seen |= {path.parent for path in root.glob("ray/train/*/checkpoints/step-*/manifest.json")}
+        seen |= {path.parent for path in root.glob("ray/train/*/checkpoints-*/step-*/manifest.json")}
         assert process.poll() is None, log.read_text()
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.01)
@@ -187,7 +187,7 @@ def test_a_killed_worker_and_a_damaged_checkpoint_change_nothing(
     process.wait()
     while training_workers(mark):  # they end a moment after their driver
         time.sleep(0.1)
-    part = max(root.glob("ray/train/*/checkpoints/step-*/manifest.json")).parent / "__1_0.distcp"
+    part = max(root.glob("ray/train/*/checkpoints-*/step-*/manifest.json")).parent / "__1_0.distcp"
     part.write_bytes(part.read_bytes()[:-10])
     said = finish(str(path), str(tmp_path / "broken"), log)
     assert "cannot be read (__1_0.distcp is damaged); trying the one before" in said

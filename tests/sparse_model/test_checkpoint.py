@@ -2,10 +2,12 @@
 
 import errno
 import json
+import logging
 from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.checkpoint.api import CheckpointException
 
 from sparse_model import checkpoint, storage
 from sparse_model.checkpoint import Checkpoints
@@ -73,16 +75,24 @@ def truncate_the_index(folder: Path) -> None:
     newest_file(folder, ".metadata").write_bytes(b"")
 
 
+def lose_the_index(folder: Path) -> None:
+    newest_file(folder, ".metadata").unlink()
+
+
 def truncate_the_manifest(folder: Path) -> None:
     newest_file(folder, "manifest.json").write_text('{"files"')
 
 
-@pytest.mark.parametrize("damage", [truncate, flip_a_bit, lose_a_file, truncate_the_index, truncate_the_manifest])
-def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(tmp_path, damage):
+@pytest.mark.parametrize(
+    "damage", [truncate, flip_a_bit, lose_a_file, truncate_the_index, lose_the_index, truncate_the_manifest]
+)
+def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(tmp_path, caplog, damage):
     store = saved(str(tmp_path), 5, 10)
     damage(tmp_path)
     with pytest.warns(UserWarning, match=r"step-00000010.*cannot be read .*trying the one before"):
         assert restored(store) == 5
+    said = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert not said  # torch has nothing to add
     store.save(10, {"step": 10}, state(10))  # the run goes on and takes the damaged one's place
     assert names(str(tmp_path)) == ["step-00000005", "step-00000010"]
     assert restored(store) == 10
@@ -100,11 +110,29 @@ def full_disk(*args, **options) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.mark.parametrize("part", ["save_tensors", "storage.write_bytes_atomic"])
-def test_a_full_disk_is_one_clear_line_and_the_last_good_checkpoint_stays(tmp_path, monkeypatch, part):
+def full_disk_and_then_more(*args, **options) -> None:
+    """As torch's writer does when it closes a file that it could not fill."""
+    try:
+        try:
+            full_disk()
+        finally:
+            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598")
+    except RuntimeError as error:
+        raise CheckpointException("", {0: (error, None)}) from None
+
+
+@pytest.mark.parametrize(
+    ("part", "failure"),
+    [
+        ("save_tensors", full_disk),
+        ("save_tensors", full_disk_and_then_more),
+        ("storage.write_bytes_atomic", full_disk),
+    ],
+)
+def test_a_full_disk_is_one_clear_line_and_the_last_good_checkpoint_stays(tmp_path, monkeypatch, part, failure):
     store = saved(str(tmp_path), 5)
     with monkeypatch.context() as patch:
-        patch.setattr(f"sparse_model.checkpoint.{part}", full_disk)
+        patch.setattr(f"sparse_model.checkpoint.{part}", failure)
         with pytest.raises(InputError, match=r"cannot keep a checkpoint of step 10 in .*No space left on device"):
             store.save(10, {"step": 10}, state(10))
     assert names(str(tmp_path)) == ["step-00000005"]

@@ -1,4 +1,5 @@
 import json
+import math
 
 import pytest
 import tokenizers
@@ -103,9 +104,23 @@ def reshape(weights):
     weights["embedding"] = torch.zeros(3, 3)
 
 
+def spoil(weights):
+    weights["embedding"][0, 0] = math.inf
+
+
+def make_integer(weights):
+    weights["embedding"] = weights["embedding"].to(torch.int8)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
-    [(drop, r"missing tensors \['embedding'\]"), (add, r"unknown tensors \['extra\.weight'\]"), (reshape, r"\[3, 3\]")],
+    [
+        (drop, r"missing tensors \['embedding'\]"),
+        (add, r"unknown tensors \['extra\.weight'\]"),
+        (reshape, r"\[3, 3\]"),
+        (spoil, "embedding has numbers that are not finite"),
+        (make_integer, r"embedding is a tensor of torch\.int8"),
+    ],
 )
 def test_weights_that_do_not_fit_are_refused_by_name(model, tokenizer, tmp_path, change, message):
     save_pretrained(model, tokenizer, str(tmp_path))
@@ -123,6 +138,14 @@ def test_foreign_configurations_are_refused(model, tokenizer, tmp_path, content)
     save_pretrained(model, tokenizer, str(tmp_path))
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(InputError, match=r"config\.json"):
+        from_pretrained(str(tmp_path))
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe{", b'{"version": '])
+def test_a_damaged_tokenizer_is_refused_by_its_path(model, tokenizer, tmp_path, content):
+    save_pretrained(model, tokenizer, str(tmp_path))
+    (tmp_path / "tokenizer.json").write_bytes(content)
+    with pytest.raises(InputError, match=rf"{tmp_path}/tokenizer\.json: "):
         from_pretrained(str(tmp_path))
 
 

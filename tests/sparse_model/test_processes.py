@@ -107,15 +107,17 @@ def test_a_killed_preparation_goes_on_where_it_stopped(in_one_go: dict[str, byte
     assert files_below(tmp_path) == in_one_go
 
 
-@pytest.mark.parametrize("harm", ["record", "shard"])
+@pytest.mark.parametrize("harm", ["record", "shard", "length"])
 def test_a_part_that_is_damaged_is_made_again(harm: str, in_one_go: dict[str, bytes], tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         make(tmp_path, progress=interrupt_at(0.35, "interrupt"), execute=in_turn)
     (folder,) = (tmp_path / "data").iterdir()
     if harm == "record":
         (folder / "parts" / "00002.json").write_text('{"index": 2, ')
-    else:
+    elif harm == "shard":
         (folder / "heldout-00002.npy").unlink()
+    else:
+        os.truncate(folder / "train-00002.npy", 100)
     recording = Recording()
     make(tmp_path, execute=recording)
     assert recording.asked == [2, 4, 5, 6, 7, 8, 9]

@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -94,12 +95,50 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(data, tmp_path
     assert same(weights(resumed.model), weights(whole.model))
 
 
-def test_a_checkpoint_of_another_model_is_not_continued(data, tmp_path):
+def test_checkpoints_of_another_run_are_refused_and_stay(data, tmp_path):
+    train(MODEL, RECIPE, data, checkpoints=Checkpoints(str(tmp_path / "kept")))
+    kept = sorted(path.name for path in (tmp_path / "kept").iterdir())
+    corpus = CorpusConfig(sources=(SourceConfig(source="idioms", megabytes=0.2),), heldout_fraction=0.05)
+    other_text = prepare(corpus, TokenizerConfig(vocab_size=300), str(tmp_path / "data"))
+    others = [
+        (MODEL.model_copy(update={"d_model": 64}), RECIPE, data, "model.d_model 32, now 64"),
+        (MODEL, RECIPE.model_copy(update={"lr": 0.06}), data, "training.lr 0.05, now 0.06"),
+        (MODEL, RECIPE, other_text, f"data.key '{data.manifest.key}', now '{other_text.manifest.key}'"),
+    ]
+    for model, recipe, text, difference in others:
+        with pytest.raises(InputError, match=f"step-00000040-.* is of another run: {difference}; allowed: "):
+            train(model, recipe, text, checkpoints=Checkpoints(str(tmp_path / "kept")))
+    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == kept
+
+
+def test_how_often_something_is_reported_or_kept_may_change_between_starts(data, tmp_path):
     train(MODEL, RECIPE, data, checkpoints=Checkpoints(str(tmp_path)))
-    wider = MODEL.model_copy(update={"d_model": 64})
-    with pytest.warns(UserWarning, match="cannot be read"):
-        resumed = train(wider, RECIPE, data, checkpoints=Checkpoints(str(tmp_path)))
-    assert same(weights(resumed.model), weights(train(wider, RECIPE, data).model))
+    newest = max(tmp_path.glob("step-*"))
+    shutil.rmtree(newest)  # there is something left to do
+    other = RECIPE.model_copy(update={"log_every": 3, "eval_every": 7, "checkpoint_every": 11})
+    resumed = train(MODEL, other, data, checkpoints=Checkpoints(str(tmp_path)))
+    assert same(weights(resumed.model), weights(train(MODEL, RECIPE, data).model))
+
+
+def test_time_that_was_not_yet_logged_counts_after_a_resumption(data, tmp_path, monkeypatch):
+    """Checkpoints come every 8 steps, of one second each here, logs every 40."""
+    rarely = RECIPE.model_copy(update={"log_every": 40, "eval_every": 40})
+    real_batch, steps = TokenDataset.batch, []
+
+    def slow(self, split, step, **options):
+        steps.append(step)
+        if len(steps) == 30:
+            raise Killed
+        return real_batch(self, split, step, **options)
+
+    monkeypatch.setattr(TokenDataset, "batch", slow)
+    monkeypatch.setattr("sparse_model.training.time.monotonic", lambda: float(len(steps)))
+    with pytest.raises(Killed):
+        train(MODEL, rarely, data, checkpoints=Checkpoints(str(tmp_path)))
+    resumed = train(MODEL, rarely, data, checkpoints=Checkpoints(str(tmp_path)))
+    assert steps[30] == 24
+    assert resumed.metrics["train_seconds"] == 40
+    assert resumed.metrics["tokens_per_second"] == 8 * 32
 
 
 def test_a_diverging_run_stops_early_with_its_reason(data):

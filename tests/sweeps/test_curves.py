@@ -12,7 +12,7 @@ import pytest
 
 from sparse_model.errors import InputError
 from sweeps.cli import status_of
-from sweeps.curves import Point, mean_curves, plot_curves, sizes_of
+from sweeps.curves import TARGETS, Point, draw_curves, mean_curves, plot_curves, sizes_of
 from sweeps.objectives import bootstrap_interval
 from sweeps.rows import write_circuit_rows, write_trial_row
 
@@ -52,6 +52,22 @@ def test_a_studys_rows_are_compared_without_a_search(tmp_path: Path, capsys: pyt
     said = capsys.readouterr().out
     assert said.count("16.0 x") == 6
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("methods", [["node"], ["node", "edge"]])
+def test_the_names_of_the_curves_hide_none_and_no_word_leaves_the_picture(methods: list[str]) -> None:
+    names = ("learned + eliminated", "learned", "attribution", "integrated", "random")
+    points = [Point(target, dict.fromkeys(names, (10, 4000))) for target in TARGETS]
+    figure = draw_curves(dict.fromkeys(methods, points), "Learned masks against baselines: t00000-33693f6c")
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == list(names)
+    assert not any(legend.get_window_extent().overlaps(axes.get_window_extent()) for axes in figure.axes)
+    inside = figure.bbox.padded(1)
+    for text in (*figure.texts, *legend.get_texts()):
+        extent = text.get_window_extent()
+        assert inside.contains(extent.x0, extent.y0), text.get_text()
+        assert inside.contains(extent.x1, extent.y1), text.get_text()
 
 
 def test_nothing_to_draw_and_bad_endings_are_input_errors(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from circuit.evaluation import circuit_score
 from circuit.graph import Circuit
 from circuit.running import nodes_of
 from circuit.tasks import build_task, task_named
+from sparse_model import storage
 from sparse_model.data.tokenizer import Tokenizer
 from sparse_model.model import SparseTransformer
 from sparse_model.pretrained import from_pretrained
@@ -161,6 +163,27 @@ def test_a_released_checkpoint_is_imported_and_pruned(
     assert imported.loss <= imported.target_loss
     for site, mean in imported.means.items():  # of the same text, though not of the same windows
         assert torch.tensor(mean).sub(torch.tensor(trained.means[site])).norm() < 0.2 * torch.tensor(mean).norm(), site
+
+
+def test_what_would_be_written_where_nobody_wants_it_is_refused_before_any_work(
+    study: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["--study", study, "--storage", str(tmp_path / "storage"), "--set", "kind=dense", *SIZE]
+    (tmp_path / "file").write_text("")
+    out, kept = str(tmp_path / "model"), str(tmp_path / "kept")
+    for arguments in (["", *common], [out, *common, "--checkpoints", ""], [out, *common, "--checkpoints", "file"]):
+        with contextlib.chdir(tmp_path):
+            assert status_of(["train", *arguments]) == 2
+        said = capsys.readouterr()
+        assert said.err.count("\n") == 1, said.err
+        assert "data" not in said.out
+    assert status_of(["train", out, *common, "--checkpoints", kept]) == 0
+    names = storage.listdir(kept)
+    capsys.readouterr()
+    assert status_of(["train", out, *common, "--checkpoints", kept, "--seed", "1"]) == 2
+    said = capsys.readouterr().err
+    assert "is of another run: training.seed 0, now 1; allowed: the same run again, or an empty folder\n" in said
+    assert storage.listdir(kept) == names
 
 
 def test_a_task_the_model_cannot_do_exits_1(study: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -58,6 +58,7 @@ def test_a_study_survives_being_stored(study_text: Text) -> None:
         ({"corpus.sources": [{"source": "idioms"}]}, "corpus.sources[0]", "megabytes"),
         ({"corpus.sources": [{"source": "idioms", "megabytes": -1}]}, "corpus.sources[0].megabytes", "-1"),
         ({"tokenizer.vocab_size": 10}, "tokenizer.vocab_size", "257"),
+        ({"trial.training.betas": [0.9, 1.5]}, "trial.training.betas", "1.5"),
         ({"tasks": ["else_elif", "nonsense"]}, "tasks", "'nonsense'"),
         ({"tasks": "else_elif"}, "tasks", "'else_elif'; allowed: 'all' or a list"),
         ({"tasks": [1]}, "tasks[0]", "1; allowed: a text"),
