@@ -2,7 +2,6 @@
 
 import errno
 import json
-import logging
 from pathlib import Path
 
 import pytest
@@ -91,8 +90,8 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(tmp_path, caplo
     damage(tmp_path)
     with pytest.warns(UserWarning, match=r"step-00000010.*cannot be read .*trying the one before"):
         assert restored(store) == 5
-    said = [record for record in caplog.records if record.levelno >= logging.WARNING]
-    assert not said  # torch has nothing to add
+    printed = [record for record in caplog.records if "NullHandler" not in record.name]
+    assert not printed  # torch has nothing to add
     store.save(10, {"step": 10}, state(10))  # the run goes on and takes the damaged one's place
     assert names(str(tmp_path)) == ["step-00000005", "step-00000010"]
     assert restored(store) == 10
