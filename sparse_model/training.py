@@ -53,7 +53,8 @@ def train(
     """Train a model on the tokens of `data`, from its newest checkpoint if there is one (METHOD 3).
 
     In a process group every worker calls this alike; each sees its rows of every batch, and all end with the same
-    weights, or with their shards of them: `parallel` changes results by rounding only. `report` is called every
+    weights, or with their shards of them: `parallel` and the number of workers change results by rounding only, which
+    grows over many steps as it does from one processor to another. `report` is called every
     `log_every` steps on every worker. Raises InputError for a recipe that cannot be, for checkpoints of another run
     (which stay as they are), and where storage fails.
     """
