@@ -14,8 +14,9 @@ from torch import Tensor
 
 from circuit.compact import Edges
 from circuit.compact import blocks as layers
-from circuit.graph import Edge, Node
+from circuit.graph import Circuit, Edge, Node
 from circuit.tasks import PairBatch
+from sparse_model.errors import InputError
 from sparse_model.model import SparseTransformer
 from sparse_model.sites import FINAL_SITE, site_name
 
@@ -67,6 +68,24 @@ def edge_ends(model: SparseTransformer, kept: Kept, first: Mapping[str, int]) ->
         blocks.append(Block(source, target, start, start + len(o)))
         start += len(o)
     return torch.cat(sources), torch.cat(targets), blocks
+
+
+def check_edges(circuit: Circuit, model: SparseTransformer) -> None:
+    """InputError where a circuit's sites or edges are not those of its model."""
+    what = f"circuit of {circuit.task}: not as its model has it:"
+    widths = {FINAL_SITE: model.config.d_model}
+    for _, _, source, target, weight in matrices(model):
+        widths[target], widths[source] = weight.shape
+    for site in sorted(widths.keys() | circuit.means.keys()):
+        means, width = len(circuit.means.get(site, ())), widths.get(site, 0)
+        if means != width:
+            raise InputError(f"{what} {means} means of {site}; allowed: {width}")
+    kept = {site: torch.tensor(circuit.nodes.get(site, ()), dtype=torch.long) for site in widths}
+    own, said = set(edges_between(model, kept)), set(circuit.edges)
+    if strange := min(said - own, default=None):
+        raise InputError(f"{what} edge {strange.name} of weight {strange.weight:g} in {strange.matrix} {strange.layer}")
+    if circuit.method == "node" and own != said:
+        raise InputError(f"{what} edge {min(own - said).name} is lacking")
 
 
 def count_embedding_edges(model: SparseTransformer, kept: Kept, data: PairBatch) -> int:

@@ -107,6 +107,17 @@ class Circuit(Config):
         kept = sum(len(channels) for channels in self.nodes.values())
         if kept != self.n_nodes or len(self.edges) != self.n_edges:
             raise ValueError(f"{kept} nodes and {len(self.edges)} edges; counted as {self.n_nodes} and {self.n_edges}")
+        nodes = {Node(site, channel) for site, channels in self.nodes.items() for channel in channels}
+        for node in nodes:
+            if not 0 <= node.channel < len(self.means.get(node.site, ())):
+                raise ValueError(f"node {node.name} has no mean")
+        for edge in self.edges:
+            if not {edge.source, edge.target} <= nodes:
+                raise ValueError(f"edge {edge.name} is not between two of the nodes")
+        if len(nodes) < kept or len({edge.name for edge in self.edges}) < len(self.edges):
+            raise ValueError("a node or an edge is there twice")
+        if self.scale < 0:
+            raise ValueError(f"scale {self.scale:g}; allowed: 0 and more")
         return self
 
     def to_json(self) -> str:
@@ -117,7 +128,9 @@ class Circuit(Config):
     def from_json(cls, text: str | bytes, name: str = "circuit") -> Circuit:
         """The circuit a JSON text holds; InputError, naming `name`, where it is truncated, no circuit, or of another
         version than this one's."""
-        if (version := _version(text)) not in (None, SCHEMA_VERSION):
+        if (version := _version(text)) is None:
+            raise InputError(f"{name}: not a saved circuit (schema_version is missing)")
+        if version != SCHEMA_VERSION:
             raise InputError(f"{name}: schema_version {version!r}; allowed: {SCHEMA_VERSION}; find the circuit anew")
         try:
             return cls.model_validate_json(text)
@@ -145,19 +158,23 @@ class Circuit(Config):
         return {site: torch.tensor(found, device=device) for site, found in pairs.items()}
 
     def require(self, model: SparseTransformer) -> None:
-        """InputError unless `model` is the one the circuit was found in."""
+        """InputError unless `model` is the one the circuit was found in, and has the circuit's sites and edges."""
+        from circuit.edges import check_edges  # which builds on this file
+
         actual = fingerprint(model)
         if actual != self.model:
             raise InputError(f"model {actual}; the circuit of {self.task} is of model {self.model}")
+        if self.status == "ok":
+            check_edges(self, model)
 
 
 def _version(text: str | bytes) -> Any:
-    """What a JSON object says of its version; None where it is no such thing."""
+    """What a JSON object says of its version, if anything; as if of this one where it is no such thing."""
     try:
         content = json.loads(text)
-    except ValueError:
-        return None
-    return content.get("schema_version") if isinstance(content, dict) else None
+    except (ValueError, RecursionError):
+        return SCHEMA_VERSION
+    return content.get("schema_version") if isinstance(content, dict) else SCHEMA_VERSION
 
 
 def fingerprint(model: SparseTransformer) -> str:

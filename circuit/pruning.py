@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
@@ -67,7 +68,9 @@ def find_circuits(
     is solved where the whole model's own loss is at `config.solved_loss`, or else at the target itself.
     """
     start = time.monotonic()
-    _check_length(model, task)
+    if not targets or not all(math.isfinite(target) for target in targets):
+        raise InputError(f"targets {list(targets)}; allowed: one or more losses in nats")
+    check_length(model, task, text)
     train, heldout = (Judge(model, means, data) for data in (task.train, task.heldout))
     unpruned = train.score(train.everything()).loss
     solved = [target for target in targets if unpruned <= (config.solved_loss or target)]
@@ -100,11 +103,16 @@ def find_circuits(
     return [circuit.model_copy(update={"seconds": seconds, "summary": summary(circuit)}) for circuit in circuits]
 
 
-def _check_length(model: SparseTransformer, task: TaskData) -> None:
+def check_length(model: SparseTransformer, task: TaskData, text: Tensor | None = None) -> None:
+    """InputError where a prompt is longer than the model's context, or than the windows (n, context) of text."""
     longest = max(task.train.tokens.shape[1], task.heldout.tokens.shape[1])
     if longest > model.config.context:
         raise InputError(
             f"task {task.name}: prompts of up to {longest} tokens; the model's context is {model.config.context}"
+        )
+    if text is not None and (len(text) == 0 or text.shape[1] < longest):
+        raise InputError(
+            f"text of {len(text)} windows of {text.shape[1]} tokens; allowed: windows of {longest} and more"
         )
 
 

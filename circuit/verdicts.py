@@ -56,12 +56,15 @@ def _sufficient(circuit: Circuit) -> Verdict:
 
 
 def _necessary(circuit: Circuit) -> Verdict:
-    assert circuit.necessity_loss is not None
+    if circuit.necessity_loss is None:
+        return Verdict("necessity", None, "not measured")
     words = f"loss {circuit.necessity_loss:.3f} of the model with only the circuit ablated (at least {RUINED:.3f})"
     return Verdict("necessity", circuit.necessity_loss >= RUINED, words)
 
 
 def _control(circuit: Circuit) -> Verdict:
+    if circuit.control_loss is None:
+        return Verdict("control", None, "not measured")
     if circuit.control_edges is None:
         words = f"the same search finds no circuit for shuffled answers (it reaches loss {circuit.control_loss:.3f})"
         return Verdict("control", True, words)

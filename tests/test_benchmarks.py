@@ -41,7 +41,7 @@ def test_train_step(tmp_path: Path) -> None:
 
 def test_kernels(tmp_path: Path) -> None:
     figures = run("kernels.py", tmp_path / "figures.json", "--rounds", "1")
-    assert figures.keys() == {"abstopk", "projection_4M", "attention", "loss"}
+    assert figures.keys() == {"abstopk", "abstopk_1024", "projection_4M", "attention", "loss"}
 
 
 def test_prune(tmp_path: Path, study_text: Callable[..., str]) -> None:

@@ -61,9 +61,13 @@ class PairBatch:
         return PairBatch(self.tokens[rows, : int(length.max())], length, self.right[rows], self.wrong[rows])
 
     def shuffled(self, seed: int) -> "PairBatch":
-        """The control task (METHOD section 6): in about half of the pairs, right and wrong swap in both rows."""
-        coins = torch.rand(self.n_pairs, generator=torch.Generator().manual_seed(seed)) < 0.5
-        flip = coins.repeat_interleave(2)
+        """The control task (METHOD section 6): in half of the pairs, right and wrong swap in both rows.
+
+        In exactly half, rounded down: with all or none of a few it would be the task itself, or its opposite.
+        """
+        swapped = torch.zeros(self.n_pairs, dtype=torch.bool)
+        swapped[torch.randperm(self.n_pairs, generator=torch.Generator().manual_seed(seed))[: self.n_pairs // 2]] = True
+        flip = swapped.repeat_interleave(2)
         right, wrong = torch.where(flip, self.wrong, self.right), torch.where(flip, self.right, self.wrong)
         return replace(self, right=right, wrong=wrong)
 

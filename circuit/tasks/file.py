@@ -99,6 +99,8 @@ def _pair(line: str, number: int) -> FilePair | tuple[int, str]:
         content = json.loads(line)
     except ValueError as error:
         return number, f"not JSON ({error})"
+    except RecursionError:
+        return number, f"brackets nested too deep; allowed: an object with {', '.join(TEXTS)}"
     if not isinstance(content, dict):
         return number, f"{type(content).__name__}; allowed: an object with {', '.join(TEXTS)}"
     wrong = next(_wrong_fields(content), None)
@@ -112,6 +114,8 @@ def _wrong_fields(content: dict[str, Any]) -> Iterator[str]:
     for key in TEXTS:
         if not isinstance(content.get(key), str) or not content[key]:
             yield f"{key} is {content[key]!r}; allowed: a text" if key in content else f"{key} is missing"
+        elif any("\ud800" <= letter <= "\udfff" for letter in content[key]):
+            yield f"{key} is {content[key]!r}; allowed: whole characters, without half of a surrogate pair"
     if content.get("split", "train") not in SPLITS:
         yield f"split is {content['split']!r}; allowed: {' or '.join(SPLITS)}"
 

@@ -14,7 +14,7 @@ from circuit.ablation import Means
 from circuit.baselines import BASELINES, scores, sizes
 from circuit.config import PruneConfig
 from circuit.evaluation import Judge
-from circuit.pruning import METHODS, Method
+from circuit.pruning import METHODS, Method, check_length
 from circuit.search import Solution, edge_circuits, node_circuits
 from circuit.tasks import check_source, source_name, task_data
 from sparse_model.errors import InputError
@@ -129,8 +129,9 @@ def _methods(prune: Prune, task: str) -> dict[str, Curve]:
 
 def _judge(prune: Prune, task: str) -> Judge:
     model, tokenizer = from_pretrained(prune.model)
-    prompts = task_data(task, tokenizer, pairs=prune.config.pairs, seed=prune.config.seed).train
-    return Judge(model.requires_grad_(False), prune.means, prompts)
+    prompts = task_data(task, tokenizer, pairs=prune.config.pairs, seed=prune.config.seed)
+    check_length(model, prompts)
+    return Judge(model.requires_grad_(False), prune.means, prompts.train)
 
 
 def _edges(circuits: Mapping[float, Solution]) -> Curve:

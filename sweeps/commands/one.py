@@ -97,6 +97,8 @@ def prune(
     Mean activations are taken over the study's training text, in the model's own tokens.
     """
     check_source(task)  # before the data are prepared
+    if out is not None:
+        storage.check_writable(out.rpartition("/")[0] or ("/" if out.startswith("/") else "."))
     asked = load_study(study, storage_uri)
     config = settings(asked, target, stability=stability, restarts=restarts or asked.pruning.restarts)
     trained, tokenizer, known = opened(model, asked)
@@ -105,9 +107,9 @@ def prune(
         circuit = find_circuit(
             trained, prompts, known.means, config, method=method, text=known.text, progress=searching(show)
         )
+    describe(circuit, terminal())
     if out is not None:
         circuit.save(out)
-    describe(circuit, terminal())
     return 0 if circuit.status == "ok" else 1
 
 

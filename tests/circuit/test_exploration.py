@@ -38,6 +38,20 @@ def test_the_budget_is_seeds_then_points_around_the_settings() -> None:
     assert seen == first
 
 
+def test_settings_outside_the_range_of_tuning_are_searched_with_all_the_same() -> None:
+    tried: list[PruneConfig] = []
+
+    def search(config: PruneConfig) -> float:
+        tried.append(config)
+        return 1.0
+
+    config = PruneConfig(weight_decay=0, k_coef=1e-8, init_bias=1, seed=2**32 - 1, restarts=2, tuning_trials=2)
+    explore(config, search)
+    assert tried[0] == config
+    assert [start.seed for start in tried[:2]] == [2**32 - 1, 0]
+    assert len(tried) == 4
+
+
 def test_the_smallest_of_all_searches_is_kept_and_the_control_has_as_many(planted: Any, monkeypatch: Any) -> None:
     learned: list[str] = []
 

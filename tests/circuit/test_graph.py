@@ -157,6 +157,51 @@ def test_truncated_foreign_and_inconsistent_json_are_refused(found: Circuit, tmp
         Circuit.load(str(tmp_path / "missing.json"))
 
 
+def changed_json(circuit: Circuit, **fields: Any) -> str:
+    return json.dumps(json.loads(circuit.to_json()) | fields)
+
+
+def test_a_file_that_contradicts_itself_is_refused(found: Circuit) -> None:
+    content = json.loads(found.to_json())
+    nodes, edges, means = content["nodes"], content["edges"], content["means"]
+    site = next(iter(nodes))
+    lost = {name: channels for name, channels in nodes.items() if name != edges[0][3][0]}
+    broken = {
+        "has no mean": {"nodes": nodes | {site: [*nodes[site][:-1], 9999]}},
+        "has no mean ": {"nodes": nodes | {site: [-1, *nodes[site][1:]]}},
+        "has no mean  ": {"means": {name: values for name, values in means.items() if name != site}},
+        "is not between two of the nodes": {"nodes": lost, "n_nodes": sum(map(len, lost.values()))},
+        "is there twice": {"edges": [edges[0], *edges], "n_edges": len(edges) + 1},
+        "is there twice ": {"nodes": nodes | {site: [*nodes[site], nodes[site][0]]}, "n_nodes": found.n_nodes + 1},
+        "scale -1; allowed": {"scale": -1.0},
+    }
+    for words, fields in broken.items():
+        with pytest.raises(InputError, match=f"file: not a saved circuit .*{words.strip()}"):
+            Circuit.from_json(changed_json(found, **fields), "file")
+    del content["schema_version"]
+    with pytest.raises(InputError, match=r"file: not a saved circuit \(schema_version is missing"):
+        Circuit.from_json(json.dumps(content), "file")
+
+
+def test_a_file_that_contradicts_its_model_is_not_run(planted: Any, found: Circuit) -> None:
+    content = json.loads(found.to_json())
+    edges, means = content["edges"], content["means"]
+    heavier = [*edges[0][:4], 99.0]
+    site, values = next(iter(means.items()))
+    broken = {
+        "edge .* of weight 99 in": {"edges": [heavier, *edges[1:]]},
+        "edge .* is lacking": {"edges": edges[1:], "n_edges": len(edges) - 1},
+        f"{len(values) + 1} means of {site}; allowed: {len(values)}": {"means": means | {site: [*values, 0.0]}},
+        "1 means of layers.9.attn.q; allowed: 0": {"means": means | {"layers.9.attn.q": [0.0]}},
+    }
+    for words, fields in broken.items():
+        circuit = Circuit.from_json(changed_json(found, **fields))
+        with pytest.raises(InputError, match=f"circuit of {found.task}: not as its model has it: {words}"):
+            circuit.require(planted.model)
+    pruned = Circuit.from_json(changed_json(found, method="edge", edges=edges[1:], n_edges=len(edges) - 1))
+    pruned.require(planted.model)
+
+
 def test_another_version_is_refused_in_one_line(found: Circuit, tmp_path: Path) -> None:
     for version in ("1", "3", '"x"'):
         path = tmp_path / "circuit.json"

@@ -105,7 +105,7 @@ def test_the_planted_circuit_stands_resampling_and_one_that_relies_on_a_mean_doe
 
 
 def test_text_shorter_than_a_prompt_is_refused(planted: Any) -> None:
-    with pytest.raises(InputError, match="text of 9 tokens"):
+    with pytest.raises(InputError, match="windows of 9 tokens; allowed: windows of"):
         find_circuit(planted.model, planted.task, planted.means, PruneConfig(steps=2), text=TEXT[:, :9])
 
 

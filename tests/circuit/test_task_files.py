@@ -82,6 +82,8 @@ MISTAKES = {
     "answer_a is missing": pair(0, answer_a=None),
     "prompt_b is 3; allowed: a text": pair(0, prompt_b=3),
     "prompt_a is ''": pair(0, prompt_a=""),
+    "brackets nested too deep": "[" * 100_000,
+    r"prompt_a is 'x = \ud800\nfor x'; allowed: whole characters": pair(0, prompt_a="x = \ud800\nfor x"),
     "unknown key 'answer'": pair(0, answer="x"),
     "split is 'test'; allowed: train or heldout": pair(0, split="test"),
     "answer_a ' in items' is 2 tokens after its prompt (' in' ' items'); allowed: one": pair(0, answer_a=" in items"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,14 @@ def test_commands_on_a_trained_model(
     assert status_of(["curves", model, model, *common, "--tasks", "else_elif"]) == 0
     assert "1.0 x" in capsys.readouterr().out
     assert status_of(["curves", model, model, *common, "--tasks", "nonsense"]) == 2
+    pairs = [
+        {"prompt_a": f"x = {n}\n" * 100 + "for x", "answer_a": " in", "prompt_b": f"while x < {n}", "answer_b": ":"}
+        for n in range(4)
+    ]
+    (tmp_path / "long.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    for command in (["curves", model, model], ["baselines", model]):
+        assert status_of([*command, *common, "--tasks", str(tmp_path / "long.jsonl")]) == 2
+        assert "task long: prompts of up to" in capsys.readouterr().err
     _nothing_is_searched_twice(model, common, tmp_path, capsys, monkeypatch)
 
 

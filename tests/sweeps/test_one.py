@@ -180,6 +180,11 @@ def test_what_would_be_written_where_nobody_wants_it_is_refused_before_any_work(
     assert status_of(["train", out, *common, "--checkpoints", kept]) == 0
     names = storage.listdir(kept)
     capsys.readouterr()
+    assert status_of(["prune", out, TASK, *common[:4], "--out", "/proc/nothing/c.json"]) == 2
+    said = capsys.readouterr()
+    assert "cannot write /proc/nothing" in said.err
+    assert not said.out
+    capsys.readouterr()
     assert status_of(["train", out, *common, "--checkpoints", kept, "--seed", "1"]) == 2
     said = capsys.readouterr().err
     assert "is of another run: training.seed 0, now 1; allowed: the same run again, or an empty folder\n" in said
