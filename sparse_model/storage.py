@@ -65,6 +65,15 @@ def join(uri: str, *parts: str) -> str:
     return location + separator + query
 
 
+def parent(uri: str) -> str:
+    """The URI of the folder that a file is in."""
+    location, separator, query = uri.partition("?") if _has_query(uri) else (uri, "", "")
+    folder, slash, _ = location.rpartition("/")
+    if not folder or folder.endswith(":/"):  # the root of a disk or a store, or the working directory
+        folder = folder + slash or "."
+    return folder + separator + query
+
+
 def safe_name(name: str, what: str = "name") -> str:
     """`name`, if it can be one component of a path in every store; raises InputError otherwise."""
     if not SAFE_NAME.fullmatch(name) or len(name) > 200:

@@ -98,7 +98,7 @@ def prune(
     """
     check_source(task)  # before the data are prepared
     if out is not None:
-        storage.check_writable(out.rpartition("/")[0] or ("/" if out.startswith("/") else "."))
+        storage.check_writable(storage.parent(out))
     asked = load_study(study, storage_uri)
     config = settings(asked, target, stability=stability, restarts=restarts or asked.pruning.restarts)
     trained, tokenizer, known = opened(model, asked)

@@ -218,6 +218,22 @@ def test_unsafe_names_are_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("uri", "folder"),
+    [
+        ("a.json", "."),
+        ("a/b.json", "a"),
+        ("/a.json", "/"),
+        ("/a/b?.json", "/a"),
+        ("memory://a.json", "memory://"),
+        ("s3://bucket/a/b.json", "s3://bucket/a"),
+        ("s3://bucket/b.json?endpoint_override=http://h:1", "s3://bucket?endpoint_override=http://h:1"),
+    ],
+)
+def test_parent(uri: str, folder: str) -> None:
+    assert storage.parent(uri) == folder
+
+
+@pytest.mark.parametrize(
     ("uri", "reason"),
     [
         ("nosuch://bucket/x", "Protocol not known"),
