@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from circuit.config import PruneConfig
 
@@ -33,13 +32,9 @@ def _tune(config: PruneConfig, result: float, search: Callable[[PruneConfig], fl
     # where the range cannot be around it, the nearest that is in it stands for what was searched with
     centre = {name: min(max(getattr(config, name), low), high) for name, (low, high) in space.items()}
     study.add_trial(optuna.trial.create_trial(params=centre, distributions=distributions, value=result))
-
-    def objective(trial: Any) -> float:
-        return search(
-            config.model_copy(update={name: trial.suggest_float(name, *space[name], log=True) for name in space})
-        )
-
-    study.optimize(objective, n_trials=config.tuning_trials)
+    for _ in range(config.tuning_trials):
+        trial = study.ask(distributions)
+        study.tell(trial, search(config.model_copy(update=trial.params)))
 
 
 def _range(centre: float, factor: float, name: str) -> tuple[float, float]:

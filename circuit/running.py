@@ -5,7 +5,9 @@ Shapes: B prompts, T time, R rows of a task's prompts, S kept channels of a site
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from copy import copy
 from typing import NamedTuple
 
 import torch
@@ -53,16 +55,24 @@ class CircuitModel:
             raise InputError(f"circuit of {circuit.task} is {circuit.status}: there are no nodes to run")
         self.model, self.circuit, self.device = model, circuit, model.embedding.device
         self.calibration = Calibration(circuit.scale, circuit.shift)
-        self.means = means_of(circuit, self.device)
-        self.held = dict(nodes or {})
+        self.other_visit = visit
+        self._hold(nodes or {}, edges or {})
+
+    def holding(self, nodes: Mapping[Node, float], edges: Mapping[Edge, float]) -> CircuitModel:
+        """The same circuit with these held and no others. The model is not compared with the circuit's again."""
+        other = copy(self)
+        other._hold(nodes, edges)
+        return other
+
+    def _hold(self, nodes: Mapping[Node, float], edges: Mapping[Edge, float]) -> None:
+        self.means, self.held = means_of(self.circuit, self.device), dict(nodes)
         for node, value in self.held.items():
             if not self._inside(node):
                 self.means[node.site][node.channel] = value
-        index = NodeIndex(model)
-        kept = index.channels(index.flat(circuit.nodes))
-        self.other_visit = visit
-        self.compact = AblatedModel(model, self.means, kept, self._edges(edges or {}), self._visit)
-        for edge, value in (edges or {}).items():
+        index = NodeIndex(self.model)
+        kept = index.channels(index.flat(self.circuit.nodes))
+        self.compact = AblatedModel(self.model, self.means, kept, self._edges(edges), self._visit)
+        for edge, value in edges.items():
             amount = edge.weight * (value - float(self.means[edge.source.site][edge.source.channel]))
             self.compact.add_input(edge.target.site, edge.target.channel, amount)
 
@@ -109,32 +119,35 @@ def changed(model: SparseTransformer, circuit: Circuit, data: PairBatch, values:
     """What becomes of a circuit when nodes or edges are held at values, by name; None is the mean: ablation.
 
     A node is held at all positions, also one outside the circuit. An edge is held alone: its target sees the source at
-    the value. InputError for a name that is neither, with what is allowed.
+    the value. InputError for a name that is neither, with what is allowed, and for a value that is not finite.
     """
     parts = {part_named(model, circuit, name): value for name, value in values.items()}
-    return Effect(CircuitModel(model, circuit).score(data).loss, *_after(model, circuit, data, parts))
+    for name, value in values.items():
+        if value is not None and not math.isfinite(value):
+            raise InputError(f"{name}: value {value}; allowed: a finite number")
+    unchanged = CircuitModel(model, circuit)
+    return Effect(unchanged.score(data).loss, *_after(unchanged, data, parts))
 
 
 def effects(model: SparseTransformer, circuit: Circuit, data: PairBatch) -> dict[str, Effect]:
     """What the ablation of every single node and edge of a circuit does, the most harmful first."""
-    before = CircuitModel(model, circuit).score(data).loss
+    unchanged = CircuitModel(model, circuit)
+    before = unchanged.score(data).loss
     parts: list[Node | Edge] = [*nodes_of(circuit), *circuit.edges]
-    found = {part.name: Effect(before, *_after(model, circuit, data, {part: None})) for part in parts}
+    found = {part.name: Effect(before, *_after(unchanged, data, {part: None})) for part in parts}
     return dict(sorted(found.items(), key=lambda item: -item[1].after))
 
 
-def _after(
-    model: SparseTransformer, circuit: Circuit, data: PairBatch, values: Mapping[Node | Edge, float | None]
-) -> Score:
+def _after(unchanged: CircuitModel, data: PairBatch, values: Mapping[Node | Edge, float | None]) -> Score:
     nodes, edges = dict[Node, float](), dict[Edge, float]()
     for part, value in values.items():
         source = part.source if isinstance(part, Edge) else part
-        held = circuit.means[source.site][source.channel] if value is None else value
+        held = unchanged.circuit.means[source.site][source.channel] if value is None else value
         if isinstance(part, Edge):
             edges[part] = held
         else:
             nodes[part] = held
-    return CircuitModel(model, circuit, nodes=nodes, edges=edges).score(data)
+    return unchanged.holding(nodes, edges).score(data)
 
 
 def nodes_of(circuit: Circuit) -> list[Node]:

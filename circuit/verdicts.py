@@ -50,7 +50,7 @@ def _sufficient(circuit: Circuit) -> Verdict:
     limit = HELDOUT * circuit.target_loss
     words = (
         f"loss {circuit.heldout_loss:.3f} and {circuit.heldout_accuracy:.1%} right on held-out prompts with all other "
-        f"nodes at their means (at most {limit:.3f})"
+        f"nodes at their means and logits times {circuit.scale:.3g} (at most {limit:.3f})"
     )
     return Verdict("sufficiency", circuit.heldout_loss <= limit, words)
 

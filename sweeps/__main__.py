@@ -1,5 +1,17 @@
-"""`python -m sweeps`."""
+"""The program `sweeps`; also `python -m sweeps`."""
 
-from sweeps.cli import main
+import sys
 
-main()
+
+def main() -> None:
+    """`sweeps.cli.main`, whose imports take seconds: a Ctrl-C in these is told in one line too."""
+    try:
+        from sweeps.cli import main as run
+    except KeyboardInterrupt:
+        print("sweeps: interrupted", file=sys.stderr)
+        sys.exit(130)
+    run()
+
+
+if __name__ == "__main__":
+    main()

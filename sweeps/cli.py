@@ -61,7 +61,7 @@ def status_of(arguments: list[str] | None = None) -> int:
             _say(line)
         return BAD_INPUT
     except (KeyboardInterrupt, typer.Abort):
-        _say("interrupted; the same command continues from here")
+        _say("interrupted; what was finished is kept, and the same command goes on from there")
         return INTERRUPTED
     except Exception as error:
         _say(redacted(f"failed: {type(error).__name__}: {' '.join(str(error).split())}"))

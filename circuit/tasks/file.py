@@ -81,10 +81,8 @@ def build_file_task(task: TaskFile, tokenizer: Tokenizer, *, n_train: int, n_hel
     first_lines: dict[tuple[int, ...], int] = {}
     for pair in task.pairs:
         found, wrong = _rows(pair, tokenizer)
-        for prompt in sorted({row.prompt for row in found}):
-            first = first_lines.setdefault(prompt, pair.line)
-            if first != pair.line:
-                wrong.append(f"a prompt of line {first} is there again; allowed: each prompt once")
+        before = {first_lines.setdefault(row.prompt, pair.line) for row in found} - {pair.line}
+        wrong += [f"a prompt of line {line} is there again; allowed: each prompt once" for line in sorted(before)]
         mistakes += [(pair.line, message) for message in wrong]
         if not wrong:
             rows.append((pair, (found[0], found[1])))

@@ -105,6 +105,8 @@ def ablate(
     trained, prompts = _prompted(circuit, model, task, study, storage_uri)
     if names:
         values = dict(_assigned(name) for name in names)
+        if len(values) < len(names):
+            raise InputError(f"parts {' '.join(names)}; allowed: each part once")
         found = {" ".join(names): changed(trained, circuit, prompts.heldout, values)}
     else:
         found = effects(trained, circuit, prompts.heldout)
@@ -150,8 +152,10 @@ def _prompted(
 
 def _assigned(text: str) -> tuple[str, float | None]:
     name, equals, value = text.partition("=")
+    if not equals:
+        return name, None
     try:
-        return name, float(value) if equals else None
+        return name, float(value)
     except ValueError:
         raise InputError(f"{text!r}: value {value!r}; allowed: a number") from None
 

@@ -23,7 +23,7 @@ from sweeps.circuits import settings
 from sweeps.commands.data import StorageOption
 from sweeps.commands.one import opened
 from sweeps.curve_store import CurveStore
-from sweeps.curves import TARGETS, Curve, Interval, Point, Sizes, mean_curves, plot_curves, sizes_of, stored_rows
+from sweeps.curves import TARGETS, Curve, Interval, Point, mean_curves, plot_curves, sizes_of, stored_rows
 from sweeps.parallel import on_all_cores
 from sweeps.plot import image_format
 from sweeps.progress import Show
@@ -49,7 +49,8 @@ def curves(
 ) -> int:
     """Circuit size of two models at task losses from 0.5 to 0.002 nats, and the ratio of b to a at each.
 
-    A model at <study>/models/<trial> whose rows hold more than one target loss is not pruned again.
+    A model at <study>/models/<trial> whose rows hold more than one target loss is not pruned again, but for tasks that
+    --tasks names and its rows do not hold.
     """
     if plot is not None:
         image_format(plot)  # before an hour of searches
@@ -58,7 +59,7 @@ def curves(
     chosen = _tasks(asked, tasks)
     names = {"a": a, "b": b} if _name(a) == _name(b) else {_name(a): a, _name(b): b}
     with Show(console) as show:
-        found = {name: _stored(uri, chosen) or _searched(uri, name, asked, chosen, show) for name, uri in names.items()}
+        found = {name: _sizes(uri, name, asked, chosen, tasks is not None, show) for name, uri in names.items()}
     panels: dict[str, list[Point]] = {}
     for method in METHODS:
         by_name = {name: curves[method] for name, curves in found.items()}
@@ -162,17 +163,27 @@ def _by_task(
     return {source_name(task): found[task] for task in tasks}
 
 
-def _searched(uri: str, name: str, study: Study, tasks: Sequence[str], show: Show) -> dict[Method, Sizes]:
-    found = _by_task(_methods, uri, name, study, tasks, show)
-    return {method: {task: curves[method] for task, curves in found.items() if curves} for method in METHODS}
-
-
-def _stored(uri: str, tasks: Sequence[str]) -> dict[Method, Sizes] | None:
-    """What the study of a trial's model has stored; None where that is no curve."""
+def _sizes(
+    uri: str, name: str, study: Study, tasks: Sequence[str], named: bool, show: Show
+) -> dict[Method, dict[str, Curve]]:
+    """By method and task: what the study of a trial's model has stored and, where the user has `named` tasks that it
+    has not, what a search finds for these. Where it has stored no curve, all tasks are searched."""
     rows = [row for row in stored_rows(uri) if row["task"] in map(source_name, tasks)]
     if len({row["target_loss"] for row in rows}) < 2:
-        return None
-    return {method: sizes_of(rows, method) for method in METHODS}
+        return _searched(uri, name, study, tasks, show)
+    found: dict[Method, dict[str, Curve]] = {method: {**sizes_of(rows, method)} for method in METHODS}
+    missing = [task for task in tasks if source_name(task) not in {row["task"] for row in rows}]
+    if missing and named:
+        searched = _searched(uri, name, study, missing, show)
+        return {method: found[method] | searched[method] for method in METHODS}
+    if missing:
+        show.line(f"{name}: rows hold {len(tasks) - len(missing)} of {len(tasks)} tasks; --tasks searches others")
+    return found
+
+
+def _searched(uri: str, name: str, study: Study, tasks: Sequence[str], show: Show) -> dict[Method, dict[str, Curve]]:
+    found = _by_task(_methods, uri, name, study, tasks, show)
+    return {method: {task: curves[method] for task, curves in found.items() if curves} for method in METHODS}
 
 
 def _tasks(study: Study, names: str | None) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 
 from circuit import search
@@ -14,6 +15,7 @@ from circuit.exploration import FACTORS, explore
 from circuit.masks import NodeIndex, learn_masks
 from circuit.pruning import find_circuit
 from circuit.search import Solution, combined, edge_circuits, smallest
+from circuit.watch import Stopped
 
 
 def test_the_budget_is_seeds_then_points_around_the_settings() -> None:
@@ -50,6 +52,17 @@ def test_settings_outside_the_range_of_tuning_are_searched_with_all_the_same() -
     assert tried[0] == config
     assert [start.seed for start in tried[:2]] == [2**32 - 1, 0]
     assert len(tried) == 4
+
+
+def test_a_stop_while_tuning_is_passed_on_and_says_nothing_itself(capfd: pytest.CaptureFixture[str]) -> None:
+    def search(config: PruneConfig) -> float:
+        if config.lr != PruneConfig().lr:
+            raise Stopped
+        return 1.0
+
+    with pytest.raises(Stopped):
+        explore(PruneConfig(tuning_trials=2), search)
+    assert capfd.readouterr().err == ""
 
 
 def test_the_smallest_of_all_searches_is_kept_and_the_control_has_as_many(planted: Any, monkeypatch: Any) -> None:

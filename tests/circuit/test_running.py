@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from typing import Any
 
 import pytest
@@ -148,6 +149,26 @@ def test_effects_are_of_every_part_and_all_planted_ones_matter(planted: Any, cir
     assert min(effect.after for effect in found.values()) > 0.15
     losses = [effect.after for effect in found.values()]
     assert losses == sorted(losses, reverse=True)
+
+
+def test_the_model_is_compared_with_the_circuit_once_for_all_effects(
+    planted: Any, circuit: Circuit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[str] = []
+
+    def counted(model: Any) -> str:
+        compared.append(fingerprint(model))
+        return compared[-1]
+
+    monkeypatch.setattr("circuit.graph.fingerprint", counted)
+    assert len(effects(planted.model, circuit, planted.task.heldout)) == 12
+    assert compared == [circuit.model]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_values_that_are_not_finite_are_refused(planted: Any, circuit: Circuit, value: float) -> None:
+    with pytest.raises(InputError, match=f"final.in.5: value {value}; allowed: a finite number"):
+        changed(planted.model, circuit, planted.task.heldout, {"final.in.5": value})
 
 
 def test_a_sign_flipped_by_hand_flips_every_answer(planted: Any, circuit: Circuit) -> None:

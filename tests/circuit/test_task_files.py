@@ -91,6 +91,7 @@ MISTAKES = {
     "both prompts have the same answer": pair(0, answer_b=" in"),
     "the two prompts are the same": pair(0, prompt_b="x = 0\nfor x"),
     "a prompt of line 2 is there again; allowed: each prompt once": pair(2, prompt_b="x = 2\nwhile y"),
+    "a prompt of line 1 is there again": pair(1),
 }
 
 

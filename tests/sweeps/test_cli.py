@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -149,7 +151,7 @@ def test_a_changed_study_is_refused(study_text: Text, tmp_path: Path, capsys: py
 def test_failures_and_interrupts(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for error, status, words in (
         (RuntimeError("broken\nin two lines"), 1, "failed: RuntimeError: broken in two lines"),
-        (KeyboardInterrupt(), 130, "same command continues"),
+        (KeyboardInterrupt(), 130, "finished is kept, and the same command goes on"),
         (InputError("bad"), 2, "bad"),
     ):
 
@@ -160,6 +162,21 @@ def test_failures_and_interrupts(monkeypatch: pytest.MonkeyPatch, capsys: pytest
         assert status_of([]) == status
         (line,) = capsys.readouterr().err.splitlines()
         assert words in line
+
+
+def test_an_interrupt_while_libraries_are_imported_is_one_line() -> None:
+    program = """
+import sys
+class Interrupting:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupting())
+from sweeps.__main__ import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (130, "sweeps: interrupted\n")
 
 
 def test_frontier_formats(study_folder: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:

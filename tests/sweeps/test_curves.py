@@ -38,7 +38,9 @@ def test_methods_and_unsolved_tasks_are_kept_apart() -> None:
     assert sizes_of(rows, "edge") == {"x": {0.5: 3}}
 
 
-def test_a_studys_rows_are_compared_without_a_search(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_studys_rows_are_compared_without_a_search_of_their_tasks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     for trial, factor in (("lean", 1), ("wide", 16)):
         rows = [
             row(trial, "else_elif", target, factor * edges, method)
@@ -52,6 +54,17 @@ def test_a_studys_rows_are_compared_without_a_search(tmp_path: Path, capsys: pyt
     assert status_of(["curves", *models, "--plot", str(picture)]) == 0
     said = capsys.readouterr().out
     assert said.count("16.0 x") == 6
+    assert "wide: rows hold 1 of 20 tasks; --tasks searches others" in said
+    searched: list[str] = []
+
+    def search(search: Any, uri: str, name: str, study: Any, tasks: list[str], show: Any) -> dict[str, Any]:
+        searched.append(f"{name} {' '.join(tasks)}")
+        return {task: {"node": {0.5: 3, 0.15: 6}, "edge": {0.5: 3, 0.15: 6}} for task in tasks}
+
+    monkeypatch.setattr("sweeps.commands.curves._by_task", search)
+    assert status_of(["curves", *models, "--tasks", "else_elif,with_as"]) == 0
+    assert searched == ["lean with_as", "wide with_as"]
+    assert capsys.readouterr().out.count("4.0 x") == 4  # geometric mean of 16 and 1, where both tasks reach the loss
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 

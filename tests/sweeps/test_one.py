@@ -98,6 +98,9 @@ def look_at(circuit: Circuit, file: str, model: str, common: list[str], capsys: 
     for wrong, told in (("nothing.1", "is no node"), (f"{nodes[0].name}=x", "allowed: a number")):
         assert status_of(["circuit", "ablate", file, wrong, "--model", model, *common]) == 2
         assert told in capsys.readouterr().err
+    twice = (f"{nodes[0].name}={value}" for value in (1, 2))
+    assert status_of(["circuit", "ablate", file, *twice, "--model", model, *common]) == 2
+    assert "allowed: each part once" in capsys.readouterr().err
     other = ["--task", "other.jsonl"]
     assert status_of(["circuit", "ablate", file, "--model", model, *other, *common]) == 2
 
