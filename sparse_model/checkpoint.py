@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
 from sparse_model import storage
 from sparse_model.errors import InputError
-from sparse_model.store_errors import StorageUnavailable
+from sparse_model.store_errors import StorageFailed, StorageUnavailable
 from sparse_model.workers import from_first, gathered, rank, world_size
 
 Progress = dict[str, Any]
@@ -86,7 +86,7 @@ class Checkpoints:
         return False
 
     def save(self, step: int, progress: Progress, tensors: Tensors) -> None:
-        """Raises InputError, on every worker, if the checkpoint cannot be kept; the ones before it stay.
+        """Raises StorageFailed, on every worker, if the checkpoint cannot be kept; the ones before it stay.
 
         StorageUnavailable where the store is down; what was written then is dropped after a later checkpoint.
         """
@@ -99,7 +99,7 @@ class Checkpoints:
             _on_all(
                 lambda: storage.remove(storage.join(self.uri, name)) if rank() == 0 else None
             )  # room on a full disk
-            raise InputError(f"storage: cannot keep a checkpoint of step {step} in {self.uri}: {problem}")
+            raise StorageFailed(f"storage: cannot keep a checkpoint of step {step} in {self.uri}: {problem}")
         _, problem = _on_all(lambda: self._remove_old(name) if rank() == 0 else None)
         if problem:
             self.warn(f"old checkpoints in {self.uri} stay: {problem}")

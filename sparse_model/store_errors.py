@@ -45,6 +45,10 @@ class StorageUnavailable(InputError):
     """A store that may be back later: nothing is wrong with what was asked."""
 
 
+class StorageFailed(InputError):
+    """A store that could not take what was to be written, as when it is full: nothing is wrong with what was asked."""
+
+
 def persistently(action: str, uri: str, operation: Callable[[], Answer], patience: float | None = None) -> Answer:
     """Do something in a store, again and again with growing pauses while it fails for reasons that pass.
 
@@ -84,7 +88,8 @@ def refusing(action: str, uri: str) -> Iterator[None]:
             reason = "it does not exist"
         elif isinstance(error, OSError) and error.strerror:
             reason = " ".join(error.strerror.split())
-        kind = StorageUnavailable if is_passing(error) else InputError
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        kind = StorageFailed if full else StorageUnavailable if is_passing(error) else InputError
         raise kind(f"storage: cannot {action} {redacted(uri)}: {redacted(reason)}") from error
 
 

@@ -8,7 +8,7 @@ import typer
 from pydantic import ValidationError
 
 from sparse_model.errors import InputError
-from sparse_model.store_errors import StorageUnavailable, redacted
+from sparse_model.store_errors import StorageFailed, StorageUnavailable, redacted
 from sweeps.commands import circuit, cluster, curves, data, doctor, frontier, importing, one, run, search
 
 app = typer.Typer(
@@ -53,7 +53,7 @@ def status_of(arguments: list[str] | None = None) -> int:
         for detail in error.errors():
             _say(f"{'.'.join(map(str, detail['loc']))}: {detail['input']!r}: {detail['msg']}")
         return BAD_INPUT
-    except StorageUnavailable as error:
+    except (StorageUnavailable, StorageFailed) as error:
         _say(f"failed: {error}")
         return FAILED
     except InputError as error:

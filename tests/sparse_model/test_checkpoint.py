@@ -11,7 +11,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from sparse_model import checkpoint, storage
 from sparse_model.checkpoint import Checkpoints
 from sparse_model.errors import InputError
-from sparse_model.store_errors import StorageUnavailable
+from sparse_model.store_errors import StorageFailed, StorageUnavailable
 
 
 def state(step: int) -> dict[str, torch.Tensor]:
@@ -132,7 +132,7 @@ def test_a_full_disk_is_one_clear_line_and_the_last_good_checkpoint_stays(tmp_pa
     store = saved(str(tmp_path), 5)
     with monkeypatch.context() as patch:
         patch.setattr(f"sparse_model.checkpoint.{part}", failure)
-        with pytest.raises(InputError, match=r"cannot keep a checkpoint of step 10 in .*No space left on device"):
+        with pytest.raises(StorageFailed, match=r"cannot keep a checkpoint of step 10 in .*No space left on device"):
             store.save(10, {"step": 10}, state(10))
     assert names(str(tmp_path)) == ["step-00000005"]
     assert restored(store) == 5

@@ -11,6 +11,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from sparse_model import storage
 from sparse_model.errors import InputError
+from sparse_model.store_errors import StorageFailed
 
 
 class TestEveryStore:
@@ -180,7 +181,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_scrap(tmp_path: Path, monkeyp
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", broken)
-    with pytest.raises(InputError, match="No space left on device"):
+    with pytest.raises(StorageFailed, match="No space left on device"):
         storage.write_bytes_atomic(str(tmp_path / "a"), b"new")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     assert (tmp_path / "a").read_bytes() == b"old"

@@ -16,6 +16,7 @@ import pytest
 
 from circuit.tasks import TASKS
 from sparse_model.errors import InputError
+from sparse_model.store_errors import StorageFailed, StorageUnavailable
 from sweeps import cli
 from sweeps.cli import status_of
 from sweeps.cluster import HOLDER, capacity, own_resources
@@ -153,6 +154,8 @@ def test_failures_and_interrupts(monkeypatch: pytest.MonkeyPatch, capsys: pytest
         (RuntimeError("broken\nin two lines"), 1, "failed: RuntimeError: broken in two lines"),
         (KeyboardInterrupt(), 130, "finished is kept, and the same command goes on"),
         (InputError("bad"), 2, "bad"),
+        (StorageFailed("full"), 1, "failed: full"),
+        (StorageUnavailable("down"), 1, "failed: down"),
     ):
 
         def raising(*_: object, error: BaseException = error, **__: object) -> None:
