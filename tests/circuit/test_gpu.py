@@ -1,0 +1,85 @@
+"""Circuits on a GPU that is not there: the same as on the CPU, and no tensor left behind on it."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from pretend_gpu import pretend_gpu
+from torch import Tensor
+from toys import VARIANTS, random_model, random_nodes, random_pairs
+
+from circuit.ablation import Means, mean_activations
+from circuit.baselines import BASELINES, scores, sizes
+from circuit.batches import all_batches
+from circuit.binarise import binarise
+from circuit.compact import AblatedModel
+from circuit.config import PruneConfig
+from circuit.contexts import contexts
+from circuit.evaluation import Judge
+from circuit.masks import NodeIndex
+from circuit.pruning import find_circuits
+from circuit.running import CircuitModel, changed, effects, nodes_of
+from circuit.tasks import TaskData
+from sparse_model.model import SparseTransformer
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_compacted_models_of_every_kind(variant: str) -> None:
+    model, pairs = random_model(variant), random_pairs()
+    text = torch.randint(0, 30, (8, 16), generator=torch.Generator().manual_seed(2))
+    nodes = random_nodes(model, 0.5)
+
+    def margins(model: SparseTransformer, device: torch.device) -> Tensor:
+        means = mean_activations(model, [text.to(device)])
+        compact = AblatedModel(model, means, {site: kept.to(device) for site, kept in nodes.items()})
+        index = NodeIndex(model)
+        gates = torch.linspace(0, 1, index.total).to(device).requires_grad_()
+        found = [compact.margins(batch, index.split(gates)) for batch in all_batches(pairs, device)]
+        (gradient,) = torch.autograd.grad(torch.cat(found).square().sum(), gates)
+        return torch.cat([*found, gradient]).detach().cpu()
+
+    ours = margins(model, torch.device("cpu"))
+    with pretend_gpu() as gpu:
+        assert torch.allclose(margins(copy.deepcopy(model).to(gpu), gpu), ours, rtol=1e-5, atol=1e-5)
+
+
+def test_circuits_and_their_proofs(planted: Any) -> None:
+    asked = PruneConfig(steps=12, stability=1, tie_qk=True)
+    task = TaskData("planted", train=planted.task.train.first(16), heldout=planted.task.heldout.first(16))
+    text = torch.randint(0, 10, (64, 24), generator=torch.Generator().manual_seed(5))
+    ours = find_circuits(planted.model, task, planted.means, asked, (0.15,), text=text)
+    with pretend_gpu() as gpu:
+        model, means = on(gpu, planted)
+        theirs = find_circuits(model, task, means, asked, (0.15,), text=text)
+    for a, b in zip(ours, theirs, strict=True):
+        assert b == a.model_copy(update={"seconds": b.seconds})
+
+
+def test_what_is_asked_of_a_circuit(planted: Any) -> None:
+    task, text = planted.task, torch.randint(0, 10, (16, 24), generator=torch.Generator().manual_seed(6))
+    (circuit,) = find_circuits(planted.model, task, planted.means, PruneConfig(steps=60), (0.15,), ("edge",))
+    values = {circuit.edges[0].name: 1.0, "layers.0.mlp.in.3": 0.5, nodes_of(circuit)[0].name: None}
+
+    def answers(model: SparseTransformer, means: Means) -> list[Any]:
+        judge = Judge(model, means, task.train)
+        return [
+            changed(model, circuit, task.heldout, values),
+            effects(model, circuit, task.heldout),
+            binarise(model, circuit, task),
+            contexts(model, nodes_of(circuit), text, 2),
+            CircuitModel(model, circuit).margins(task.heldout).tolist(),
+            *(sizes(judge, scores(judge, way, 0), (0.5, 0.15)) for way in BASELINES),
+        ]
+
+    ours = answers(planted.model, planted.means)
+    with pretend_gpu() as gpu:
+        theirs = answers(*on(gpu, planted))
+    assert theirs == ours
+
+
+def on(gpu: torch.device, planted: Any) -> tuple[SparseTransformer, Means]:
+    means = {site: mean.to(gpu) for site, mean in planted.means.items()}
+    return copy.deepcopy(planted.model).to(gpu), means
