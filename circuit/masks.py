@@ -63,10 +63,10 @@ class NodeIndex:
 
     def __init__(self, model: SparseTransformer) -> None:
         self.widths = {name: site_width(model.config, name) for name in site_names(model.config)}
-        starts = itertools.accumulate(self.widths.values(), initial=0)
-        self.first = dict(zip(self.widths, starts, strict=False))
-        self.total = sum(self.widths.values())
+        *starts, self.total = itertools.accumulate(self.widths.values(), initial=0)
+        self.first = dict(zip(self.widths, starts, strict=True))
         self.device = model.embedding.device
+        self.starts = torch.tensor(starts, device=self.device)
 
     def split(self, flat: Tensor) -> dict[str, Tensor]:
         """Views (..., C) of a flat vector (..., N), one per site."""
@@ -74,7 +74,10 @@ class NodeIndex:
 
     def channels(self, keep: Tensor) -> dict[str, Tensor]:
         """Site -> channels where the flat boolean `keep` (N,) is true."""
-        return {name: part.nonzero().squeeze(1) for name, part in self.split(keep).items()}
+        kept = keep.nonzero().squeeze(1)  # of all sites at once: a GPU is waited for every time
+        ends = [*torch.searchsorted(kept, self.starts).tolist(), len(kept)]
+        parts = torch.split(kept, [b - a for a, b in itertools.pairwise(ends)])
+        return {name: part - self.first[name] for name, part in zip(self.widths, parts, strict=True)}
 
     def flat(self, nodes: Mapping[str, Sequence[int]]) -> Tensor:
         """Boolean `keep` (N,) that is true at the given channels of the given sites."""
@@ -204,7 +207,8 @@ class _Learner:
         gates = gates_of(self.tau, self.config.temperature)
         loss = self._task_loss(self._batch(), gates)
         gradients = torch.autograd.grad(loss + self.k_coef * self._size(gates), [self.tau, self.fit])
-        if float(loss.detach()) < self.ease:
+        value = float(loss.detach())
+        if value < self.ease:
             gradients[1][0].neg_()
         gradients = (self._tied(gradients[0]), gradients[1])
         lr = self.config.lr * self._schedule(step)
@@ -212,8 +216,8 @@ class _Learner:
             adam.step(gradient, lr)
         with torch.no_grad():
             self.tau.clamp_(-1, 1)
-        self._steer(float(loss.detach()))
-        return float(loss.detach())
+        self._steer(value)
+        return value
 
     def _tied(self, flat: Tensor) -> Tensor:
         """flat (N,), with `tie_qk` averaged over each pair of a query and a key channel: like starts and like
@@ -241,7 +245,7 @@ class _Learner:
         """
         falling = (self.tau.detach() <= -self.config.retire) & (self.adam[0].first > 0)
         alive = self.alive & ~falling
-        if int(alive.sum()) <= 0.9 * int(self.alive.sum()):
+        if int(alive.sum()) <= 0.9 * self.n_alive:
             self._cut_to(alive)
 
     def rescue(self) -> None:
@@ -260,9 +264,10 @@ class _Learner:
             self._cut_to(self.tau.detach() > -self.config.retire)
 
     def _cut_to(self, alive: Tensor) -> None:
-        self.alive = alive
-        self.compact = AblatedModel(self.model, self.means, self.index.channels(alive))
-        self.ends = edge_ends(self.model, self.index.channels(alive), self.index.first)[:2]
+        channels = self.index.channels(alive)
+        self.alive, self.n_alive = alive, sum(map(len, channels.values()))
+        self.compact = AblatedModel(self.model, self.means, channels)
+        self.ends = edge_ends(self.model, channels, self.index.first)[:2]
 
     def _size(self, gates: Tensor) -> Tensor:
         """Kept nodes; `edge_price` of it is their edges instead, in units that leave the mean price of a node as is."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from pretend_gpu import pretend_gpu
+from pretend_gpu import pretend_gpu, waits
 from torch import Tensor
 from toys import VARIANTS, random_model, random_nodes, random_pairs
 
@@ -19,7 +19,7 @@ from circuit.compact import AblatedModel
 from circuit.config import PruneConfig
 from circuit.contexts import contexts
 from circuit.evaluation import Judge
-from circuit.masks import NodeIndex
+from circuit.masks import NodeIndex, _Learner
 from circuit.pruning import find_circuits
 from circuit.running import CircuitModel, changed, effects, nodes_of
 from circuit.tasks import TaskData
@@ -56,6 +56,21 @@ def test_circuits_and_their_proofs(planted: Any) -> None:
         theirs = find_circuits(model, task, means, asked, (0.15,), text=text)
     for a, b in zip(ours, theirs, strict=True):
         assert b == a.model_copy(update={"seconds": b.seconds})
+
+
+def test_a_step_of_mask_learning_waits_little(planted: Any) -> None:
+    with pretend_gpu() as gpu:
+        model, means = on(gpu, planted)
+        learner = _Learner(model, planted.task.train, means, PruneConfig(), None)
+        waits.clear()
+        learner.step(0)
+        learner.rescue()
+        learner.retire()
+        assert len(waits) <= 3  # for the loss, how many nodes are kept, and how many are left to compute
+        waits.clear()
+        kept = learner.index.channels(learner.tau.detach() > 0.1)
+        assert waits == ["nonzero", "tolist"]
+    assert len(kept) == len(learner.index.widths)
 
 
 def test_what_is_asked_of_a_circuit(planted: Any) -> None:
