@@ -101,8 +101,8 @@ class Run:
         self.recipe, self.data, self.device = recipe, data, device
         self.n_steps = recipe.n_steps(model_config.context)
         dtype = getattr(torch, recipe.dtype)
-        with torch.random.fork_rng():
-            torch.manual_seed(recipe.seed)
+        with torch.random.fork_rng(devices=[]):  # initial values are drawn on the CPU, whatever the device
+            torch.default_generator.manual_seed(recipe.seed)
             if parallel == "fsdp" and world_size() > 1:
                 self.model = sharded_model(model_config, dtype, device)
             else:

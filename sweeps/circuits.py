@@ -45,11 +45,12 @@ def methods(config: PruneConfig) -> tuple[Method, ...]:
     return METHODS if config.edges else ("node",)
 
 
-def measure(model_uri: str, data_uri: str, cache_bytes: int, threads: int) -> Pretraining:
-    """`pretraining` of a published model."""
+def measure(model_uri: str, data_uri: str, cache_bytes: int, threads: int, device: str = "cpu") -> Pretraining:
+    """`pretraining` of a published model, computed on a device; in the CPU's memory, to be sent around."""
     torch.set_num_threads(threads)
-    model, _ = from_pretrained(model_uri)
-    return pretraining(model, TokenDataset.open(data_uri, cache_bytes=cache_bytes))
+    model, _ = from_pretrained(model_uri, device)
+    means, text = pretraining(model, TokenDataset.open(data_uri, cache_bytes=cache_bytes))
+    return Pretraining({site: mean.cpu() for site, mean in means.items()}, text)
 
 
 def pretraining(model: SparseTransformer, data: TokenDataset) -> Pretraining:
@@ -96,12 +97,14 @@ def prune_task(
     circuits_uri: str,
     threads: int,
     known: Pretraining,
+    device: str = "cpu",
 ) -> list[dict[str, Any]]:
     """Find, publish and describe one task's circuits, one per target loss and method."""
     torch.set_num_threads(threads)
-    model, tokenizer = from_pretrained(model_uri)
+    model, tokenizer = from_pretrained(model_uri, device)
+    means = {site: mean.to(device) for site, mean in known.means.items()}
     data = task_data(task, tokenizer, pairs=config.pairs, seed=config.seed)
-    circuits = find_circuits(model, data, known.means, config, targets, methods(config), text=known.text)
+    circuits = find_circuits(model, data, means, config, targets, methods(config), text=known.text)
     for circuit in circuits:
         circuit.save(storage.join(circuits_uri, f"{circuit_name(circuit, config.target_loss)}.json"))
     return [circuit_row(circuit) for circuit in circuits]

@@ -81,7 +81,7 @@ def ray_session(resources: ResourceConfig, address: str | None) -> Iterator[Capa
 def capacity(resources: ResourceConfig, offered: dict[str, float], *, can_grow: bool) -> Capacity:
     """How many trials fit what Ray offers; InputError if not even one does and the cluster cannot grow."""
     cpus, gpus = offered.get("CPU", 0.0), offered.get("GPU", 0.0)
-    needed_gpus = resources.workers * resources.gpus_per_worker
+    needed_gpus = resources.gpus
     holder = {HOLDER: 1.0} if HOLDER in offered else {"CPU": 0.01}
     if can_grow:
         return Capacity(cpus, gpus, lacking(resources, offered), holder, resources.concurrency)
@@ -99,7 +99,7 @@ def own_resources(resources: ResourceConfig) -> dict[str, int]:
 
 def lacking(resources: ResourceConfig, offered: Mapping[str, float]) -> str:
     """What a trial needs and a cluster does not have as it is, in words; empty where there is nothing."""
-    needed = {"CPU": resources.cpus, "GPU": resources.workers * resources.gpus_per_worker}
+    needed = {"CPU": resources.cpus, "GPU": resources.gpus}
     if resources.pruning_resource:
         needed[resources.pruning_resource] = resources.cpus_per_pruning_task
     return ", ".join(

@@ -21,8 +21,9 @@ def find_circuits(trial: Trial, report: Callable[[int, int], None]) -> list[Row]
     """Circuit rows of every task and target loss. A task whose search raises has rows of status failed."""
     resources = trial.study.resources
     options, threads = placement(resources), resources.cpus_per_pruning_task
+    device = "cuda" if resources.gpus_per_pruning_task else "cpu"
     measured = ray.remote(measure).options(**options)
-    known = measured.remote(trial.model_uri, trial.plan.data, resources.cache_bytes, threads)
+    known = measured.remote(trial.model_uri, trial.plan.data, resources.cache_bytes, threads, device)
     prune = ray.remote(prune_task).options(**options)
     sources, config, targets = trial.study.task_sources, settings(trial.study), trial.study.target_losses
     rows: dict[str, list[Row]] = {}
@@ -30,7 +31,7 @@ def find_circuits(trial: Trial, report: Callable[[int, int], None]) -> list[Row]
     report(0, len(names))
     for name, outcome in _bounded(
         {
-            name: (trial.model_uri, source, config, targets, trial.circuits_uri, threads, known)
+            name: (trial.model_uri, source, config, targets, trial.circuits_uri, threads, known, device)
             for name, source in zip(names, sources, strict=True)
         },
         prune.remote,
@@ -43,10 +44,11 @@ def find_circuits(trial: Trial, report: Callable[[int, int], None]) -> list[Row]
 
 
 def placement(resources: ResourceConfig) -> dict[str, Any]:
-    """What Ray is asked for each pruning task: cores, never a GPU, anywhere but in the trial's own placement group."""
+    """What Ray is asked for each pruning task, anywhere but in the trial's own placement group, which holds the GPUs
+    that train it."""
     return {
         "num_cpus": resources.cpus_per_pruning_task,
-        "num_gpus": 0,
+        "num_gpus": resources.gpus_per_pruning_task,
         "resources": {resources.pruning_resource: resources.cpus_per_pruning_task}
         if resources.pruning_resource
         else {},

@@ -71,6 +71,9 @@ class ResourceConfig(Config):
     )
     concurrency: int = Field(2, ge=1, description="trials at a time; fewer where a single machine has too few cores")
     cpus_per_pruning_task: int = Field(1, ge=1, description="CPU cores of the search of one circuit")
+    gpus_per_pruning_task: float = Field(
+        0, ge=0, description="GPUs of the search of one circuit: 1, or a part that several searches share; 0: CPU cores"
+    )
     pruning_tasks: int | None = Field(
         None,
         ge=1,
@@ -89,7 +92,7 @@ class ResourceConfig(Config):
         description="disk of each machine, in GB (a billion bytes), for copies of tokens that lie in an object store",
     )
 
-    @field_validator("gpus_per_worker")
+    @field_validator("gpus_per_worker", "gpus_per_pruning_task")
     @classmethod
     def _check_gpus(cls, gpus: float) -> float:
         if gpus > 1 and gpus != int(gpus):
@@ -105,6 +108,11 @@ class ResourceConfig(Config):
     def cpus(self) -> int:
         """CPU cores of one trial."""
         return max(self.workers * self.cpus_per_worker, self.cpus_per_pruning_task)
+
+    @property
+    def gpus(self) -> float:
+        """GPUs of one trial."""
+        return max(self.workers * self.gpus_per_worker, self.gpus_per_pruning_task)
 
     @property
     def devices(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
+import torch
 import typer
 from rich.console import Console
 from torch import Tensor
@@ -29,6 +30,12 @@ from sweeps.study import Study, load_study
 from sweeps.table import terminal
 from sweeps.yamlfile import parse_yaml
 
+CPU = torch.device("cpu")
+
+DeviceOption = Annotated[
+    str | None, typer.Option(help="cpu, cuda or cuda:<number>; default: a GPU where torch sees one")
+]
+
 
 def train(
     out: Annotated[str, typer.Argument(help="folder or URI for the model; its name is the run's")],
@@ -43,11 +50,12 @@ def train(
     checkpoints: Annotated[
         str | None, typer.Option(help="folder or URI for checkpoints; the same command then resumes from there")
     ] = None,
+    device: DeviceOption = None,
     storage_uri: StorageOption = None,
 ) -> int:
     """Train one model of a study's space. Fields of the space that are not --set have to be constants."""
     asked = load_study(study, storage_uri)
-    config = chosen(asked.space, set_ or [], seed)
+    config, found = chosen(asked.space, set_ or [], seed), device_named(device)
     console = terminal()
     for place in (out, *([] if checkpoints is None else [checkpoints])):
         storage.check_writable(place)
@@ -61,6 +69,7 @@ def train(
             data,
             checkpoints=None if checkpoints is None else Checkpoints(checkpoints),
             report=lambda metrics: progress.training("model", metrics),
+            device=found,
         )
     if result.status != "ok":
         console.print(f"{result.status}: {result.reason}")
@@ -90,6 +99,7 @@ def prune(
     study: Annotated[str, typer.Option(help="whose corpus and pruning settings: a file or a shipped name")] = (
         "quickstart"
     ),
+    device: DeviceOption = None,
     storage_uri: StorageOption = None,
 ) -> int:
     """Find the circuit of one task in one model, and prove it. Exits 1 if the model cannot do the task.
@@ -101,7 +111,7 @@ def prune(
         storage.check_writable(storage.parent(out))
     asked = load_study(study, storage_uri)
     config = settings(asked, target, stability=stability, restarts=restarts or asked.pruning.restarts)
-    trained, tokenizer, known = opened(model, asked)
+    trained, tokenizer, known = opened(model, asked, device_named(device))
     prompts = task_data(task, tokenizer, pairs=config.pairs, seed=config.seed)
     with Show(Console(stderr=True)) as show:
         circuit = find_circuit(
@@ -137,16 +147,27 @@ def describe(circuit: Circuit, console: Console) -> None:
         console.print(f"{marks[passed]:>17}: {proof}: {said}", soft_wrap=True)
 
 
-def opened(model: str, study: Study) -> tuple[SparseTransformer, Tokenizer, Pretraining]:
+def device_named(name: str | None) -> torch.device:
+    """The device of a name; without one, a GPU where there is one. InputError for one that is not here."""
+    gpus = torch.cuda.device_count()
+    here = ["cpu", *(["cuda"] if gpus else []), *(f"cuda:{i}" for i in range(gpus))]
+    if name is not None and name not in here:
+        raise InputError(f"--device {name!r}; allowed: {', '.join(here)}{'' if gpus else ' (torch sees no GPU)'}")
+    return torch.device(name or ("cuda" if gpus else "cpu"))
+
+
+def opened(model: str, study: Study, device: torch.device = CPU) -> tuple[SparseTransformer, Tokenizer, Pretraining]:
     """A model, its tokenizer and what searches take from pretraining data, as a trial of the study would."""
-    trained, tokenizer, text = opened_with_text(model, study)
+    trained, tokenizer, text = opened_with_text(model, study, device)
     return trained, tokenizer, measured(trained, text)
 
 
-def opened_with_text(model: str, study: Study) -> tuple[SparseTransformer, Tokenizer, Tensor]:
+def opened_with_text(
+    model: str, study: Study, device: torch.device = CPU
+) -> tuple[SparseTransformer, Tokenizer, Tensor]:
     """A model, its tokenizer and training text (n, context): what a trial of the study would take its means of; the
     same text in the model's tokens where they are others."""
-    trained, tokenizer = from_pretrained(model)
+    trained, tokenizer = from_pretrained(model, device)
     console = Console(stderr=True)
     data = prepared(study, console)
     if data.tokenizer.to_json() == tokenizer.to_json():

@@ -275,6 +275,8 @@ def test_capacity() -> None:
         capacity(two, {"CPU": 1}, can_grow=False)
     with pytest.raises(InputError, match="1 GPUs"):
         capacity(ResourceConfig.model_validate({"gpus_per_worker": 1}), {"CPU": 4}, can_grow=False)
+    with pytest.raises(InputError, match=r"0\.5 GPUs"):
+        capacity(ResourceConfig.model_validate({"gpus_per_pruning_task": 0.5}), {"CPU": 4}, can_grow=False)
 
 
 def test_a_cluster_that_must_grow_is_said_to_lack_what_a_trial_needs() -> None:

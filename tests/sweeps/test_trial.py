@@ -274,9 +274,10 @@ def test_training_goes_on_for_as_long_as_it_gets_further(
         assert len(fits) == 2
 
 
-def test_pruning_holds_no_gpu_and_runs_where_it_is_told_to(study: Study) -> None:
+def test_pruning_holds_what_it_is_given_and_runs_where_it_is_told_to(study: Study) -> None:
     resources = study.resources.model_copy(update={"gpus_per_worker": 1.0, "workers": 8, "cpus_per_pruning_task": 3})
     anywhere = ray_prune.placement(resources)
     assert (anywhere["num_gpus"], anywhere["num_cpus"], anywhere["resources"]) == (0, 3, {})
     elsewhere = ray_prune.placement(resources.model_copy(update={"pruning_resource": "pruner"}))
     assert (elsewhere["num_gpus"], elsewhere["resources"]) == (0, {"pruner": 3})
+    assert ray_prune.placement(resources.model_copy(update={"gpus_per_pruning_task": 0.25}))["num_gpus"] == 0.25
