@@ -122,6 +122,8 @@ def changed(model: SparseTransformer, circuit: Circuit, data: PairBatch, values:
     the value. InputError for a name that is neither, with what is allowed, and for a value that is not finite.
     """
     parts = {part_named(model, circuit, name): value for name, value in values.items()}
+    if len(parts) < len(values):
+        raise InputError(f"parts {' '.join(values)}; allowed: each part once")
     for name, value in values.items():
         if value is not None and not math.isfinite(value):
             raise InputError(f"{name}: value {value}; allowed: a finite number")

@@ -46,7 +46,7 @@ class StorageUnavailable(InputError):
 
 
 class StorageFailed(InputError):
-    """A store that could not take what was to be written, as when it is full: nothing is wrong with what was asked."""
+    """Something could not be kept in a store, as when it is full: a fault on the way, no mistake in what was asked."""
 
 
 def persistently(action: str, uri: str, operation: Callable[[], Answer], patience: float | None = None) -> Answer:

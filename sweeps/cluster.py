@@ -22,8 +22,8 @@ _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    # Of this process: the thread outlives its second session, and where it reports while an exit takes down what it
-    # uses, a study that has ended well ends with a segmentation fault (Ray 2.60).
+    # Of a Ray of our own, and of a driver. The thread outlives a process's second session, and where it reports while
+    # an exit takes down what it uses, a study that has ended well ends with a segmentation fault (Ray 2.60).
     "RAY_enable_metrics_collection": "0",
     "RAY_DEDUP_LOGS_SKIP_REGEX": "PYTHON worker processes have been started",  # a trial has several, mostly asleep
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # our rows are the record

@@ -20,11 +20,11 @@ LOSSES = 20
 def find_circuits(trial: Trial, report: Callable[[int, int], None]) -> list[Row]:
     """Circuit rows of every task and target loss. A task whose search raises has rows of status failed."""
     resources = trial.study.resources
-    options, threads = placement(resources), resources.cpus_per_pruning_task
+    threads = resources.cpus_per_pruning_task
     device = "cuda" if resources.gpus_per_pruning_task else "cpu"
-    measured = ray.remote(measure).options(**options)
+    measured = remote(measure, resources)
     known = measured.remote(trial.model_uri, trial.plan.data, resources.cache_bytes, threads, device)
-    prune = ray.remote(prune_task).options(**options)
+    prune = remote(prune_task, resources)
     sources, config, targets = trial.study.task_sources, settings(trial.study), trial.study.target_losses
     rows: dict[str, list[Row]] = {}
     names = [source_name(source) for source in sources]
@@ -41,6 +41,12 @@ def find_circuits(trial: Trial, report: Callable[[int, int], None]) -> list[Row]
         rows[name] = [{"study": trial.study.name, "trial": trial.key, **row} for row in found]
         report(len(rows), len(names))
     return [row for name in names for row in rows[name]]
+
+
+def remote(function: Callable[..., Any], resources: ResourceConfig) -> Any:
+    """A pruning task. Its process ends with it where it had a GPU, whose memory it would keep: Ray sees to that if it
+    is told of the GPU here, not by `.options`."""
+    return ray.remote(**placement(resources))(function)
 
 
 def placement(resources: ResourceConfig) -> dict[str, Any]:

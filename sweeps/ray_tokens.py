@@ -41,16 +41,16 @@ def ray_data(work: Work, parts: Sequence[Part]) -> Iterator[PartRecord]:
     shared = ray.put(work)
     for row in rows.map(_tokenise, fn_args=(shared,), num_cpus=1).iter_rows():
         if row["refused"]:
-            raise InputError(row["refused"])
+            raise pickle.loads(row["refused"])
         yield PartRecord.model_validate_json(row["record"])
 
 
-def _tokenise(row: dict[str, Any], shared: Any) -> dict[str, str]:
+def _tokenise(row: dict[str, Any], shared: Any) -> dict[str, Any]:
     import ray
 
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # other parts are on the other cores
     work: Work = ray.get(shared)
     try:
-        return {"record": work(pickle.loads(row["part"])).model_dump_json(), "refused": ""}
+        return {"record": work(pickle.loads(row["part"])).model_dump_json(), "refused": b""}
     except InputError as error:  # a row, not an exception, which would be tried again and wrapped up
-        return {"record": "", "refused": str(error)}
+        return {"record": "", "refused": pickle.dumps(type(error)(str(error)))}

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from circuit.config import PruneConfig
 from circuit.tasks import TASKS, check_source, is_file, source_name
@@ -72,7 +72,10 @@ class ResourceConfig(Config):
     concurrency: int = Field(2, ge=1, description="trials at a time; fewer where a single machine has too few cores")
     cpus_per_pruning_task: int = Field(1, ge=1, description="CPU cores of the search of one circuit")
     gpus_per_pruning_task: float = Field(
-        0, ge=0, description="GPUs of the search of one circuit: 1, or a part that several searches share; 0: CPU cores"
+        0,
+        ge=0,
+        le=1,
+        description="part of a GPU of the search of one circuit, so that several share it, or 1; 0: CPU cores alone",
     )
     pruning_tasks: int | None = Field(
         None,
@@ -92,12 +95,21 @@ class ResourceConfig(Config):
         description="disk of each machine, in GB (a billion bytes), for copies of tokens that lie in an object store",
     )
 
-    @field_validator("gpus_per_worker", "gpus_per_pruning_task")
+    @field_validator("gpus_per_worker")
     @classmethod
     def _check_gpus(cls, gpus: float) -> float:
         if gpus > 1 and gpus != int(gpus):
             raise ValueError(f"{gpus:g}; allowed: whole numbers, and parts of one GPU below 1")
         return gpus
+
+    @model_validator(mode="after")
+    def _check_pruning(self) -> Self:
+        if self.pruning_resource and self.gpus_per_pruning_task:
+            raise ValueError(
+                f"pruning_resource {self.pruning_resource!r} and gpus_per_pruning_task {self.gpus_per_pruning_task:g}; "
+                "allowed: one of the two"
+            )
+        return self
 
     @property
     def cache_bytes(self) -> int:

@@ -25,7 +25,7 @@ def _outcome(work: Work, part: Part) -> PartRecord | Exception:
     try:
         return work(part)
     except InputError as error:
-        return InputError(str(error))
+        return type(error)(str(error))  # without its cause, which may not go over the socket
     except Exception:
         return RuntimeError(f"tokenising part {part.index} failed:\n{traceback.format_exc()}")
 

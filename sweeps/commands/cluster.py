@@ -51,6 +51,8 @@ def plan(
     device = "GPU" if resources.gpus_per_worker else "CPU core"
     at_once = min(resources.concurrency, asked.search.in_flight * len(asked.seeds), found.trials)
     cores = at_once * resources.pruning_parallel * resources.cpus_per_pruning_task
+    gpus = at_once * resources.pruning_parallel * resources.gpus_per_pruning_task
+    sharing = f" and {gpus:g} GPUs" if gpus else ""
     lines = {
         "trials": f"{found.trials:,} ({asked.search.trials:,} configurations × {len(asked.seeds)} seeds), "
         f"{len(asked.task_sources)} tasks × {len(asked.target_losses)} target losses each",
@@ -62,7 +64,8 @@ def plan(
         f"{found.prune_core_hours:,.2f} core hours of pruning",
         "wall clock": f"about {found.hours:,.2f} hours with {at_once} trials at a time",
         "cluster": f"{at_once * resources.devices} {device}s and {cores} "
-        f"cores for pruning; {found.training_gb:,.2f} GB per device for weights and optimiser of the largest model",
+        f"cores{sharing} for pruning; {found.training_gb:,.2f} GB per device for weights and optimiser of the largest "
+        "model",
         "storage": f"{found.storage_gb:,.3g} GB, and up to {found.peak_checkpoint_gb:,.3g} GB of checkpoints meanwhile",
     }
     if price is not None:

@@ -168,7 +168,8 @@ def _sizes(
 ) -> dict[Method, dict[str, Curve]]:
     """By method and task: what the study of a trial's model has stored and, where the user has `named` tasks that it
     has not, what a search finds for these. Where it has stored no curve, all tasks are searched."""
-    rows = [row for row in stored_rows(uri) if row["task"] in map(source_name, tasks)]
+    names = {source_name(task) for task in tasks}
+    rows = [row for row in stored_rows(uri) if row["task"] in names and row["status"] != "failed"]
     if len({row["target_loss"] for row in rows}) < 2:
         return _searched(uri, name, study, tasks, show)
     found: dict[Method, dict[str, Curve]] = {method: {**sizes_of(rows, method)} for method in METHODS}

@@ -149,7 +149,7 @@ def describe(circuit: Circuit, console: Console) -> None:
 
 def device_named(name: str | None) -> torch.device:
     """The device of a name; without one, a GPU where there is one. InputError for one that is not here."""
-    gpus = torch.cuda.device_count()
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     here = ["cpu", *(["cuda"] if gpus else []), *(f"cuda:{i}" for i in range(gpus))]
     if name is not None and name not in here:
         raise InputError(f"--device {name!r}; allowed: {', '.join(here)}{'' if gpus else ' (torch sees no GPU)'}")

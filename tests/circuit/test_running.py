@@ -165,6 +165,11 @@ def test_the_model_is_compared_with_the_circuit_once_for_all_effects(
     assert compared == [circuit.model]
 
 
+def test_a_part_named_in_two_ways_is_refused(planted: Any, circuit: Circuit) -> None:
+    with pytest.raises(InputError, match="each part once"):
+        changed(planted.model, circuit, planted.task.heldout, {"final.in.5": 1, "final.in.05": 2})
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_values_that_are_not_finite_are_refused(planted: Any, circuit: Circuit, value: float) -> None:
     with pytest.raises(InputError, match=f"final.in.5: value {value}; allowed: a finite number"):

@@ -124,7 +124,7 @@ def test_output_is_plain_and_ours(undisturbed: tuple[Path, str]) -> None:
 def test_interrupted_and_killed_is_the_same_in_the_end(undisturbed: tuple[Path, str], tmp_path: Path) -> None:
     root, log = str(tmp_path), tmp_path / "log"
     assert stop_when("step 100/", start("smoke", root, log), log, signal.SIGINT) == 130
-    assert "the same command continues" in log.read_text().splitlines()[-1]
+    assert "the same command goes on" in log.read_text().splitlines()[-1]
     assert stop_when(" ok: ", start("smoke", root, log), log, signal.SIGKILL) == -signal.SIGKILL
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "smoke" / "frontier" / "trials").glob("*.parquet")}
     assert before

@@ -18,7 +18,9 @@ from sparse_model.data.loader import TokenDataset
 from sparse_model.data.parts import PartRecord
 from sparse_model.data.processes import Work, in_processes, in_turn
 from sparse_model.data.shards import prepare
+from sparse_model.data.worker import _outcome
 from sparse_model.errors import InputError
+from sparse_model.store_errors import StorageFailed, StorageUnavailable
 
 TOKENIZER = TokenizerConfig(vocab_size=400)
 CORPUS = CorpusConfig.model_validate(
@@ -165,6 +167,15 @@ def test_an_interrupt_leaves_no_process(started: list[subprocess.Popen[bytes]], 
         make(tmp_path, progress=interrupt_at(0.01, "interrupt"), execute=in_processes(2))
     assert len(started) == 2
     assert all(process.poll() is not None for process in started)
+
+
+@pytest.mark.parametrize("kind", [InputError, StorageUnavailable, StorageFailed])
+def test_what_went_wrong_in_a_process_keeps_its_kind(kind: type[InputError]) -> None:
+    def work(part: Part) -> PartRecord:
+        raise kind("disk full") from OSError(28)
+
+    found = _outcome(work, Part(index=0, slices=()))
+    assert (type(found), str(found)) == (kind, "disk full")
 
 
 def test_bad_input_found_by_a_process_is_refused_by_name(tmp_path: Path) -> None:

@@ -19,8 +19,9 @@ from sweeps.table import terminal
 
 
 def test_a_model_is_trained_and_pruned_where_it_is_asked_for(
-    study_text: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    study_text: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     study, storage, folder = tmp_path / "tiny.yaml", str(tmp_path / "storage"), str(tmp_path / "model")
     small = {"trial.training.tokens": 40_000, "pruning": {"pairs": 4, "steps": 5}, "target_losses": [0.6]}
     study.write_text(study_text(small))

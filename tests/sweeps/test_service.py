@@ -44,6 +44,13 @@ def test_plan_by_hand(study_text: Text) -> None:
     assert found.hours == pytest.approx(found.device_hours / 12 + 2 * 24 * 10 / 3600 / 12)
 
 
+def test_a_plan_names_the_gpus_that_searches_share(study_text: Text, tmp_path: Path, capsys: Any) -> None:
+    shared = {"cpus_per_worker": 4, "gpus_per_pruning_task": 0.25, "concurrency": 2}
+    (tmp_path / "s.yaml").write_text(study_text({"resources": shared}))
+    assert status_of(["plan", str(tmp_path / "s.yaml")]) == 0
+    assert "8 cores and 2 GPUs for pruning" in " ".join(capsys.readouterr().out.split())
+
+
 def test_plan_like_a_finished_study(study_text: Text, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for i, (flops, seconds) in enumerate(((1e12, 10.0), (3e12, 30.0))):
         row = {"trial": f"t{i}", "status": "ok", "flops": flops, "train_seconds": seconds, "devices": 2}

@@ -77,7 +77,12 @@ def test_a_study_survives_being_stored(study_text: Text) -> None:
         ({"trial.model.d_model": 10**9}, "trial.model.d_model", "1048576"),
         ({"min_tasks_solved": 99}, "min_tasks_solved", "99"),
         ({"resources.gpus_per_worker": 1.5}, "resources.gpus_per_worker", "1.5"),
-        ({"resources.gpus_per_pruning_task": 1.5}, "resources.gpus_per_pruning_task", "1.5"),
+        ({"resources.gpus_per_pruning_task": 2}, "resources.gpus_per_pruning_task", "2"),
+        (
+            {"resources.gpus_per_pruning_task": 0.5, "resources.pruning_resource": "pruner"},
+            "resources",
+            "'pruner' and gpus_per_pruning_task 0.5; allowed: one of the two",
+        ),
         ({"corpus.sources": [{"source": "https://u:word@h/x.py"}]}, "corpus.sources[0].source", "https://***@h"),
         ({"search.try_first": [{"kind": "dense"}] * 99}, "search.try_first", "99 trials"),
         ({"target_losses": [0.1, 0]}, "target_losses", "0"),

@@ -17,6 +17,7 @@ from sparse_model import storage
 from sparse_model.errors import InputError
 from sparse_model.store_errors import StorageUnavailable
 from sweeps import ray_prune, ray_train
+from sweeps.circuits import prune_task
 from sweeps.frontier import Frontier
 from sweeps.interrupts import Interrupts
 from sweeps.lease import Lease
@@ -280,4 +281,7 @@ def test_pruning_holds_what_it_is_given_and_runs_where_it_is_told_to(study: Stud
     assert (anywhere["num_gpus"], anywhere["num_cpus"], anywhere["resources"]) == (0, 3, {})
     elsewhere = ray_prune.placement(resources.model_copy(update={"pruning_resource": "pruner"}))
     assert (elsewhere["num_gpus"], elsewhere["resources"]) == (0, {"pruner": 3})
-    assert ray_prune.placement(resources.model_copy(update={"gpus_per_pruning_task": 0.25}))["num_gpus"] == 0.25
+    sharing = resources.model_copy(update={"gpus_per_pruning_task": 0.25})
+    assert ray_prune.placement(sharing)["num_gpus"] == 0.25
+    assert ray_prune.remote(prune_task, sharing)._max_calls == 1  # so that no idle process keeps a GPU's memory
+    assert ray_prune.remote(prune_task, resources)._max_calls == 0
