@@ -197,6 +197,4 @@ def pretend_gpu() -> Iterator[torch.device]:
     """A GPU while the context lasts; kernels that only a real one runs are replaced by the plain way."""
     with pytest.MonkeyPatch.context() as patch, _Factories() as factories, PretendGpu(factories):
         patch.setattr("sparse_model.abstopk._triton", selected)
-        patch.setattr("torch.cuda.is_available", lambda: True)
-        patch.setattr("torch.cuda.device_count", lambda: 1)
         yield GPU

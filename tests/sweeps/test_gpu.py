@@ -21,7 +21,9 @@ from sweeps.table import terminal
 def test_a_model_is_trained_and_pruned_where_it_is_asked_for(
     study_text: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    seen = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: bool(seen))
+    monkeypatch.setattr("torch.cuda.device_count", lambda: len(seen))
     study, storage, folder = tmp_path / "tiny.yaml", str(tmp_path / "storage"), str(tmp_path / "model")
     small = {"trial.training.tokens": 40_000, "pruning": {"pairs": 4, "steps": 5}, "target_losses": [0.6]}
     study.write_text(study_text(small))
@@ -30,13 +32,15 @@ def test_a_model_is_trained_and_pruned_where_it_is_asked_for(
     assert status_of(["train", folder, *common, *size, "--device", "cuda"]) == 2
     assert "--device 'cuda'; allowed: cpu (torch sees no GPU)" in capsys.readouterr().err
 
-    with pretend_gpu():
+    assert device_named(None) == torch.device("cpu")
+
+    with pretend_gpu() as gpu:
+        seen.append(gpu)
         assert device_named(None).type == "cuda"
         assert status_of(["train", folder, *common, *size]) == 0
         files = {device: str(tmp_path / f"{device}.json") for device in ("cpu", "cuda:0")}
         for device, file in files.items():
             assert status_of(["prune", folder, "else_elif", *common, "--out", file, "--device", device]) == 0
-    assert device_named(None) == torch.device("cpu")
     ours, theirs = (Circuit.load(file) for file in files.values())
     assert theirs == ours.model_copy(update={"seconds": theirs.seconds})
 
