@@ -55,7 +55,8 @@ def train(
 ) -> int:
     """Train one model of a study's space. Fields of the space that are not --set have to be constants."""
     asked = load_study(study, storage_uri)
-    config, found = chosen(asked.space, set_ or [], seed), device_named(device)
+    config = chosen(asked.space, set_ or [], seed)
+    where = device_named(device)
     console = terminal()
     for place in (out, *([] if checkpoints is None else [checkpoints])):
         storage.check_writable(place)
@@ -69,7 +70,7 @@ def train(
             data,
             checkpoints=None if checkpoints is None else Checkpoints(checkpoints),
             report=lambda metrics: progress.training("model", metrics),
-            device=found,
+            device=where,
         )
     if result.status != "ok":
         console.print(f"{result.status}: {result.reason}")

@@ -53,7 +53,9 @@ def test_prompt_with_completion_is_the_beginning_of_a_program(task: Task) -> Non
         for text in (pair.prompt_a + pair.completion_a, pair.prompt_b + pair.completion_b):
             last_line = text.splitlines()[-1]
             indent = " " * (len(last_line) - len(last_line.lstrip()))
-            compile(f"{text}{indent}    pass\n" if last_line.endswith(":") else text, task.name, "exec")
+            program = f"{text}{indent}    pass\n" if last_line.endswith(":") else text
+            code = compile(program, task.name, "exec")  # raises SyntaxError for what is no program
+            assert len(code.co_code) > len(compile("", task.name, "exec").co_code), program
 
 
 @every_task
