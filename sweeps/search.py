@@ -21,7 +21,7 @@ from typing import Any, Literal
 from optuna.trial import FrozenTrial
 from ray.tune.search.searcher import Searcher
 
-from sweeps.objectives import METRICS, PENALTIES
+from sweeps.objectives import TOLD, PENALTIES
 from sweeps.sampling import BoundedStudy
 from sweeps.space import TrialConfig
 from sweeps.study import Study
@@ -52,7 +52,7 @@ class StudySearch(Searcher):  # type: ignore[misc]
     """
 
     def __init__(self, study: Study, known: Mapping[str, Objectives], warm: Sequence[FrozenTrial] = ()) -> None:
-        super().__init__(metric=list(METRICS), mode=["min"] * len(METRICS))
+        super().__init__(metric=list(TOLD), mode=["min"] * len(TOLD))
         self._study, self._known = study, dict(known)
         self._optuna = BoundedStudy(study.name, study.space, study.search, warm)
         self._asked = self._told = 0
@@ -81,9 +81,9 @@ class StudySearch(Searcher):  # type: ignore[misc]
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Take note of a result; a crashed trial has none and gets the penalties."""
         assignment = self._running.pop(trial_id)
-        found = result is not None and all(metric in result for metric in METRICS)
+        found = result is not None and all(metric in result for metric in TOLD)
         self._known[assignment.key] = (
-            (result[METRICS[0]], result[METRICS[1]]) if found and result and not error else PENALTIES
+            (result[TOLD[0]], result[TOLD[1]]) if found and result and not error else PENALTIES
         )
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
@@ -140,7 +140,7 @@ class StudySearch(Searcher):  # type: ignore[misc]
             values = [self._known.get(key) for key in self._keys[self._told]]
             if None in values:
                 return
-            means = [fmean(v[i] for v in values if v is not None) for i in range(len(METRICS))]
+            means = [fmean(v[i] for v in values if v is not None) for i in range(len(TOLD))]
             self._optuna.tell(self._names.pop(self._told), means)
             del self._keys[self._told]
             self._told += 1

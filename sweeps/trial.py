@@ -18,7 +18,8 @@ from ray import tune
 from sparse_model import storage
 from sparse_model.errors import InputError
 from sparse_model.store_errors import StorageUnavailable, redacted
-from sweeps.objectives import FINAL, METRICS, bootstrap_interval, geometric_mean_edges, objectives
+from sweeps.counting import counts
+from sweeps.objectives import FINAL, TOLD, bootstrap_interval, geometric_mean_edges, objectives
 from sweeps.rows import read_rows, row_uri, write_circuit_rows, write_trial_row
 from sweeps.space import TrialConfig
 from sweeps.study import Study
@@ -101,7 +102,7 @@ def run_trial(config: Mapping[str, Any], plan: Plan) -> None:
 
     trial = Trial.of(config, plan)
     if (row := stored_row(trial)) is not None:  # an earlier process ended between its row and its report
-        return report_end(row)
+        return report_end(row, trial.study)
     circuits: list[Row] = []
     prune_seconds = 0.0
     try:
@@ -116,7 +117,7 @@ def run_trial(config: Mapping[str, Any], plan: Plan) -> None:
             raise
         row = failed_row(trial, one_line(error))
     publish(trial, circuits, row)
-    return report_end(row)
+    return report_end(row, trial.study)
 
 
 def stored_row(trial: Trial) -> Row | None:
@@ -125,9 +126,10 @@ def stored_row(trial: Trial) -> Row | None:
     return read_rows(uri)[0] if storage.exists(uri) else None
 
 
-def report_end(row: Row) -> None:
+def report_end(row: Row, study: Study) -> None:
     """The trial's figures for the search, and its row for the driver to show."""
-    tune.report(dict(zip(METRICS, objectives(row), strict=True)) | {"stage": "done", "row": row})
+    told = objectives(row, study.unsolved_edges)
+    tune.report(dict(zip(TOLD, told, strict=True)) | {"stage": "done", "row": row})
 
 
 def report_pruning(done: int, total: int) -> None:
@@ -147,9 +149,9 @@ def publish(trial: Trial, circuits: list[Row], row: Row) -> None:
 def trial_row(trial: Trial, trained: Trained, circuits: list[Row]) -> Row:
     """The trial's row: configuration, figures of training, and what the circuits come to."""
     study, metrics = trial.study, trained.metrics
-    compared = [c for c in circuits if (c["target_loss"], c["method"]) == (study.target_loss, "node")]
-    solved = [c["edges"] for c in compared if c["status"] == "ok"]
-    interval = bootstrap_interval([max(1, n) for n in solved]) or (None, None)
+    found = counts(circuits, study.target_loss)
+    interval = bootstrap_interval(found.edges) or (None, None)
+    enough = found.solved >= study.min_tasks_solved and len(found.edges) > 0
     figures = ("train_loss", "val_loss", "dead_neurons", "kurtosis", "active", "flops", "train_seconds")
     counts = ("l0", "total_params", "tokens")
     return (
@@ -160,9 +162,12 @@ def trial_row(trial: Trial, trained: Trained, circuits: list[Row]) -> Row:
         | {
             "status": trained.status,
             "reason": trained.reason,
-            "eligible": trained.status == "ok" and len(solved) >= study.min_tasks_solved,
-            "tasks_solved": len(solved),
-            "circuit_edges": geometric_mean_edges(solved),
+            "eligible": trained.status == "ok" and enough,
+            "tasks_solved": found.solved,
+            "tasks_counted": len(found.edges),
+            "tasks_without_edges": found.without_edges,
+            "tasks_failing_heldout": found.failing_heldout,
+            "circuit_edges": geometric_mean_edges(found.edges),
             "circuit_edges_low": interval[0],
             "circuit_edges_high": interval[1],
         }
