@@ -153,12 +153,12 @@ def trial_row(trial: Trial, trained: Trained, circuits: list[Row]) -> Row:
     interval = bootstrap_interval(found.edges) or (None, None)
     enough = found.solved >= study.min_tasks_solved and len(found.edges) > 0
     figures = ("train_loss", "val_loss", "dead_neurons", "kurtosis", "active", "flops", "train_seconds")
-    counts = ("l0", "total_params", "tokens")
+    whole = ("l0", "total_params", "tokens")
     return (
         _described(trial)
         | {name: metrics.get(name) for name in figures}
         | {"active_neurons": metrics.get("active.mlp.act")}
-        | {name: int(metrics[name]) for name in counts if name in metrics}
+        | {name: int(metrics[name]) for name in whole if name in metrics}
         | {
             "status": trained.status,
             "reason": trained.reason,

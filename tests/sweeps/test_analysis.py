@@ -13,7 +13,7 @@ import pytest
 from sparse_model.errors import InputError
 from sweeps import sampling
 from sweeps.analysis import importances, optuna_study, plot_slices
-from sweeps.objectives import METRICS
+from sweeps.objectives import METRICS, TOLD
 from sweeps.rows import write_trial_row
 from sweeps.sampling import BoundedStudy, finished_trial, most_telling
 from sweeps.search import StudySearch
@@ -38,9 +38,9 @@ def run(study: Study, **more: Any) -> list[str]:
         config = TrialConfig.model_validate(drawn["trial"])
         values = dict(zip(METRICS, figures(config), strict=True))
         row = {"study": study.name, "trial": drawn["key"], "kind": config.kind, "status": "ok", "eligible": True}
-        row |= {"data": "d", "tasks_tried": 2, "target_loss": 0.15, "retried": False, "config": config.canonical_json()}
+        row |= {"data": "d", "tasks_tried": 2, "tasks_counted": 2, "tasks_without_edges": 0, "target_loss": 0.15, "retried": False, "config": config.canonical_json()}
         write_trial_row(study.root, row | values | more)
-        search.on_trial_complete("x", values)
+        search.on_trial_complete("x", dict(zip(TOLD, figures(config), strict=True)))
         keys.append(drawn["key"])
     return keys
 
