@@ -26,14 +26,14 @@ from s3_process import S3Process
 
 from circuit.tasks import TASKS
 from sparse_model import storage
-from sweeps import runner
-from sweeps.cluster import prepare_environment, ray_session
-from sweeps.interrupts import remembered_interrupts
-from sweeps.lease import held
-from sweeps.progress import Show, StudyProgress
-from sweeps.search import StudySearch
-from sweeps.study import Study, read_study
-from sweeps.trial import Plan, Row, Trained, Trial, run_trial
+from sweeps.engine import runner
+from sweeps.engine.interrupts import remembered_interrupts
+from sweeps.engine.lease import held
+from sweeps.engine.session import prepare_environment, ray_session
+from sweeps.engine.trial import Plan, Row, Trained, Trial, run_trial
+from sweeps.search.draws import StudySearch
+from sweeps.show.progress import Show, StudyProgress
+from sweeps.study.study import Study, read_study
 
 SIZES = (100, 1000, 10_000)
 
@@ -147,10 +147,10 @@ class TimedSearch(StudySearch):
 
 def instant_trial(config: dict[str, Any], plan: Plan) -> None:
     """A trial whose training and pruning take no time; all else is as it is."""
-    from sweeps import ray_prune, ray_train
+    from sweeps.engine import prune, train
 
-    ray_train.train_model = instant_model
-    ray_prune.find_circuits = instant_circuits
+    train.train_model = instant_model
+    prune.find_circuits = instant_circuits
     run_trial(config, plan)
 
 

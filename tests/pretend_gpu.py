@@ -196,5 +196,5 @@ def selected(x: Tensor, k: int, gelu: bool = False) -> Tensor:
 def pretend_gpu() -> Iterator[torch.device]:
     """A GPU while the context lasts; kernels that only a real one runs are replaced by the plain way."""
     with pytest.MonkeyPatch.context() as patch, _Factories() as factories, PretendGpu(factories):
-        patch.setattr("sparse_model.abstopk._triton", selected)
+        patch.setattr("sparse_model.model.abstopk._triton", selected)
         yield GPU

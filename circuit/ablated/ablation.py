@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from sparse_model.errors import InputError
-from sparse_model.model import SparseTransformer
-from sparse_model.sites import site_names, site_width
+from sparse_model.model.sites import site_names, site_width
+from sparse_model.model.transformer import SparseTransformer
 
 Means = dict[str, Tensor]
 """Site name -> (C,) float32 mean activation, on the model's device."""

@@ -21,11 +21,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from circuit.ablation import Means
-from circuit.batches import AnswerBatch
-from sparse_model.config import ModelConfig
-from sparse_model.model import ACTIVATIONS, MLP, Attention, Block, Linear, Norm, SparseTransformer, normed, residual
-from sparse_model.sites import FINAL_SITE, site_kind, site_name, site_names
+from circuit.ablated.ablation import Means
+from circuit.ablated.batches import AnswerBatch
+from sparse_model.model.config import ModelConfig
+from sparse_model.model.sites import FINAL_SITE, site_kind, site_name, site_names
+from sparse_model.model.transformer import (
+    ACTIVATIONS,
+    MLP,
+    Attention,
+    Block,
+    Linear,
+    Norm,
+    SparseTransformer,
+    normed,
+    residual,
+)
 
 Gates = Mapping[str, Tensor]
 """Site name -> (C,) how much of each node's own value passes; the rest is its mean. `edges_into(site)` -> (S', S) how

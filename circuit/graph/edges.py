@@ -12,13 +12,12 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from circuit.compact import Edges
-from circuit.compact import blocks as layers
-from circuit.graph import Circuit, Edge, Node
+from circuit.ablated.compact import Edges, blocks as layers
+from circuit.graph.record import Circuit, Edge, Node
 from circuit.tasks import PairBatch
 from sparse_model.errors import InputError
-from sparse_model.model import SparseTransformer
-from sparse_model.sites import FINAL_SITE, site_name
+from sparse_model.model.sites import FINAL_SITE, site_name
+from sparse_model.model.transformer import SparseTransformer
 
 Kept = Mapping[str, Tensor]
 """Site name -> kept channels (S,), ascending, for every site."""

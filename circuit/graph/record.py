@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from pydantic import Field, ValidationError, model_validator
 
-from circuit.ablation import Means
-from circuit.compact import Edges
+from circuit.ablated.ablation import Means
+from circuit.ablated.compact import Edges
 from sparse_model import storage
-from sparse_model.config import Config
 from sparse_model.errors import InputError
-from sparse_model.model import SparseTransformer
+from sparse_model.model.config import Config
+from sparse_model.model.transformer import SparseTransformer
 
 SCHEMA_VERSION: Literal[2] = 2
 """Of a circuit's JSON: raised when a field is added, changes its meaning or goes. There is no reading of others."""
@@ -159,7 +159,7 @@ class Circuit(Config):
 
     def require(self, model: SparseTransformer) -> None:
         """InputError unless `model` is the one the circuit was found in, and has the circuit's sites and edges."""
-        from circuit.edges import check_edges  # which builds on this file
+        from circuit.graph.edges import check_edges  # which builds on this file
 
         actual = fingerprint(model)
         if actual != self.model:

@@ -11,12 +11,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from circuit.calibration import IDENTITY, Calibration, calibrated_loss
-from circuit.evaluation import Score
-from circuit.graph import Circuit, Node
-from circuit.running import CircuitModel, nodes_of
+from circuit.ablated.calibration import IDENTITY, Calibration, calibrated_loss
+from circuit.graph.record import Circuit, Node
+from circuit.inspect.running import CircuitModel, nodes_of
+from circuit.search.evaluation import Score
 from circuit.tasks import PairBatch, TaskData
-from sparse_model.model import SparseTransformer
+from sparse_model.model.transformer import SparseTransformer
 
 QUANTILES = 16
 """Splits tried for each node beside the nearest one."""

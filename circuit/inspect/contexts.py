@@ -11,9 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from circuit.ablation import float32_activations
-from circuit.graph import Node
-from sparse_model.model import SparseTransformer
+from circuit.ablated.ablation import float32_activations
+from circuit.graph.record import Node
+from sparse_model.model.transformer import SparseTransformer
 
 WINDOWS_AT_ONCE = 16
 

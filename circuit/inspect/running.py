@@ -13,16 +13,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from circuit.batches import AnswerBatch, all_batches, answer_batch
-from circuit.calibration import Calibration, task_loss
-from circuit.compact import AblatedModel, Edges, Visit
-from circuit.evaluation import Score
-from circuit.graph import Circuit, Edge, Node, means_of
-from circuit.masks import NodeIndex
+from circuit.ablated.batches import AnswerBatch, all_batches, answer_batch
+from circuit.ablated.calibration import Calibration, task_loss
+from circuit.ablated.compact import AblatedModel, Edges, Visit
+from circuit.graph.record import Circuit, Edge, Node, means_of
+from circuit.search.evaluation import Score
+from circuit.search.masks import NodeIndex
 from circuit.tasks import PairBatch
 from sparse_model.errors import InputError
-from sparse_model.model import SparseTransformer
-from sparse_model.sites import site_width
+from sparse_model.model.sites import site_width
+from sparse_model.model.transformer import SparseTransformer
 
 
 class Effect(NamedTuple):

@@ -6,16 +6,16 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from circuit.ablation import Means
-from circuit.config import PruneConfig
-from circuit.discretise import bisect_nodes
-from circuit.evaluation import Judge
-from circuit.exploration import explore
-from circuit.masks import learn_masks
-from circuit.search import Solution, combined, edge_circuits, eliminated
+from circuit.ablated.ablation import Means
+from circuit.search.config import PruneConfig
+from circuit.search.discretise import bisect_nodes
+from circuit.search.evaluation import Judge
+from circuit.search.exploration import explore
+from circuit.search.masks import learn_masks
+from circuit.search.targets import Solution, combined, edge_circuits, eliminated
+from circuit.search.watch import SILENT, Watch
 from circuit.tasks import PairBatch
-from circuit.watch import SILENT, Watch
-from sparse_model.model import SparseTransformer
+from sparse_model.model.transformer import SparseTransformer
 
 
 def necessity(judge: Judge, keep: Tensor) -> float:

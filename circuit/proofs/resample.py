@@ -20,16 +20,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circuit.ablation import Means, Pretraining, float32_activations
-from circuit.batches import AnswerBatch, all_batches
-from circuit.calibration import IDENTITY, Calibration, task_loss
-from circuit.compact import Edges, Nodes
-from circuit.compact import blocks as layers
-from circuit.edges import matrices
+from circuit.ablated.ablation import Means, Pretraining, float32_activations
+from circuit.ablated.batches import AnswerBatch, all_batches
+from circuit.ablated.calibration import IDENTITY, Calibration, task_loss
+from circuit.ablated.compact import Edges, Nodes, blocks as layers
+from circuit.graph.edges import matrices
 from circuit.tasks import PairBatch
 from sparse_model.errors import InputError
-from sparse_model.model import Linear, SparseTransformer
-from sparse_model.sites import site_names
+from sparse_model.model.sites import site_names
+from sparse_model.model.transformer import Linear, SparseTransformer
 
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from circuit.config import PruneConfig
-from circuit.evaluation import Judge
-from circuit.search import Solution, edge_circuits, node_circuits
+from circuit.search.config import PruneConfig
+from circuit.search.evaluation import Judge
+from circuit.search.targets import Solution, edge_circuits, node_circuits
 
 Found = Mapping[str, Mapping[float, Solution]]
 """Method -> target loss -> circuit."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from circuit.graph import Circuit
+from circuit.graph.record import Circuit
 
 HELDOUT = 1.5
 """Times the target loss that a sufficient circuit may have on held-out prompts."""

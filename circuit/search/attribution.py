@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from circuit.calibration import IDENTITY, Calibration, task_loss
-from circuit.compact import AblatedModel
-from circuit.evaluation import Judge
+from circuit.ablated.calibration import IDENTITY, Calibration, task_loss
+from circuit.ablated.compact import AblatedModel
+from circuit.search.evaluation import Judge
 
 
 def attributions(judge: Judge, gates: Tensor, calibration: Calibration = IDENTITY) -> Tensor:

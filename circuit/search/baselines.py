@@ -12,10 +12,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from circuit.attribution import attributions
-from circuit.discretise import bisect_nodes
-from circuit.edges import count_edges
-from circuit.evaluation import Judge
+from circuit.graph.edges import count_edges
+from circuit.search.attribution import attributions
+from circuit.search.discretise import bisect_nodes
+from circuit.search.evaluation import Judge
 
 Baseline = Literal["attribution", "integrated", "random"]
 BASELINES: tuple[Baseline, ...] = ("attribution", "integrated", "random")

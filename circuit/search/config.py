@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from sparse_model.config import Config
+from sparse_model.model.config import Config
 
 
 class PruneConfig(Config):

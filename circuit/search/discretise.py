@@ -10,8 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from circuit.attribution import attributions
-from circuit.evaluation import Judge
+from circuit.search.attribution import attributions
+from circuit.search.evaluation import Judge
 
 GROWTH = 0.25
 """Share of its nodes by which a circuit that misses its target grows at a time,"""

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from circuit.calibration import calibrated_loss, calibrated_losses, softened
-from circuit.parts import Parts, Trunk
+from circuit.ablated.calibration import calibrated_loss, calibrated_losses, softened
+from circuit.search.parts import Parts, Trunk
 
 AT_ONCE = 16
 """Single parts tried in one go."""

@@ -8,15 +8,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from circuit.ablation import Means, zero_means
-from circuit.batches import all_batches
-from circuit.calibration import IDENTITY, Calibration, calibrated_loss, task_loss
-from circuit.compact import AblatedModel, Edges
-from circuit.graph import Circuit, means_of
-from circuit.masks import NodeIndex
+from circuit.ablated.ablation import Means, zero_means
+from circuit.ablated.batches import all_batches
+from circuit.ablated.calibration import IDENTITY, Calibration, calibrated_loss, task_loss
+from circuit.ablated.compact import AblatedModel, Edges
+from circuit.graph.record import Circuit, means_of
+from circuit.search.masks import NodeIndex
+from circuit.search.watch import SILENT, Watch
 from circuit.tasks import PairBatch
-from circuit.watch import SILENT, Watch
-from sparse_model.model import SparseTransformer
+from sparse_model.model.transformer import SparseTransformer
 
 
 class Score(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from circuit.config import PruneConfig
+from circuit.search.config import PruneConfig
 
 FACTORS = {"k_coef": 10.0, "lr": 3.0, "init_bias": 3.0, "weight_decay": 10.0, "temperature": 3.0}
 """Tuned fields, and how many times larger or smaller than the configuration's value each may be."""

@@ -24,16 +24,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from circuit.ablation import Means
-from circuit.batches import AnswerBatch, pair_batch
-from circuit.calibration import Calibration, task_loss
-from circuit.compact import AblatedModel
-from circuit.config import PruneConfig
-from circuit.edges import edge_ends
+from circuit.ablated.ablation import Means
+from circuit.ablated.batches import AnswerBatch, pair_batch
+from circuit.ablated.calibration import Calibration, task_loss
+from circuit.ablated.compact import AblatedModel
+from circuit.graph.edges import edge_ends
+from circuit.search.config import PruneConfig
+from circuit.search.watch import SILENT, Watch
 from circuit.tasks import PairBatch
-from circuit.watch import SILENT, Watch
-from sparse_model.model import SparseTransformer
-from sparse_model.sites import site_names, site_width
+from sparse_model.model.sites import site_names, site_width
+from sparse_model.model.transformer import SparseTransformer
 
 SNAPSHOT_STEPS = 10
 """Steps between the states among which the best is chosen."""

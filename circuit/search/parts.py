@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from circuit.batches import AnswerBatch
-from circuit.calibration import Calibration
-from circuit.compact import AblatedModel, Edges, Gates, Stream, edges_into, stage_of
-from circuit.edges import Block, edge_ends
-from circuit.evaluation import Judge
+from circuit.ablated.batches import AnswerBatch
+from circuit.ablated.calibration import Calibration
+from circuit.ablated.compact import AblatedModel, Edges, Gates, Stream, edges_into, stage_of
+from circuit.graph.edges import Block, edge_ends
+from circuit.search.evaluation import Judge
 
 POSITIONS = 8192
 """Positions of all candidates that go through a forward pass together: what is left of a model is so small that

@@ -15,14 +15,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from circuit.compact import Edges
-from circuit.config import PruneConfig
-from circuit.discretise import bisect_nodes, grown
-from circuit.elimination import eliminate
-from circuit.evaluation import Judge
-from circuit.exploration import explore
-from circuit.masks import learn_masks
-from circuit.parts import Parts
+from circuit.ablated.compact import Edges
+from circuit.search.config import PruneConfig
+from circuit.search.discretise import bisect_nodes, grown
+from circuit.search.elimination import eliminate
+from circuit.search.evaluation import Judge
+from circuit.search.exploration import explore
+from circuit.search.masks import learn_masks
+from circuit.search.parts import Parts
 
 VERSION = 2
 """Of the search: raised when it comes to find other circuits, so that sizes kept from before are not taken for its."""

@@ -13,9 +13,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from sparse_model.config import ModelConfig
-from sparse_model.model import SparseTransformer
-from sparse_model.workers import rank, world_size
+from sparse_model.distributed.workers import rank, world_size
+from sparse_model.model.config import ModelConfig
+from sparse_model.model.transformer import SparseTransformer
 
 
 def sharded_model(config: ModelConfig, compute_dtype: torch.dtype, device: torch.device) -> SparseTransformer:

@@ -42,7 +42,7 @@ def gelu_topk(x: Tensor, k: int) -> Tensor:
 
 
 def _triton(x: Tensor, k: int, gelu: bool = False) -> Tensor:
-    from sparse_model.triton_topk import triton_topk  # triton comes with torch's GPU builds only
+    from sparse_model.model.triton_topk import triton_topk  # triton comes with torch's GPU builds only
 
     return triton_topk(x, k, gelu)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from sparse_model.config import LAYER_SITES, ModelConfig
+from sparse_model.model.config import LAYER_SITES, ModelConfig
 
 FINAL_SITE = "final.in"
 

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparse_model.abstopk import abs_topk, gelu_topk
-from sparse_model.attention import causal_attention
-from sparse_model.config import ModelConfig, ResidualPoint
-from sparse_model.loss import unembedding_loss
-from sparse_model.sites import FINAL_SITE, SiteFunction, site_name, site_names
+from sparse_model.model.abstopk import abs_topk, gelu_topk
+from sparse_model.model.attention import causal_attention
+from sparse_model.model.config import ModelConfig, ResidualPoint
+from sparse_model.model.loss import unembedding_loss
+from sparse_model.model.sites import FINAL_SITE, SiteFunction, site_name, site_names
 
 
 class SparseTransformer(nn.Module):

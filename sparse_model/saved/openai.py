@@ -18,11 +18,11 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from sparse_model import storage
-from sparse_model.config import LayerSite, ModelConfig, ResidualPoint
 from sparse_model.data.tokenizer import Tokenizer
 from sparse_model.errors import InputError
-from sparse_model.model import SparseTransformer
-from sparse_model.pretrained import check_tensor
+from sparse_model.model.config import LayerSite, ModelConfig, ResidualPoint
+from sparse_model.model.transformer import SparseTransformer
+from sparse_model.saved.pretrained import check_tensor
 
 CONFIG, WEIGHTS, ENCODER, MERGES = "beeg_config.json", "final_model.pt", "encoder.json", "vocab.bpe"
 

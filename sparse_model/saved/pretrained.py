@@ -14,12 +14,12 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from sparse_model import storage
-from sparse_model.config import ModelConfig
 from sparse_model.data.tokenizer import END_OF_TEXT, Tokenizer
+from sparse_model.distributed.sharding import gathered_whole
+from sparse_model.distributed.workers import rank
 from sparse_model.errors import InputError
-from sparse_model.model import SparseTransformer
-from sparse_model.sharding import gathered_whole
-from sparse_model.workers import rank
+from sparse_model.model.config import ModelConfig
+from sparse_model.model.transformer import SparseTransformer
 
 FORMAT = {"format": "circuit-sweeps/sparse-transformer", "version": 1}
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparse_model.config import ModelConfig, TrainConfig
-from sparse_model.cpu_projection import Matrix, project_matrices
 from sparse_model.errors import InputError
-from sparse_model.model import SparseTransformer
+from sparse_model.model.config import ModelConfig, TrainConfig
+from sparse_model.model.transformer import SparseTransformer
+from sparse_model.sparsity.cpu_projection import Matrix, project_matrices
 
 NEVER_PROJECTED = ("bigram", "sink", "gain", "offset")
 EMBEDDINGS = ("embedding", "unembedding")

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparse_model.sharding import held
-from sparse_model.sparsity import Group
-from sparse_model.workers import gathered_tensors, rank, summed, world_size
+from sparse_model.distributed.sharding import held
+from sparse_model.distributed.workers import gathered_tensors, rank, summed, world_size
+from sparse_model.sparsity.projection import Group
 
 DIGITS = ((20, 2**11), (10, 2**10), (0, 2**10))
 """Of the 31 bits of a float32 without its sign, which as integers are in the order of the magnitudes: place, values."""

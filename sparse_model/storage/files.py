@@ -3,7 +3,7 @@
 A URI is a plain path (relative ones too), `file://…`, `memory://…`, `s3://bucket/key` or anything else fsspec
 knows. An S3 server other than Amazon's is named by the environment variable AWS_ENDPOINT_URL or, as for
 pyarrow, by `s3://bucket/key?endpoint_override=http://host:port`. Every failure is a one-line `InputError`; one that may
-pass (no connection, overload, a time limit) is waited out first (`sparse_model.store_errors`).
+pass (no connection, overload, a time limit) is waited out first (`sparse_model.storage.store_errors`).
 """
 
 import glob
@@ -21,8 +21,7 @@ from fsspec.asyn import AsyncFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from sparse_model.errors import InputError
-from sparse_model.store_errors import check_no_credentials, persistently, redacted
-from sparse_model.store_errors import refusing as refusing
+from sparse_model.storage.store_errors import check_no_credentials, persistently, redacted, refusing as refusing
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=+-]*")
 S3_PROTOCOLS = ("s3", "s3a")

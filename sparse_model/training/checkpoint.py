@@ -23,9 +23,9 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
 from sparse_model import storage
+from sparse_model.distributed.workers import from_first, gathered, rank, world_size
 from sparse_model.errors import InputError
-from sparse_model.store_errors import StorageFailed, StorageUnavailable
-from sparse_model.workers import from_first, gathered, rank, world_size
+from sparse_model.storage.store_errors import StorageFailed, StorageUnavailable
 
 Progress = dict[str, Any]
 Tensors = dict[str, Tensor]

@@ -15,16 +15,16 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from sparse_model.checkpoint import CheckpointStore, NoCheckpoints, OtherRun, Progress, Tensors
-from sparse_model.config import ModelConfig, TrainConfig
 from sparse_model.data.loader import TokenDataset
+from sparse_model.distributed.sharding import sharded_model
+from sparse_model.distributed.workers import Parallel, gathered, rank, summed, world_size
 from sparse_model.errors import InputError
-from sparse_model.measures import evaluate, flops_per_token
-from sparse_model.model import SparseTransformer
-from sparse_model.optimizer import SparseOptimizer, learning_rate
-from sparse_model.sharding import sharded_model
-from sparse_model.sparsity import check_budget
-from sparse_model.workers import Parallel, gathered, rank, summed, world_size
+from sparse_model.model.config import ModelConfig, TrainConfig
+from sparse_model.model.transformer import SparseTransformer
+from sparse_model.sparsity.projection import check_budget
+from sparse_model.training.checkpoint import CheckpointStore, NoCheckpoints, OtherRun, Progress, Tensors
+from sparse_model.training.measures import evaluate, flops_per_token
+from sparse_model.training.optimizer import SparseOptimizer, learning_rate
 
 Metrics = dict[str, float]
 Report = Callable[[Metrics], None]

@@ -8,11 +8,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sparse_model.config import LAYER_SITES, ModelConfig
-from sparse_model.loss import next_token_loss
-from sparse_model.model import SparseTransformer
-from sparse_model.sites import FINAL_SITE, site_kind
-from sparse_model.workers import summed
+from sparse_model.distributed.workers import summed
+from sparse_model.model.config import LAYER_SITES, ModelConfig
+from sparse_model.model.loss import next_token_loss
+from sparse_model.model.sites import FINAL_SITE, site_kind
+from sparse_model.model.transformer import SparseTransformer
 
 KINDS: tuple[str, ...] = (*LAYER_SITES, FINAL_SITE)
 

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparse_model.config import TrainConfig
-from sparse_model.model import SparseTransformer
-from sparse_model.shard_projection import project_shards
-from sparse_model.sharding import held, held_parameter, is_sharded, sharded_like
-from sparse_model.sparsity import anneal_progress, count_nonzero, project, projected_groups
-from sparse_model.workers import summed
+from sparse_model.distributed.sharding import held, held_parameter, is_sharded, sharded_like
+from sparse_model.distributed.workers import summed
+from sparse_model.model.config import TrainConfig
+from sparse_model.model.transformer import SparseTransformer
+from sparse_model.sparsity.projection import anneal_progress, count_nonzero, project, projected_groups
+from sparse_model.sparsity.shard_projection import project_shards
 
 
 class SparseOptimizer:

@@ -10,12 +10,12 @@ from typing import Annotated, Literal
 import typer
 
 from sparse_model.errors import InputError
-from sweeps import planning, submission
-from sweeps import status as state
-from sweeps.cluster import prepare_environment
 from sweeps.commands.data import StorageOption, StudyArgument
-from sweeps.study import load_study
-from sweeps.table import terminal
+from sweeps.engine import submission
+from sweeps.engine.session import prepare_environment
+from sweeps.show import planning, status as state
+from sweeps.show.text import terminal
+from sweeps.study.study import load_study
 
 PriceOption = Annotated[float | None, typer.Option(min=0, help="of one device for an hour, in any currency")]
 TextOrJson = Annotated[Literal["text", "json"], typer.Option("--format", help="of the answer on standard output")]

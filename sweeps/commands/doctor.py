@@ -12,9 +12,9 @@ import typer
 
 from sparse_model import storage
 from sparse_model.errors import InputError
-from sweeps.cluster import capacity
-from sweeps.study import load_study
-from sweeps.table import terminal
+from sweeps.engine.session import capacity
+from sweeps.show.text import terminal
+from sweeps.study.study import load_study
 
 PACKAGES = ("torch", "ray", "optuna", "pyarrow", "duckdb", "tokenizers", "fsspec")
 
@@ -49,7 +49,7 @@ def doctor(
 
 
 def _cluster(address: str) -> str:
-    from sweeps.cluster import prepare_environment
+    from sweeps.engine.session import prepare_environment
 
     prepare_environment()
     import ray

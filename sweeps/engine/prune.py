@@ -9,9 +9,9 @@ from typing import Any
 import ray
 
 from circuit.tasks import source_name
-from sweeps.circuits import measure, methods, prune_task, settings
-from sweeps.study import ResourceConfig, Study
-from sweeps.trial import Row, Trial, is_crash, one_line
+from sweeps.engine.pruning_task import measure, methods, prune_task, settings
+from sweeps.engine.trial import Row, Trial, is_crash, one_line
+from sweeps.study.study import ResourceConfig, Study
 
 LOSSES = 20
 """Times a pruning task is started again after its process or machine was lost."""

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circuit.ablation import Pretraining, mean_activations
-from circuit.config import PruneConfig
-from circuit.graph import Circuit
+from circuit.ablated.ablation import Pretraining, mean_activations
+from circuit.graph.record import Circuit
+from circuit.proofs.resample import STRENGTHS
 from circuit.pruning import METHODS, Method, find_circuits
-from circuit.resample import STRENGTHS
+from circuit.search.config import PruneConfig
 from circuit.tasks import task_data
 from sparse_model import storage
 from sparse_model.data.config import CorpusConfig
@@ -19,9 +19,9 @@ from sparse_model.data.corpora import mixture, split_of
 from sparse_model.data.loader import TokenDataset
 from sparse_model.data.tokenizer import Tokenizer
 from sparse_model.errors import InputError
-from sparse_model.model import SparseTransformer
-from sparse_model.pretrained import from_pretrained
-from sweeps.study import Study
+from sparse_model.model.transformer import SparseTransformer
+from sparse_model.saved.pretrained import from_pretrained
+from sweeps.study.study import Study
 
 MEAN_TOKENS = 65_536
 """Training tokens that mean activations are taken over."""

@@ -13,19 +13,19 @@ from sparse_model import storage
 from sparse_model.data.loader import TokenDataset
 from sparse_model.data.shards import prepare
 from sparse_model.errors import InputError
-from sweeps.cluster import Capacity, ray_session
-from sweeps.frontier import Frontier
-from sweeps.interrupts import Interrupts, remembered_interrupts
-from sweeps.lease import Lease, held
-from sweeps.objectives import FINAL, METRICS, objectives
-from sweeps.orphans import Orphans
-from sweeps.progress import StudyProgress
-from sweeps.ray_tokens import on_ray
-from sweeps.rows import table_uri, write_circuit_rows, write_trial_row
-from sweeps.search import Objectives, StudySearch
-from sweeps.study import Study, read_study
-from sweeps.trial import Plan, Trial, failed_row, one_line, run_trial, stored_row
-from sweeps.warmstart import warm_trials
+from sweeps.engine.interrupts import Interrupts, remembered_interrupts
+from sweeps.engine.lease import Lease, held
+from sweeps.engine.orphans import Orphans
+from sweeps.engine.session import Capacity, ray_session
+from sweeps.engine.tokens import on_ray
+from sweeps.engine.trial import Plan, Trial, failed_row, one_line, run_trial, stored_row
+from sweeps.frontier.queries import Frontier
+from sweeps.frontier.rows import table_uri, write_circuit_rows, write_trial_row
+from sweeps.search.draws import Objectives, StudySearch
+from sweeps.search.objectives import FINAL, METRICS, objectives
+from sweeps.search.warmstart import warm_trials
+from sweeps.show.progress import StudyProgress
+from sweeps.study.study import Study, read_study
 
 CRASHES = 3
 """Times a trial is run again after its own process died."""

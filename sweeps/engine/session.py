@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from sparse_model.errors import InputError
-from sweeps.study import ResourceConfig
+from sweeps.study.study import ResourceConfig
 
 OBJECT_STORE_BYTES = 200_000_000
 """Of our own Ray: only means, rows and configurations pass through it."""

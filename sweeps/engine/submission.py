@@ -10,7 +10,7 @@ from typing import Any
 
 from sparse_model import storage
 from sparse_model.errors import InputError
-from sweeps.study import Study, load_study, shipped_studies
+from sweeps.study.study import Study, load_study, shipped_studies
 
 POLL_SECONDS = 2.0
 LONGEST_OUTAGE = 120.0

@@ -12,8 +12,8 @@ from sparse_model.data.corpora import Part
 from sparse_model.data.parts import PartRecord
 from sparse_model.data.processes import Execute, Work
 from sparse_model.errors import InputError
-from sweeps.cluster import ray_session
-from sweeps.study import ResourceConfig
+from sweeps.engine.session import ray_session
+from sweeps.study.study import ResourceConfig
 
 
 def on_ray(resources: ResourceConfig, address: str | None) -> Execute:

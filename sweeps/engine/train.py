@@ -17,12 +17,12 @@ from ray.train.torch import TorchTrainer, get_device
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from sparse_model import storage
-from sparse_model.checkpoint import Checkpoints
 from sparse_model.data.loader import TokenDataset
-from sparse_model.pretrained import save_pretrained
-from sparse_model.training import train
-from sweeps.space import TrialConfig
-from sweeps.trial import Trained, Trial, is_crash
+from sparse_model.saved.pretrained import save_pretrained
+from sparse_model.training.checkpoint import Checkpoints
+from sparse_model.training.loop import train
+from sweeps.engine.trial import Trained, Trial, is_crash
+from sweeps.study.space import TrialConfig
 
 POLL_SECONDS = "0.5"
 """Ray Train's controller fetches one progress report per poll, and the next one blocks till then (2 s by default)."""

@@ -17,11 +17,11 @@ from ray import tune
 
 from sparse_model import storage
 from sparse_model.errors import InputError
-from sparse_model.store_errors import StorageUnavailable, redacted
-from sweeps.objectives import FINAL, METRICS, bootstrap_interval, geometric_mean_edges, objectives
-from sweeps.rows import read_rows, row_uri, write_circuit_rows, write_trial_row
-from sweeps.space import TrialConfig
-from sweeps.study import Study
+from sparse_model.storage.store_errors import StorageUnavailable, redacted
+from sweeps.frontier.rows import read_rows, row_uri, write_circuit_rows, write_trial_row
+from sweeps.search.objectives import FINAL, METRICS, bootstrap_interval, geometric_mean_edges, objectives
+from sweeps.study.space import TrialConfig
+from sweeps.study.study import Study
 
 Row = dict[str, Any]
 
@@ -96,8 +96,8 @@ def run_trial(config: Mapping[str, Any], plan: Plan) -> None:
     What our own code raises becomes a row with status failed. A process that dies is Tune's to try again, and if
     that fails too, the driver writes the row.
     """
-    from sweeps.ray_prune import find_circuits
-    from sweeps.ray_train import train_model
+    from sweeps.engine.prune import find_circuits
+    from sweeps.engine.train import train_model
 
     trial = Trial.of(config, plan)
     if (row := stored_row(trial)) is not None:  # an earlier process ended between its row and its report

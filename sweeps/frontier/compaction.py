@@ -1,9 +1,9 @@
 """Many small files of a table into one, beside running writers and readers.
 
 The compacted file is written whole before anything is deleted, and only files whose rows are in it are deleted. A name
-is never given new content (`sweeps.rows`), so what is deleted is what was read: a trial run again meanwhile has a file
+is never given new content (`rows.py`), so what is deleted is what was read: a trial run again meanwhile has a file
 of another name and a higher attempt. (A process that died between writing its row and reporting it writes the same
-trial's row again: either may stay.) Killed anywhere, some rows lie twice, and readers take them once (`sweeps.tables`).
+trial's row again: either may stay.) Killed anywhere, some rows lie twice, and readers take them once (`parquet.py`).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 import pyarrow.compute as pc
 
 from sparse_model import storage
-from sweeps.rows import TABLES, parquet_bytes, table_uri
-from sweeps.tables import COMPACTED, RECORD, Source, kept_rows, read_sources, together, winners
+from sweeps.frontier.parquet import COMPACTED, RECORD, Source, kept_rows, read_sources, together, winners
+from sweeps.frontier.rows import TABLES, parquet_bytes, table_uri
 
 
 @dataclass(frozen=True)

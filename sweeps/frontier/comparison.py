@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sparse_model.errors import InputError
-from sweeps.pareto import non_dominated
+from sweeps.frontier.pareto import non_dominated
 
 Array = np.ndarray[Any, Any]
 SAME = 1e-6

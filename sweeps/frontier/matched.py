@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from sparse_model.errors import InputError
-from sweeps.comparison import Array, Comparison
+from sweeps.frontier.comparison import Array, Comparison
 
 LOSSES = 5
 """Losses at which the groups are compared, from one end of the common range to the other."""

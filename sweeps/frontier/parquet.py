@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from sparse_model import storage
 from sparse_model.errors import InputError
-from sweeps.rows import SCHEMA_VERSION, TABLES, table_uri
+from sweeps.frontier.rows import SCHEMA_VERSION, TABLES, table_uri
 
 COMPACTED = "compacted-"
 """How names of compacted files begin; trials' keys begin otherwise."""

@@ -12,12 +12,12 @@ import pyarrow.compute as pc
 
 from sparse_model import storage
 from sparse_model.errors import InputError
-from sweeps.comparison import CIRCUIT_COLUMNS, Comparison, compare, places
-from sweeps.matched import matched
-from sweeps.pareto import dominated_area, growing_area
-from sweeps.rows import TABLES, table_uri
-from sweeps.sql import query_tables
-from sweeps.tables import read_table
+from sweeps.frontier.comparison import CIRCUIT_COLUMNS, Comparison, compare, places
+from sweeps.frontier.matched import matched
+from sweeps.frontier.pareto import dominated_area, growing_area
+from sweeps.frontier.parquet import read_table
+from sweeps.frontier.rows import TABLES, table_uri
+from sweeps.frontier.sql import query_tables
 
 REFERENCE = (4.0, 1e5)
 """Default reference point of the hypervolume: validation loss in nats, circuit edges."""
@@ -46,7 +46,7 @@ class Frontier:
                 raise InputError(f"{uri}: is there twice")
 
     def trials(self) -> Any:
-        """One row per trial (`sweeps.rows.TRIAL_SCHEMA`) as a `pyarrow.Table`, in the order of suggestion.
+        """One row per trial (`rows.TRIAL_SCHEMA`) as a `pyarrow.Table`, in the order of suggestion.
 
         InputError where two of the folders hold rows of the same study and trial.
         """
@@ -59,7 +59,7 @@ class Frontier:
         return trials
 
     def circuits(self, columns: Sequence[str] | None = None) -> Any:
-        """One row per trial, task, target loss and method (`sweeps.rows.CIRCUIT_SCHEMA`) as a `pyarrow.Table`."""
+        """One row per trial, task, target loss and method (`rows.CIRCUIT_SCHEMA`) as a `pyarrow.Table`."""
         order = [(name, "ascending") for name in ("study", "trial", "task") if columns is None or name in columns]
         return self._table("circuits", columns).sort_by(order)
 
@@ -75,7 +75,7 @@ class Frontier:
         return query_tables(query, {"trials": self.trials, "circuits": self.circuits})
 
     def compared(self, **choice: Unpack[Choice]) -> Comparison:
-        """The trials compared like with like (`sweeps.comparison`): all eligible ones, unless `choice` says less.
+        """The trials compared like with like (`comparison.py`): all eligible ones, unless `choice` says less.
 
         `choice`: where, target, tasks, method, each as in `Choice`.
         """
@@ -119,7 +119,7 @@ class Frontier:
         )
 
     def matched(self, first: str, second: str, **choice: Unpack[Choice]) -> Any:
-        """Edges of two groups of trials, given as SQL conditions, at equal validation loss (`sweeps.matched`)."""
+        """Edges of two groups of trials, given as SQL conditions, at equal validation loss (`matched.py`)."""
         comparison = self.compared(**choice)
         rows = np.arange(len(comparison.trials))
         groups = [

@@ -2,7 +2,7 @@
 
 A row's file is named after its trial and attempt: `<trial>.parquet`, and `<trial>+1.parquet` once the trial was run
 again after a failure. So no name ever gets other content, which is what makes compaction safe beside writers
-(`sweeps.compaction`), and the highest attempt replaces the rows of lower ones. Circuits are written before the trial's
+(`compaction.py`), and the highest attempt replaces the rows of lower ones. Circuits are written before the trial's
 own row, which is written last of all: where it exists, everything it speaks of exists.
 """
 

@@ -5,7 +5,7 @@ Results that come early wait. So neither the order in which trials finish nor an
 drawn; a study that is started again draws the same suggestions, and those with a stored row are told from it.
 
 So there is no Optuna storage that could disagree with the rows or break half-way: the rows are the persistent study.
-`sweeps.analysis.optuna_study` gives it as an `optuna.Study`. (Ray's own `OptunaSearch` is not used: its history grows
+`importances.optuna_study` gives it as an `optuna.Study`. (Ray's own `OptunaSearch` is not used: its history grows
 without bound, cannot be begun anew, and knows no evaluated trials in a conditional space.)
 
 A configuration that was drawn before would train the same model to the last bit: it is forgotten and another drawn.
@@ -21,10 +21,10 @@ from typing import Any, Literal
 from optuna.trial import FrozenTrial
 from ray.tune.search.searcher import Searcher
 
-from sweeps.objectives import METRICS, PENALTIES
-from sweeps.sampling import BoundedStudy
-from sweeps.space import TrialConfig
-from sweeps.study import Study
+from sweeps.search.objectives import METRICS, PENALTIES
+from sweeps.search.sampling import BoundedStudy
+from sweeps.study.space import TrialConfig
+from sweeps.study.study import Study
 
 Objectives = tuple[float, float]
 

@@ -14,12 +14,12 @@ from optuna.trial import FrozenTrial
 
 from sparse_model import storage
 from sparse_model.errors import InputError
-from sweeps.frontier import Frontier
-from sweeps.objectives import METRICS
-from sweeps.plot import INK, LOOKS, image_format
-from sweeps.sampling import finished_trial
-from sweeps.space import TrialConfig
-from sweeps.study import Study, read_study
+from sweeps.frontier.queries import Frontier
+from sweeps.search.objectives import METRICS
+from sweeps.search.sampling import finished_trial
+from sweeps.show.plot import INK, LOOKS, image_format
+from sweeps.study.space import TrialConfig
+from sweeps.study.study import Study, read_study
 
 LEAST_TRIALS = 8
 """Below which no importance is computed: it would be noise."""
@@ -31,7 +31,7 @@ def optuna_study(uri: str) -> optuna.Study:
     """The study at `uri` with every eligible trial that its space has, in order of suggestion.
 
     Named like the study, it minimises `METRICS`; each trial's user attributes are its key and kind. It holds rows as
-    they are now: the search itself needs no other storage (`sweeps.search`).
+    they are now: the search itself needs no other storage (`sweeps.search.draws`).
     """
     study = stored(uri)
     optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -14,10 +14,10 @@ from typing import Any
 import optuna
 from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 
-from sweeps.objectives import METRICS
-from sweeps.pareto import non_dominated
-from sweeps.space import Space, TrialConfig, suggest
-from sweeps.study import SearchConfig
+from sweeps.frontier.pareto import non_dominated
+from sweeps.search.objectives import METRICS
+from sweeps.study.space import Space, TrialConfig, suggest
+from sweeps.study.study import SearchConfig
 
 MOST = 512
 """Results after which the history is cut."""

@@ -13,11 +13,11 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from sparse_model import storage
-from sweeps.frontier import Frontier
-from sweeps.objectives import objectives
-from sweeps.sampling import finished_trial
-from sweeps.space import TrialConfig
-from sweeps.study import Study
+from sweeps.frontier.queries import Frontier
+from sweeps.search.objectives import objectives
+from sweeps.search.sampling import finished_trial
+from sweeps.study.space import TrialConfig
+from sweeps.study.study import Study
 
 
 def warm_trials(study: Study, data_key: str) -> list[FrozenTrial]:

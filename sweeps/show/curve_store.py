@@ -9,14 +9,14 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 
-from circuit.ablation import Means
-from circuit.config import PruneConfig
-from circuit.graph import fingerprint
-from circuit.search import VERSION
+from circuit.ablated.ablation import Means
+from circuit.graph.record import fingerprint
+from circuit.search.config import PruneConfig
+from circuit.search.targets import VERSION
 from circuit.tasks import TaskData
 from sparse_model import storage
-from sparse_model.model import SparseTransformer
-from sweeps.curves import Curve
+from sparse_model.model.transformer import SparseTransformer
+from sweeps.show.curves import Curve
 
 
 class CurveStore:

@@ -16,9 +16,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from sparse_model import storage
 from sparse_model.errors import InputError
-from sweeps.objectives import bootstrap_interval, geometric_mean_edges
-from sweeps.plot import FAINT, INK, image_format
-from sweeps.tables import read_table
+from sweeps.frontier.parquet import read_table
+from sweeps.search.objectives import bootstrap_interval, geometric_mean_edges
+from sweeps.show.plot import FAINT, INK, image_format
 
 TARGETS = (0.5, 0.3, 0.15, 0.08, 0.04, 0.02, 0.01, 0.005, 0.002)
 """Task losses of the paper's figure 2, in nats."""

@@ -9,15 +9,15 @@ from statistics import fmean
 import optuna
 import torch
 
-from sparse_model.config import ModelConfig
 from sparse_model.errors import InputError
-from sparse_model.measures import flops_per_token
-from sparse_model.model import SparseTransformer
-from sweeps.circuits import methods
-from sweeps.frontier import Frontier
-from sweeps.sampling import BoundedStudy
-from sweeps.space import TrialConfig
-from sweeps.study import SearchConfig, Study
+from sparse_model.model.config import ModelConfig
+from sparse_model.model.transformer import SparseTransformer
+from sparse_model.training.measures import flops_per_token
+from sweeps.engine.pruning_task import methods
+from sweeps.frontier.queries import Frontier
+from sweeps.search.sampling import BoundedStudy
+from sweeps.study.space import TrialConfig
+from sweeps.study.study import SearchConfig, Study
 
 SAMPLE = 200
 """Configurations drawn to estimate means and extremes."""

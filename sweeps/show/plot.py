@@ -16,8 +16,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from sparse_model import storage
 from sparse_model.errors import InputError
-from sweeps.comparison import Comparison
-from sweeps.frontier import Choice, Frontier
+from sweeps.frontier.comparison import Comparison
+from sweeps.frontier.queries import Choice, Frontier
 
 LOOKS = {"sparse": ("o", "#0b6e99"), "dense": ("s", "#c8553d")}
 INK, FAINT = "#222222", "#9a9a9a"

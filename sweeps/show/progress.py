@@ -9,8 +9,8 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from sweeps.space import TrialConfig
-from sweeps.study import Study
+from sweeps.study.space import TrialConfig
+from sweeps.study.study import Study
 
 STEP = 0.25
 """Share of a stage after which a plain line says where it is."""

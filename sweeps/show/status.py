@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from sparse_model import storage
-from sweeps.analysis import stored
-from sweeps.objectives import FINAL
-from sweeps.rows import table_uri
-from sweeps.tables import read_table
+from sweeps.frontier.parquet import read_table
+from sweeps.frontier.rows import table_uri
+from sweeps.search.importances import stored
+from sweeps.search.objectives import FINAL
 
 RECENT = 20
 """Finished trials over which the rate is taken."""

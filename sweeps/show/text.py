@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sparse_model.errors import InputError
-from sweeps.comparison import Comparison
+from sweeps.frontier.comparison import Comparison
 
 Format = Literal["table", "csv", "json", "parquet"]
 

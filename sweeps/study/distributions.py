@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from sweeps.problems import shown
+from sweeps.study.problems import shown
 
 Scalar = bool | int | float | str | None
 

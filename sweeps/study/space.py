@@ -17,9 +17,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from sparse_model.config import Config, ModelConfig, TrainConfig
-from sweeps.distributions import Choice, Distribution, Sampler
-from sweeps.problems import shown
+from sparse_model.model.config import Config, ModelConfig, TrainConfig
+from sweeps.study.distributions import Choice, Distribution, Sampler
+from sweeps.study.problems import shown
 
 Kind = Literal["sparse", "dense"]
 KINDS: tuple[Kind, ...] = ("sparse", "dense")

@@ -11,19 +11,19 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from circuit.config import PruneConfig
+from circuit.search.config import PruneConfig
 from circuit.tasks import TASKS, check_source, is_file, source_name
 from sparse_model import storage
-from sparse_model.config import Config
 from sparse_model.data.config import CorpusConfig, TokenizerConfig
 from sparse_model.data.shard_files import CACHE_BYTES
+from sparse_model.distributed.workers import Parallel
 from sparse_model.errors import InputError
-from sparse_model.store_errors import check_no_credentials, redacted
-from sparse_model.workers import Parallel
-from sweeps.problems import InputErrors, Problem, pydantic_problems, shown
-from sweeps.space import Space
-from sweeps.template import read_template
-from sweeps.yamlfile import parse_yaml
+from sparse_model.model.config import Config
+from sparse_model.storage.store_errors import check_no_credentials, redacted
+from sweeps.study.problems import InputErrors, Problem, pydantic_problems, shown
+from sweeps.study.space import Space
+from sweeps.study.template import read_template
+from sweeps.study.yamlfile import parse_yaml
 
 
 class SearchConfig(Config):
@@ -269,13 +269,13 @@ def read_study(text: str, where: str, storage_uri: str | None = None) -> Study:
 
 def shipped_studies() -> list[str]:
     """Names of the studies inside the package."""
-    folder = resources.files("sweeps") / "studies"
+    folder = resources.files("sweeps.study") / "shipped"
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
 def _find(name: str) -> tuple[str, str]:
     if name in shipped_studies():
-        return name, (resources.files("sweeps") / "studies" / f"{name}.yaml").read_text()
+        return name, (resources.files("sweeps.study") / "shipped" / f"{name}.yaml").read_text()
     try:
         return name, storage.read_bytes(name).decode()
     except InputError as error:

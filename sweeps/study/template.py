@@ -9,12 +9,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from sparse_model.config import ModelConfig, TrainConfig
 from sparse_model.errors import InputError
-from sparse_model.sparsity import check_budget
-from sweeps.distributions import Choice, parse_distribution
-from sweeps.problems import Problem, pydantic_problems, shown, unknown_key
-from sweeps.space import DENSE_MEANS, KINDS, SECTIONS, Entry, Kind, Space, TrialConfig, build_config, corners
+from sparse_model.model.config import ModelConfig, TrainConfig
+from sparse_model.sparsity.projection import check_budget
+from sweeps.study.distributions import Choice, parse_distribution
+from sweeps.study.problems import Problem, pydantic_problems, shown, unknown_key
+from sweeps.study.space import DENSE_MEANS, KINDS, SECTIONS, Entry, Kind, Space, TrialConfig, build_config, corners
 
 SET_ELSEWHERE = {"model.vocab_size": "tokenizer.vocab_size", "training.seed": "seeds"}
 

@@ -13,14 +13,14 @@ import pytest
 from ray.job_submission import JobStatus
 
 from sparse_model.errors import InputError
-from sparse_model.measures import flops_per_token
-from sparse_model.model import SparseTransformer
-from sweeps import submission
+from sparse_model.model.transformer import SparseTransformer
+from sparse_model.training.measures import flops_per_token
 from sweeps.cli import status_of
-from sweeps.planning import assumed, measured, parameters, plan, sample
-from sweeps.rows import write_circuit_rows, write_trial_row
-from sweeps.status import short, study_status
-from sweeps.study import Study, read_study
+from sweeps.engine import submission
+from sweeps.frontier.rows import write_circuit_rows, write_trial_row
+from sweeps.show.planning import assumed, measured, parameters, plan, sample
+from sweeps.show.status import short, study_status
+from sweeps.study.study import Study, read_study
 
 Text = Callable[..., str]
 

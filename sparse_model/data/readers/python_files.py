@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Self
 
 from sparse_model.errors import InputError
-from sparse_model.storage import refusing
+from sparse_model.storage.files import refusing
 
 LEFT_OUT_FOLDERS = {
     "__pycache__",

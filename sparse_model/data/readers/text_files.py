@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow.parquet
 
 from sparse_model.errors import InputError
-from sparse_model.storage import contents, filesystem, refusing
+from sparse_model.storage.files import contents, filesystem, refusing
 
 EXTENSIONS = (".py", ".txt", ".jsonl", ".parquet")
 # What drivers call a tag of the content. Times are none: two writes can fall into one tick of the clock.

@@ -8,12 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from circuit.ablation import mean_activations
-from circuit.evaluation import task_scores
-from sparse_model.config import ModelConfig
+from circuit.ablated.ablation import mean_activations
+from circuit.search.evaluation import task_scores
 from sparse_model.errors import InputError
-from sparse_model.model import SparseTransformer
-from sparse_model.sites import site_names
+from sparse_model.model.config import ModelConfig
+from sparse_model.model.sites import site_names
+from sparse_model.model.transformer import SparseTransformer
 
 
 @pytest.fixture

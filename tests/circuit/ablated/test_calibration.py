@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from circuit.calibration import Calibration, calibrate, calibrated_loss, calibrated_losses, softened, task_loss
+from circuit.ablated.calibration import Calibration, calibrate, calibrated_loss, calibrated_losses, softened, task_loss
 
 
 def noisy(n: int = 200, scale: float = 1.0, shift: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from toys import VARIANTS, random_model, random_nodes, random_pairs
 
-from circuit.ablation import Means, mean_activations, zero_means
-from circuit.batches import all_batches, pair_batch
-from circuit.compact import AblatedModel
-from circuit.evaluation import Judge
-from circuit.parts import Parts
+from circuit.ablated.ablation import Means, mean_activations, zero_means
+from circuit.ablated.batches import all_batches, pair_batch
+from circuit.ablated.compact import AblatedModel
+from circuit.search.evaluation import Judge
+from circuit.search.parts import Parts
 from circuit.tasks import PairBatch
-from sparse_model.model import SparseTransformer
+from sparse_model.model.transformer import SparseTransformer
 
 
 def reference_margins(model: SparseTransformer, means: Means, gates: dict[str, Tensor], data: PairBatch) -> Tensor:
@@ -137,7 +137,7 @@ def test_candidates_that_branch_off_are_those_judged_alone(
     variant: str, edges: bool, memory: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Several at once, and one after the other, with residual streams kept before all sublayers, some, or the first."""
-    monkeypatch.setattr("circuit.parts.STREAM_BYTES", memory)
+    monkeypatch.setattr("circuit.search.parts.STREAM_BYTES", memory)
     model = random_model(variant)
     means = mean_activations(model, [torch.randint(0, 30, (8, 16))])
     judge = Judge(model, means, random_pairs())
@@ -163,7 +163,7 @@ def test_candidates_that_branch_off_are_those_judged_alone(
 @pytest.mark.parametrize("edges", [False, True])
 def test_changes_are_the_derivatives_of_every_margin(edges: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against small steps of each gate from 1 towards 0, and whole ones where margins are linear in a gate."""
-    monkeypatch.setattr("circuit.parts.CELLS", 3000)  # a few prompts at a time
+    monkeypatch.setattr("circuit.search.parts.CELLS", 3000)  # a few prompts at a time
     model = random_model("dense")
     means = mean_activations(model, [torch.randint(0, 30, (8, 16))])
     judge = Judge(model, means, random_pairs())

@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 import torch
 
-from circuit.config import PruneConfig
-from circuit.edges import count_edges, count_embedding_edges, count_unembedding_edges, edges_between
-from circuit.evaluation import circuit_score
-from circuit.graph import Circuit, Node, fingerprint, to_networkx
-from circuit.masks import NodeIndex
+from circuit.graph.edges import count_edges, count_embedding_edges, count_unembedding_edges, edges_between
+from circuit.graph.record import Circuit, Node, fingerprint, to_networkx
 from circuit.pruning import find_circuit
+from circuit.search.config import PruneConfig
+from circuit.search.evaluation import circuit_score
+from circuit.search.masks import NodeIndex
 from circuit.tasks import PairBatch
-from sparse_model.config import ModelConfig
 from sparse_model.errors import InputError
-from sparse_model.model import SparseTransformer
+from sparse_model.model.config import ModelConfig
+from sparse_model.model.transformer import SparseTransformer
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +213,7 @@ def test_another_version_is_refused_in_one_line(found: Circuit, tmp_path: Path) 
 
 
 def test_every_field_of_the_json_is_documented(found: Circuit) -> None:
-    guide = (Path(__file__).parents[2] / "docs" / "circuit_json.md").read_text()
+    guide = (Path(__file__).parents[3] / "docs" / "circuit_json.md").read_text()
     rows = [line.split(" | ")[0].strip("| `") for line in guide.splitlines() if line.startswith("| `")]
     assert rows == list(json.loads(found.to_json()))
     assert f"version {json.loads(found.to_json())['schema_version']}" in guide

@@ -12,19 +12,19 @@ import torch
 from torch import Tensor
 from toys import VARIANTS, random_model, random_nodes, random_pairs
 
-from circuit.ablation import mean_activations
-from circuit.binarise import Step, binarise, candidates
-from circuit.calibration import task_loss
-from circuit.config import PruneConfig
-from circuit.contexts import contexts
-from circuit.edges import edges_between
-from circuit.graph import Circuit, Node, fingerprint, stored_means
+from circuit.ablated.ablation import mean_activations
+from circuit.ablated.calibration import task_loss
+from circuit.graph.edges import edges_between
+from circuit.graph.record import Circuit, Node, fingerprint, stored_means
+from circuit.inspect.binarise import Step, binarise, candidates
+from circuit.inspect.contexts import contexts
+from circuit.inspect.running import CircuitModel, changed, effects, nodes_of, part_named
 from circuit.pruning import find_circuit
-from circuit.running import CircuitModel, changed, effects, nodes_of, part_named
+from circuit.search.config import PruneConfig
 from circuit.tasks import PairBatch, TaskData
 from sparse_model.errors import InputError
-from sparse_model.model import SparseTransformer
-from sparse_model.sites import site_kind
+from sparse_model.model.sites import site_kind
+from sparse_model.model.transformer import SparseTransformer
 
 SCALE, SHIFT = 0.8, 0.3
 
@@ -160,7 +160,7 @@ def test_the_model_is_compared_with_the_circuit_once_for_all_effects(
         compared.append(fingerprint(model))
         return compared[-1]
 
-    monkeypatch.setattr("circuit.graph.fingerprint", counted)
+    monkeypatch.setattr("circuit.graph.record.fingerprint", counted)
     assert len(effects(planted.model, circuit, planted.task.heldout)) == 12
     assert compared == [circuit.model]
 

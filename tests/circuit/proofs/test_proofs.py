@@ -10,19 +10,19 @@ import pytest
 import torch
 from toys import VARIANTS, random_model, random_nodes, random_pairs
 
-from circuit.ablation import Pretraining, mean_activations
-from circuit.calibration import Calibration, task_loss
-from circuit.config import PruneConfig
-from circuit.edges import edge_ends
-from circuit.evaluation import Judge
-from circuit.graph import Circuit
-from circuit.parts import Parts
+from circuit.ablated.ablation import Pretraining, mean_activations
+from circuit.ablated.calibration import Calibration, task_loss
+from circuit.graph.edges import edge_ends
+from circuit.graph.record import Circuit
+from circuit.proofs.resample import resampled_losses
+from circuit.proofs.stability import mean_overlap
+from circuit.proofs.verdicts import summary, verdicts
 from circuit.pruning import find_circuit, find_circuits
-from circuit.resample import resampled_losses
-from circuit.stability import mean_overlap
+from circuit.search.config import PruneConfig
+from circuit.search.evaluation import Judge
+from circuit.search.parts import Parts
+from circuit.search.watch import Update
 from circuit.tasks import PairBatch
-from circuit.verdicts import summary, verdicts
-from circuit.watch import Update
 from sparse_model.errors import InputError
 
 TEXT = torch.randint(0, 10, (64, 24), generator=torch.Generator().manual_seed(9))

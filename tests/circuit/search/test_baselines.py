@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from circuit.attribution import attributions
-from circuit.baselines import BASELINES, STEPS, scores, sizes
-from circuit.evaluation import Judge
-from circuit.masks import NodeIndex
+from circuit.search.attribution import attributions
+from circuit.search.baselines import BASELINES, STEPS, scores, sizes
+from circuit.search.evaluation import Judge
+from circuit.search.masks import NodeIndex
 from circuit.tasks import PairBatch
-from sparse_model.config import ModelConfig
-from sparse_model.model import SparseTransformer
+from sparse_model.model.config import ModelConfig
+from sparse_model.model.transformer import SparseTransformer
 
 
 class Case(NamedTuple):

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from circuit import search
-from circuit.config import PruneConfig
-from circuit.evaluation import Judge
-from circuit.exploration import FACTORS, explore
-from circuit.masks import NodeIndex, learn_masks
 from circuit.pruning import find_circuit
-from circuit.search import Solution, combined, edge_circuits, smallest
-from circuit.watch import Stopped
+from circuit.search import targets
+from circuit.search.config import PruneConfig
+from circuit.search.evaluation import Judge
+from circuit.search.exploration import FACTORS, explore
+from circuit.search.masks import NodeIndex, learn_masks
+from circuit.search.targets import Solution, combined, edge_circuits, smallest
+from circuit.search.watch import Stopped
 
 
 def test_the_budget_is_seeds_then_points_around_the_settings() -> None:
@@ -72,15 +72,15 @@ def test_the_smallest_of_all_searches_is_kept_and_the_control_has_as_many(plante
         learned.append("real" if data is planted.task.train else "shuffled")
         return learn_masks(model, data, *rest)
 
-    monkeypatch.setattr("circuit.search.learn_masks", counted)
-    monkeypatch.setattr("circuit.faithfulness.learn_masks", counted)
+    monkeypatch.setattr("circuit.search.targets.learn_masks", counted)
+    monkeypatch.setattr("circuit.proofs.faithfulness.learn_masks", counted)
     sizes: list[list[tuple[int, int]]] = []
 
-    def watched(candidates: list[search.Solution]) -> search.Solution:
+    def watched(candidates: list[targets.Solution]) -> targets.Solution:
         sizes.append([solution.size for solution in candidates])
         return smallest(candidates)
 
-    monkeypatch.setattr(search, "smallest", watched)
+    monkeypatch.setattr(targets, "smallest", watched)
     config = PruneConfig(steps=10, eliminate=False, restarts=2, tuning_trials=1)
     circuit = find_circuit(planted.model, planted.task, planted.means, config)
     assert learned == ["real"] * 3 + ["shuffled"] * 3
@@ -103,7 +103,7 @@ def test_two_circuits_together_may_hold_a_smaller_one(monkeypatch: Any) -> None:
         tried.append("".join("01"[int(node)] for node in nodes))
         return circuit(left[tried[-1]])
 
-    monkeypatch.setattr(search, "eliminated", eliminated)
+    monkeypatch.setattr(targets, "eliminated", eliminated)
     found = [circuit(nodes) for nodes in ("11100000", "01110000", "00011100", "00011001")]
     best = combined(found, PruneConfig(), 0.15)
     assert tried == ["11110000", "10011100"]  # the last together with the best misses the target
@@ -143,8 +143,8 @@ def test_edges_are_searched_afresh_only_where_that_may_pay(monkeypatch: Any) -> 
         return circuit(planted[target][2 if target in afresh[-1:] else 1] or 0)
 
     all_edges = circuit(1, everything=lambda: torch.ones(1, dtype=torch.bool)).parts
-    monkeypatch.setattr(search, "Parts", lambda judge, nodes, edges: all_edges)
-    monkeypatch.setattr(search, "_shrunk", shrunk)
+    monkeypatch.setattr(targets, "Parts", lambda judge, nodes, edges: all_edges)
+    monkeypatch.setattr(targets, "_shrunk", shrunk)
     nodes = {target: circuit(edges) for target, (edges, _, _) in planted.items()}
     sizes = {target: cut.size[0] for target, cut in edge_circuits(nodes, PruneConfig(target_loss=0.15)).items()}
     assert afresh == [0.01, 0.05, 0.1, 0.15, 0.2]

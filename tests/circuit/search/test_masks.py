@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from circuit.config import PruneConfig
-from circuit.evaluation import Judge
-from circuit.masks import Adam, NodeIndex, best_state, clipped, gates_of, learn_masks
-from circuit.watch import Update, Watch
+from circuit.search.config import PruneConfig
+from circuit.search.evaluation import Judge
+from circuit.search.masks import Adam, NodeIndex, best_state, clipped, gates_of, learn_masks
+from circuit.search.watch import Update, Watch
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])

@@ -135,7 +135,7 @@ def test_files_as_such(write: Write, tokenizer: Tokenizer, tmp_path: Path) -> No
 
 def test_the_guides_example_is_a_task(tmp_path: Path, tokenizer: Tokenizer) -> None:
     """The script in the guide writes a file that is read back with the split it asks for."""
-    guide = (Path(__file__).parents[2] / "docs" / "adding_a_task.md").read_text()
+    guide = (Path(__file__).parents[3] / "docs" / "adding_a_task.md").read_text()
     script = guide.split("```python\n# for_or_if.py")[1].split("```")[0]
     uri = str(tmp_path / "for_or_if.jsonl")
     exec(compile("#" + script.replace("for_or_if.jsonl", uri), "guide", "exec"), {})

@@ -10,19 +10,18 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from pydantic import ValidationError
 
 from sparse_model.data import corpora
 from sparse_model.data.config import CorpusConfig, SourceConfig, TokenizerConfig
 from sparse_model.data.corpora import documents, mixed_documents, parts, source_inputs, split_of
 from sparse_model.data.processes import in_turn
-from sparse_model.data.python_files import python_files
+from sparse_model.data.readers.python_files import python_files
+from sparse_model.data.readers.text_files import pieces, read_texts, text_files
 from sparse_model.data.shards import prepare
-from sparse_model.data.text_files import pieces, read_texts, text_files
 from sparse_model.errors import InputError
-from sparse_model.storage import join, write_bytes_atomic
+from sparse_model.storage.files import join, write_bytes_atomic
 
 GOOD = "def f(x):\n    return \"a\" + 'b'\n"
 

@@ -20,7 +20,7 @@ from sparse_model.data.processes import Work, in_processes, in_turn
 from sparse_model.data.shards import prepare
 from sparse_model.data.worker import _outcome
 from sparse_model.errors import InputError
-from sparse_model.store_errors import StorageFailed, StorageUnavailable
+from sparse_model.storage.store_errors import StorageFailed, StorageUnavailable
 
 TOKENIZER = TokenizerConfig(vocab_size=400)
 CORPUS = CorpusConfig.model_validate(
@@ -98,7 +98,7 @@ def test_a_killed_preparation_goes_on_where_it_stopped(in_one_go: dict[str, byte
         "import sys; from pathlib import Path; from tests.sparse_model.test_processes import *\n"
         "make(Path(sys.argv[1]), progress=interrupt_at(0.35, 'kill'), execute=in_turn)"
     )
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     killed = subprocess.run(
         [sys.executable, "-c", script, tmp_path], cwd=root, env=os.environ | {"PYTHONPATH": str(root)}
     )

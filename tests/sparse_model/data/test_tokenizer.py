@@ -9,14 +9,13 @@ from pathlib import Path
 
 import pytest
 import tokenizers
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from sparse_model.data.config import TokenizerConfig
 from sparse_model.data.idioms import programs
 from sparse_model.data.tokenizer import END_OF_TEXT, Tokenizer
 from sparse_model.errors import InputError
-from sparse_model.storage import join
+from sparse_model.storage.files import join
 
 CONFIG = TokenizerConfig(vocab_size=600)
 PROGRAMS = list(islice(programs(0), 300))

@@ -13,16 +13,16 @@ from safetensors.torch import save_file
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
-from sparse_model.checkpoint import Checkpoints
-from sparse_model.config import ModelConfig, TrainConfig
 from sparse_model.data import TokenDataset
-from sparse_model.model import SparseTransformer
-from sparse_model.pretrained import save_pretrained
-from sparse_model.shard_projection import project_shards
-from sparse_model.sharding import gathered_whole, held, sharded_model
-from sparse_model.sparsity import Group
-from sparse_model.training import TrainResult, train
-from sparse_model.workers import rank, world_size
+from sparse_model.distributed.sharding import gathered_whole, held, sharded_model
+from sparse_model.distributed.workers import rank, world_size
+from sparse_model.model.config import ModelConfig, TrainConfig
+from sparse_model.model.transformer import SparseTransformer
+from sparse_model.saved.pretrained import save_pretrained
+from sparse_model.sparsity.projection import Group
+from sparse_model.sparsity.shard_projection import project_shards
+from sparse_model.training.checkpoint import Checkpoints
+from sparse_model.training.loop import TrainResult, train
 
 MODEL, RECIPE = (ModelConfig(**json.loads(os.environ["MODEL"])), TrainConfig(**json.loads(os.environ["RECIPE"])))
 

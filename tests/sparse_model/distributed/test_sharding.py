@@ -13,13 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sparse_model.checkpoint import Checkpoints
-from sparse_model.config import ModelConfig, TrainConfig
 from sparse_model.data import CorpusConfig, SourceConfig, TokenDataset, TokenizerConfig, prepare
-from sparse_model.model import SparseTransformer
-from sparse_model.pretrained import from_pretrained
-from sparse_model.sparsity import keep_mask
-from sparse_model.training import train
+from sparse_model.model.config import ModelConfig, TrainConfig
+from sparse_model.model.transformer import SparseTransformer
+from sparse_model.saved.pretrained import from_pretrained
+from sparse_model.sparsity.projection import keep_mask
+from sparse_model.training.checkpoint import Checkpoints
+from sparse_model.training.loop import train
 
 # 301 rows of embeddings, 50 neurons and 3 heads do not divide by 4. AbsTopK is off: where two activations are equal
 # but for rounding, the batch of one worker and those of four may choose differently, and training goes on from there.

@@ -1,9 +1,8 @@
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
-from sparse_model.abstopk import abs_topk
+from sparse_model.model.abstopk import abs_topk
 
 
 def reference(x: torch.Tensor, k: int) -> torch.Tensor:

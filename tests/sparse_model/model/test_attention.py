@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sparse_model.attention import BLOCK, causal_attention
+from sparse_model.model.attention import BLOCK, causal_attention
 
 
 @pytest.mark.parametrize("length", [1, 5, BLOCK, BLOCK + 1, 2 * BLOCK + 7])

@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 
-from sparse_model.config import ModelConfig
-from sparse_model.loss import next_token_loss
-from sparse_model.model import SparseTransformer
-from sparse_model.sites import FINAL_SITE, site_names, site_width
+from sparse_model.model.config import ModelConfig
+from sparse_model.model.loss import next_token_loss
+from sparse_model.model.sites import FINAL_SITE, site_names, site_width
+from sparse_model.model.transformer import SparseTransformer
 
 TINY = {"vocab_size": 50, "context": 12, "n_layer": 2, "d_model": 16, "d_head": 4}
 VARIANTS = [

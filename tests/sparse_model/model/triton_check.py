@@ -5,7 +5,7 @@ from itertools import product
 import torch
 import torch.nn.functional as F
 
-from sparse_model.triton_topk import triton_topk
+from sparse_model.model.triton_topk import triton_topk
 
 
 def reference(x: torch.Tensor, k: int, gelu: bool) -> torch.Tensor:

@@ -21,9 +21,9 @@ from torch import Tensor
 from sparse_model.data.idioms import programs
 from sparse_model.data.tokenizer import END_OF_TEXT
 from sparse_model.errors import InputError
-from sparse_model.openai import SITES, load_openai
-from sparse_model.pretrained import from_pretrained, save_pretrained
-from sparse_model.storage import join, write_bytes_atomic
+from sparse_model.saved.openai import SITES, load_openai
+from sparse_model.saved.pretrained import from_pretrained, save_pretrained
+from sparse_model.storage.files import join, write_bytes_atomic
 
 PAPER = {
     "block_size": 12, "vocab_size": 50, "n_layer": 2, "n_head": 4, "d_head": 4, "d_model": 16, "d_mlp": 64,

@@ -7,11 +7,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from sparse_model.config import ModelConfig
 from sparse_model.data import Tokenizer, TokenizerConfig
 from sparse_model.errors import InputError
-from sparse_model.model import SparseTransformer
-from sparse_model.pretrained import from_pretrained, save_pretrained
+from sparse_model.model.config import ModelConfig
+from sparse_model.model.transformer import SparseTransformer
+from sparse_model.saved.pretrained import from_pretrained, save_pretrained
 
 
 @pytest.fixture(scope="module")

@@ -2,14 +2,13 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
-from sparse_model.config import ModelConfig, TrainConfig
-from sparse_model.cpu_projection import SAMPLED, SMALL, Matrix, project_matrices
 from sparse_model.errors import InputError
-from sparse_model.model import SparseTransformer
-from sparse_model.sparsity import (
+from sparse_model.model.config import ModelConfig, TrainConfig
+from sparse_model.model.transformer import SparseTransformer
+from sparse_model.sparsity.cpu_projection import SAMPLED, SMALL, Matrix, project_matrices
+from sparse_model.sparsity.projection import (
     Group,
     anneal_progress,
     check_budget,

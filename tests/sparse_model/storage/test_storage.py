@@ -11,7 +11,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from sparse_model import storage
 from sparse_model.errors import InputError
-from sparse_model.store_errors import StorageFailed
+from sparse_model.storage.store_errors import StorageFailed
 
 
 class TestEveryStore:

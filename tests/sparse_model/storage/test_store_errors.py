@@ -10,9 +10,10 @@ from uuid import uuid4
 import pytest
 from faulty_proxy import FaultyProxy
 
-from sparse_model import storage, store_errors
+from sparse_model import storage
 from sparse_model.errors import InputError
-from sparse_model.store_errors import PATIENCE, StorageUnavailable, check_no_credentials, redacted
+from sparse_model.storage import store_errors
+from sparse_model.storage.store_errors import PATIENCE, StorageUnavailable, check_no_credentials, redacted
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from sparse_model.config import ModelConfig, TrainConfig
-from sparse_model.model import SparseTransformer
-from sparse_model.optimizer import SparseOptimizer
+from sparse_model.model.config import ModelConfig, TrainConfig
+from sparse_model.model.transformer import SparseTransformer
+from sparse_model.training.optimizer import SparseOptimizer
 
 STEPS, LR, FRACTION = 40, 0.02, 0.25
 MODEL = {"vocab_size": 30, "context": 8, "n_layer": 1, "d_model": 16, "d_head": 4}

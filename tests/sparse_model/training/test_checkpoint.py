@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
 
-from sparse_model import checkpoint, storage
-from sparse_model.checkpoint import Checkpoints
+from sparse_model import storage
 from sparse_model.errors import InputError
-from sparse_model.store_errors import StorageFailed, StorageUnavailable
+from sparse_model.storage.store_errors import StorageFailed, StorageUnavailable
+from sparse_model.training import checkpoint
+from sparse_model.training.checkpoint import Checkpoints
 
 
 def state(step: int) -> dict[str, torch.Tensor]:
@@ -131,7 +132,7 @@ def full_disk_and_then_more(*args, **options) -> None:
 def test_a_full_disk_is_one_clear_line_and_the_last_good_checkpoint_stays(tmp_path, monkeypatch, part, failure):
     store = saved(str(tmp_path), 5)
     with monkeypatch.context() as patch:
-        patch.setattr(f"sparse_model.checkpoint.{part}", failure)
+        patch.setattr(f"sparse_model.training.checkpoint.{part}", failure)
         with pytest.raises(StorageFailed, match=r"cannot keep a checkpoint of step 10 in .*No space left on device"):
             store.save(10, {"step": 10}, state(10))
     assert names(str(tmp_path)) == ["step-00000005"]

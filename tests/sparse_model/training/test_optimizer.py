@@ -4,9 +4,9 @@ from itertools import pairwise
 import pytest
 import torch
 
-from sparse_model.config import ModelConfig, TrainConfig
-from sparse_model.model import SparseTransformer
-from sparse_model.optimizer import SparseOptimizer, learning_rate, scale_gradients
+from sparse_model.model.config import ModelConfig, TrainConfig
+from sparse_model.model.transformer import SparseTransformer
+from sparse_model.training.optimizer import SparseOptimizer, learning_rate, scale_gradients
 
 TINY = ModelConfig(vocab_size=30, context=8, n_layer=1, d_model=16, d_head=4)
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from sparse_model.checkpoint import Checkpoints
-from sparse_model.config import ModelConfig, TrainConfig
 from sparse_model.data import CorpusConfig, SourceConfig, TokenDataset, TokenizerConfig, prepare
 from sparse_model.errors import InputError
-from sparse_model.measures import evaluate
-from sparse_model.model import SparseTransformer
-from sparse_model.training import train
+from sparse_model.model.config import ModelConfig, TrainConfig
+from sparse_model.model.transformer import SparseTransformer
+from sparse_model.training.checkpoint import Checkpoints
+from sparse_model.training.loop import train
+from sparse_model.training.measures import evaluate
 
 MODEL = ModelConfig(vocab_size=300, context=32, n_layer=1, d_model=32, d_head=8)
 RECIPE = TrainConfig(
@@ -132,7 +132,7 @@ def test_time_that_was_not_yet_logged_counts_after_a_resumption(data, tmp_path, 
         return real_batch(self, split, step, **options)
 
     monkeypatch.setattr(TokenDataset, "batch", slow)
-    monkeypatch.setattr("sparse_model.training.time.monotonic", lambda: float(len(steps)))
+    monkeypatch.setattr("sparse_model.training.loop.time.monotonic", lambda: float(len(steps)))
     with pytest.raises(Killed):
         train(MODEL, rarely, data, checkpoints=Checkpoints(str(tmp_path)))
     resumed = train(MODEL, rarely, data, checkpoints=Checkpoints(str(tmp_path)))

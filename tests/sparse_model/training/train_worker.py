@@ -5,10 +5,10 @@ import sys
 
 import torch
 
-from sparse_model.checkpoint import Checkpoints
-from sparse_model.config import ModelConfig, TrainConfig
 from sparse_model.data import TokenDataset
-from sparse_model.training import train
+from sparse_model.model.config import ModelConfig, TrainConfig
+from sparse_model.training.checkpoint import Checkpoints
+from sparse_model.training.loop import train
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

@@ -16,13 +16,13 @@ import pytest
 
 from circuit.tasks import TASKS
 from sparse_model.errors import InputError
-from sparse_model.store_errors import StorageFailed, StorageUnavailable
+from sparse_model.storage.store_errors import StorageFailed, StorageUnavailable
 from sweeps import cli
 from sweeps.cli import status_of
-from sweeps.cluster import HOLDER, capacity, own_resources
 from sweeps.commands.one import chosen
-from sweeps.rows import write_circuit_rows, write_trial_row
-from sweeps.study import ResourceConfig, read_study, shipped_studies
+from sweeps.engine.session import HOLDER, capacity, own_resources
+from sweeps.frontier.rows import write_circuit_rows, write_trial_row
+from sweeps.study.study import ResourceConfig, read_study, shipped_studies
 
 Text = Callable[..., str]
 WORK = ("run", "train", "prune", "import", "tasks", "corpus", "tokenizer", "doctor")
@@ -61,7 +61,7 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
 
 def test_shipped_studies_are_named_where_users_look(capsys: pytest.CaptureFixture[str]) -> None:
     assert status_of(["run", "--help"]) == 0
-    said, readme = capsys.readouterr().out, (Path(__file__).parents[2] / "README.md").read_text()
+    said, readme = capsys.readouterr().out, (Path(__file__).parents[3] / "README.md").read_text()
     for name in shipped_studies():
         assert name in said
         assert f"`{name}`" in readme

@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 import torch
 
-from circuit.config import PruneConfig
-from circuit.edges import edges_between
-from circuit.evaluation import circuit_score
-from circuit.graph import Circuit
-from circuit.running import nodes_of
+from circuit.graph.edges import edges_between
+from circuit.graph.record import Circuit
+from circuit.inspect.running import nodes_of
+from circuit.search.config import PruneConfig
+from circuit.search.evaluation import circuit_score
 from circuit.tasks import build_task, task_named
 from sparse_model import storage
 from sparse_model.data.tokenizer import Tokenizer
-from sparse_model.model import SparseTransformer
-from sparse_model.pretrained import from_pretrained
+from sparse_model.model.transformer import SparseTransformer
+from sparse_model.saved.pretrained import from_pretrained
 from sweeps.cli import status_of
 
 TASK, TOO_HARD = "else_elif", "var_swap"

@@ -11,8 +11,8 @@ from multiprocessing import active_children
 
 import pytest
 
-from sweeps import parallel
-from sweeps.parallel import on_all_cores
+from sweeps.commands import parallel
+from sweeps.commands.parallel import on_all_cores
 
 
 @pytest.fixture(autouse=True)

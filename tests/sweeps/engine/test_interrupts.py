@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import pytest
 
-from sweeps.interrupts import remembered_interrupts
+from sweeps.engine.interrupts import remembered_interrupts
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -16,8 +16,8 @@ import pytest
 
 from sparse_model import storage
 from sparse_model.errors import InputError
-from sweeps import lease
-from sweeps.lease import Driver, Lease, StudyTaken, held
+from sweeps.engine import lease
+from sweeps.engine.lease import Driver, Lease, StudyTaken, held
 
 
 @pytest.fixture(params=["path", "s3"])
@@ -115,7 +115,7 @@ def test_a_driver_elsewhere_that_lives_is_left_alone(root: str, monkeypatch: pyt
     def meanwhile(seconds: float) -> None:
         storage.write_bytes_atomic(uri, replace(driver, beats=1).to_json())
 
-    monkeypatch.setattr("sweeps.lease.time.sleep", meanwhile)
+    monkeypatch.setattr("sweeps.engine.lease.time.sleep", meanwhile)
     with pytest.raises(InputError, match="on far"), held(root, print):
         pytest.fail("two drivers")
 

@@ -15,18 +15,18 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 
 from sparse_model import storage
 from sparse_model.errors import InputError
-from sparse_model.store_errors import StorageUnavailable
-from sweeps import ray_prune, ray_train
-from sweeps.circuits import prune_task
-from sweeps.frontier import Frontier
-from sweeps.interrupts import Interrupts
-from sweeps.lease import Lease
-from sweeps.objectives import METRICS, PENALTIES
-from sweeps.progress import StudyProgress
-from sweeps.runner import TrialEvents, differences, stored_results
-from sweeps.search import StudySearch
-from sweeps.study import Study, read_study
-from sweeps.trial import Plan, Trained, Trial, is_crash, one_line, run_trial
+from sparse_model.storage.store_errors import StorageUnavailable
+from sweeps.engine import prune, train
+from sweeps.engine.interrupts import Interrupts
+from sweeps.engine.lease import Lease
+from sweeps.engine.pruning_task import prune_task
+from sweeps.engine.runner import TrialEvents, differences, stored_results
+from sweeps.engine.trial import Plan, Trained, Trial, is_crash, one_line, run_trial
+from sweeps.frontier.queries import Frontier
+from sweeps.search.draws import StudySearch
+from sweeps.search.objectives import METRICS, PENALTIES
+from sweeps.show.progress import StudyProgress
+from sweeps.study.study import Study, read_study
 
 Text = Callable[..., str]
 FIGURES = {"val_loss": 2.0, "train_loss": 2.1, "l0": 100, "total_params": 200, "tokens": 1000, "flops": 1e9}
@@ -69,9 +69,9 @@ def play(
             raise outcome
         return outcome
 
-    monkeypatch.setattr(ray_train, "train_model", lambda trial: ending(trained))
+    monkeypatch.setattr(train, "train_model", lambda trial: ending(trained))
     monkeypatch.setattr(
-        ray_prune, "find_circuits", lambda trial, report: [row | {"trial": trial.key} for row in ending(circuits)]
+        prune, "find_circuits", lambda trial, report: [row | {"trial": trial.key} for row in ending(circuits)]
     )
     run_trial(suggestion(study), Plan(study, "data", attempts or {}))
     (row,) = Frontier(study.root).trials().to_pylist()
@@ -266,22 +266,22 @@ def test_training_goes_on_for_as_long_as_it_gets_further(
             return Trained("ok", "", {})
         raise WorkerGroupError("x", {0: ray.exceptions.ActorDiedError()})
 
-    monkeypatch.setattr(ray_train, "_fit", fit)
+    monkeypatch.setattr(train, "_fit", fit)
     if progress:
-        assert ray_train.train_model(trial).status == "ok"
+        assert train.train_model(trial).status == "ok"
     else:
         with pytest.raises(TrainingFailedError):
-            ray_train.train_model(trial)
+            train.train_model(trial)
         assert len(fits) == 2
 
 
 def test_pruning_holds_what_it_is_given_and_runs_where_it_is_told_to(study: Study) -> None:
     resources = study.resources.model_copy(update={"gpus_per_worker": 1.0, "workers": 8, "cpus_per_pruning_task": 3})
-    anywhere = ray_prune.placement(resources)
+    anywhere = prune.placement(resources)
     assert (anywhere["num_gpus"], anywhere["num_cpus"], anywhere["resources"]) == (0, 3, {})
-    elsewhere = ray_prune.placement(resources.model_copy(update={"pruning_resource": "pruner"}))
+    elsewhere = prune.placement(resources.model_copy(update={"pruning_resource": "pruner"}))
     assert (elsewhere["num_gpus"], elsewhere["resources"]) == (0, {"pruner": 3})
     sharing = resources.model_copy(update={"gpus_per_pruning_task": 0.25})
-    assert ray_prune.placement(sharing)["num_gpus"] == 0.25
-    assert ray_prune.remote(prune_task, sharing)._max_calls == 1  # so that no idle process keeps a GPU's memory
-    assert ray_prune.remote(prune_task, resources)._max_calls == 0
+    assert prune.placement(sharing)["num_gpus"] == 0.25
+    assert prune.remote(prune_task, sharing)._max_calls == 1  # so that no idle process keeps a GPU's memory
+    assert prune.remote(prune_task, resources)._max_calls == 0

@@ -9,13 +9,12 @@ from uuid import uuid4
 
 import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from sparse_model import storage
-from sweeps.compaction import compact
-from sweeps.rows import row_uri, table_uri, write_circuit_rows, write_trial_row
-from sweeps.tables import read_table
+from sweeps.frontier.compaction import compact
+from sweeps.frontier.parquet import read_table
+from sweeps.frontier.rows import row_uri, table_uri, write_circuit_rows, write_trial_row
 
 STEPS = ("versions", "read_many", "write_bytes_atomic", "remove_many")
 

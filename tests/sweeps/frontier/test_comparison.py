@@ -11,17 +11,16 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from hypothesis.extra.numpy import arrays
 
 from sparse_model.errors import InputError
-from sweeps.comparison import Comparison, largest_block
-from sweeps.frontier import Frontier
-from sweeps.matched import Group
-from sweeps.pareto import non_dominated
-from sweeps.rows import write_circuit_rows, write_trial_row
-from sweeps.table import frontier_table
+from sweeps.frontier.comparison import Comparison, largest_block
+from sweeps.frontier.matched import Group
+from sweeps.frontier.pareto import non_dominated
+from sweeps.frontier.queries import Frontier
+from sweeps.frontier.rows import write_circuit_rows, write_trial_row
+from sweeps.show.text import frontier_table
 
 Edges = dict[str, int | None]
 

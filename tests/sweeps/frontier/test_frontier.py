@@ -13,16 +13,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from sparse_model import storage
 from sparse_model.errors import InputError
-from sweeps.frontier import REFERENCE, Frontier
-from sweeps.objectives import geometric_mean_edges
-from sweeps.pareto import dominated_area, growing_area, non_dominated
-from sweeps.plot import draw, plot_frontier
-from sweeps.rows import (
+from sweeps.frontier.pareto import dominated_area, growing_area, non_dominated
+from sweeps.frontier.queries import REFERENCE, Frontier
+from sweeps.frontier.rows import (
     CIRCUIT_SCHEMA,
     SCHEMA_VERSION,
     TRIAL_SCHEMA,
@@ -31,6 +28,8 @@ from sweeps.rows import (
     write_circuit_rows,
     write_trial_row,
 )
+from sweeps.search.objectives import geometric_mean_edges
+from sweeps.show.plot import draw, plot_frontier
 
 
 @pytest.fixture(params=["folder", "memory", "s3"])

@@ -11,15 +11,15 @@ import optuna
 import pytest
 
 from sparse_model.errors import InputError
-from sweeps import sampling
-from sweeps.analysis import importances, optuna_study, plot_slices
-from sweeps.objectives import METRICS
-from sweeps.rows import write_trial_row
-from sweeps.sampling import BoundedStudy, finished_trial, most_telling
-from sweeps.search import StudySearch
-from sweeps.space import TrialConfig
-from sweeps.study import Study, read_study
-from sweeps.warmstart import warm_trials
+from sweeps.frontier.rows import write_trial_row
+from sweeps.search import sampling
+from sweeps.search.draws import StudySearch
+from sweeps.search.importances import importances, optuna_study, plot_slices
+from sweeps.search.objectives import METRICS
+from sweeps.search.sampling import BoundedStudy, finished_trial, most_telling
+from sweeps.search.warmstart import warm_trials
+from sweeps.study.space import TrialConfig
+from sweeps.study.study import Study, read_study
 
 Text = Callable[..., str]
 

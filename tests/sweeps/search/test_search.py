@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from sweeps.objectives import METRICS, PENALTIES, objectives
-from sweeps.search import Objectives, StudySearch
-from sweeps.space import suggest
-from sweeps.study import Study, read_study
+from sweeps.search.draws import Objectives, StudySearch
+from sweeps.search.objectives import METRICS, PENALTIES, objectives
+from sweeps.study.space import suggest
+from sweeps.study.study import Study, read_study
 
 Text = Callable[..., str]
 SAMPLERS = ("tpe", "nsga2", "random")

@@ -13,9 +13,9 @@ import pytest
 
 from sparse_model.errors import InputError
 from sweeps.cli import status_of
-from sweeps.curves import TARGETS, Point, draw_curves, mean_curves, plot_curves, sizes_of
-from sweeps.objectives import bootstrap_interval
-from sweeps.rows import write_circuit_rows, write_trial_row
+from sweeps.frontier.rows import write_circuit_rows, write_trial_row
+from sweeps.search.objectives import bootstrap_interval
+from sweeps.show.curves import TARGETS, Point, draw_curves, mean_curves, plot_curves, sizes_of
 
 
 def row(trial: str, task: str, target: float, edges: int | None, method: str = "node") -> dict[str, Any]:
@@ -133,7 +133,7 @@ def _nothing_is_searched_twice(
 
     search.__name__ = "_methods"
     monkeypatch.setattr("sweeps.commands.curves._methods", search)
-    monkeypatch.setattr("sweeps.parallel.cpu_count", lambda: 1)
+    monkeypatch.setattr("sweeps.commands.parallel.cpu_count", lambda: 1)
     both = ["curves", model, model, *common, "--tasks", "else_elif,with_as"]
     assert status_of(both) == 0
     assert searched == ["with_as"]
@@ -146,7 +146,7 @@ def _nothing_is_searched_twice(
     study.write_text(study.read_text().replace("steps: 30", "steps: 31"))
     assert status_of(both) == 0
     assert searched[2:] == ["else_elif", "with_as"]
-    monkeypatch.setattr("sweeps.curve_store.VERSION", 0)  # sizes of another search
+    monkeypatch.setattr("sweeps.show.curve_store.VERSION", 0)  # sizes of another search
     assert status_of(both) == 0
     assert searched[4:] == ["else_elif", "with_as"]
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from sparse_model.errors import InputError
-from sweeps.problems import InputErrors
-from sweeps.study import Study, load_study, read_study, shipped_studies
-from sweeps.yamlfile import parse_yaml
+from sweeps.study.problems import InputErrors
+from sweeps.study.study import Study, load_study, read_study, shipped_studies
+from sweeps.study.yamlfile import parse_yaml
 
 Text = Callable[..., str]
 
@@ -169,7 +169,7 @@ class Draws:
 
 
 def drawn(study: Study, sampler: Any) -> dict[str, Any]:
-    from sweeps.space import suggest
+    from sweeps.study.space import suggest
 
     found: dict[str, Any] = {}
 
