@@ -95,7 +95,7 @@ def test_an_interrupted_preparation_goes_on_where_it_stopped(in_one_go: dict[str
 
 def test_a_killed_preparation_goes_on_where_it_stopped(in_one_go: dict[str, bytes], tmp_path: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from tests.sparse_model.test_processes import *\n"
+        "import sys; from pathlib import Path; from tests.sparse_model.data.test_processes import *\n"
         "make(Path(sys.argv[1]), progress=interrupt_at(0.35, 'kill'), execute=in_turn)"
     )
     root = Path(__file__).parents[3]
