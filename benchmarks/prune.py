@@ -38,8 +38,8 @@ from sparse_model.model.transformer import SparseTransformer
 from sparse_model.saved.pretrained import from_pretrained
 from sweeps.cli import status_of
 from sweeps.commands.data import prepared
-from sweeps.engine.pruning_task import pretraining
 from sweeps.study.study import load_study
+from sweeps.trial.task_circuits import pretraining
 
 TASKS = ("single_double_quote", "bracket_counting", "if_equals", "lambda_func")
 KEYS = ("recipe_seconds", "ours_seconds", "speedup", "recipe_edges", "ours_edges", "edges_ratio")

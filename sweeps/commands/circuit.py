@@ -23,9 +23,9 @@ from sparse_model.model.transformer import SparseTransformer
 from sparse_model.saved.pretrained import from_pretrained
 from sweeps.commands.data import StorageOption
 from sweeps.commands.one import describe, opened_with_text
-from sweeps.engine.pruning_task import settings
 from sweeps.show.text import terminal
 from sweeps.study.study import load_study
+from sweeps.trial.task_circuits import settings
 
 BEFORE, AFTER = 12, 4
 """Tokens shown before and after the one at which a node has its value."""

@@ -22,13 +22,13 @@ from sparse_model.saved.pretrained import from_pretrained
 from sweeps.commands.data import StorageOption
 from sweeps.commands.one import opened
 from sweeps.commands.parallel import on_all_cores
-from sweeps.engine.pruning_task import settings
 from sweeps.show.curve_store import CurveStore
 from sweeps.show.curves import TARGETS, Curve, Interval, Point, mean_curves, plot_curves, sizes_of, stored_rows
 from sweeps.show.plot import image_format
 from sweeps.show.progress import Show
 from sweeps.show.text import terminal
 from sweeps.study.study import Study, load_study
+from sweeps.trial.task_circuits import settings
 
 StudyOption = Annotated[str, typer.Option(help="whose corpus, tasks and pruning settings: a file or a shipped name")]
 TasksOption = Annotated[

@@ -23,12 +23,12 @@ from sparse_model.saved.pretrained import from_pretrained, save_pretrained
 from sparse_model.training.checkpoint import Checkpoints
 from sparse_model.training.loop import train as train_model
 from sweeps.commands.data import StorageOption, prepared
-from sweeps.engine.pruning_task import circuit_row, measured, settings, text_windows, windows
 from sweeps.show.progress import Show, StudyProgress
 from sweeps.show.text import terminal
 from sweeps.study.space import Space, TrialConfig
 from sweeps.study.study import Study, load_study
 from sweeps.study.yamlfile import parse_yaml
+from sweeps.trial.task_circuits import circuit_row, measured, settings, text_windows, windows
 
 CPU = torch.device("cpu")
 

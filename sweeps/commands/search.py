@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from sweeps.search.importances import importances, optuna_study, plot_slices
+from sweeps.search.importances import importances, optuna_study
+from sweeps.show.slices import plot_slices
 from sweeps.show.text import Format, any_table, encoded, terminal
 
 

@@ -9,24 +9,26 @@ from typing import Any
 import ray
 
 from circuit.tasks import source_name
-from sweeps.engine.pruning_task import measure, methods, prune_task, settings
-from sweeps.engine.trial import Row, Trial, is_crash, one_line
+from sweeps.engine.crashes import is_crash, one_line
 from sweeps.study.study import ResourceConfig, Study
+from sweeps.trial.outcome import TableRow
+from sweeps.trial.places import Trial
+from sweeps.trial.task_circuits import measure, methods, prune_task, settings
 
-LOSSES = 20
+TASK_RETRIES = 20
 """Times a pruning task is started again after its process or machine was lost."""
 
 
-def find_circuits(trial: Trial, report: Callable[[int, int], None]) -> list[Row]:
+def prune_model(trial: Trial, report: Callable[[int, int], None]) -> list[TableRow]:
     """Circuit rows of every task and target loss. A task whose search raises has rows of status failed."""
     resources = trial.study.resources
     threads = resources.cpus_per_pruning_task
     device = "cuda" if resources.gpus_per_pruning_task else "cpu"
     measured = remote(measure, resources)
-    known = measured.remote(trial.model_uri, trial.plan.data, resources.cache_bytes, threads, device)
+    known = measured.remote(trial.model_uri, trial.run.data, resources.cache_bytes, threads, device)
     prune = remote(prune_task, resources)
     sources, config, targets = trial.study.task_sources, settings(trial.study), trial.study.target_losses
-    rows: dict[str, list[Row]] = {}
+    rows: dict[str, list[TableRow]] = {}
     names = [source_name(source) for source in sources]
     report(0, len(names))
     for name, outcome in _bounded(
@@ -59,11 +61,11 @@ def placement(resources: ResourceConfig) -> dict[str, Any]:
         if resources.pruning_resource
         else {},
         "scheduling_strategy": "SPREAD",
-        "max_retries": LOSSES,
+        "max_retries": TASK_RETRIES,
     }
 
 
-def _failed(study: Study, task: str, error: Exception) -> list[Row]:
+def _failed(study: Study, task: str, error: Exception) -> list[TableRow]:
     common = {"task": task, "status": "failed", "reason": one_line(error)}
     kinds = itertools.product(study.target_losses, methods(study.pruning))
     return [common | {"target_loss": target, "method": method} for target, method in kinds]

@@ -13,21 +13,26 @@ from sparse_model import storage
 from sparse_model.data.loader import TokenDataset
 from sparse_model.data.shards import prepare
 from sparse_model.errors import InputError
+from sweeps.engine.crashes import one_line
 from sweeps.engine.interrupts import Interrupts, remembered_interrupts
 from sweeps.engine.lease import Lease, held
 from sweeps.engine.orphans import Orphans
 from sweeps.engine.session import Capacity, ray_session
 from sweeps.engine.tokens import on_ray
-from sweeps.engine.trial import Plan, Trial, failed_row, one_line, run_trial, stored_row
+from sweeps.engine.trial import run_trial
+from sweeps.engine.tune_search import TuneSearch
 from sweeps.frontier.queries import Frontier
 from sweeps.frontier.rows import table_uri, write_circuit_rows, write_trial_row
 from sweeps.search.draws import Objectives, StudySearch
 from sweeps.search.objectives import FINAL, METRICS, objectives
 from sweeps.search.warmstart import warm_trials
 from sweeps.show.progress import StudyProgress
-from sweeps.study.study import Study, read_study
+from sweeps.study.folder import check_storage, earlier_study, keep_study
+from sweeps.study.study import Study
+from sweeps.trial.outcome import failed_row, written_row
+from sweeps.trial.places import StudyRun, Trial
 
-CRASHES = 3
+TRIAL_RETRIES = 3
 """Times a trial is run again after its own process died."""
 
 
@@ -46,8 +51,8 @@ def _run_held(study: Study, progress: StudyProgress, lease: Lease, address: str 
     on_any_machine = on_ray(study.resources, address)
     data = prepare(study.corpus, study.tokenizer, study.storage, progress.data, execute=on_any_machine)
     check_tasks(study, data)
-    known, attempts = stored_results(study, data.manifest.key, retry_failed)
-    store_study(study)
+    known, attempts = known_results(study, data.manifest.key, retry_failed)
+    keep_study(study)
     progress.replayed(len(known))
     warm = warm_trials(study, data.manifest.key)
     progress.learnt(len(warm))
@@ -56,29 +61,14 @@ def _run_held(study: Study, progress: StudyProgress, lease: Lease, address: str 
         with ray_session(study.resources, address) as capacity, remembered_interrupts() as interrupts:
             if capacity.lacking:
                 progress.note(f"waiting for the cluster to grow: a trial needs {capacity.lacking}")
-            plan = Plan(study, data.uri, attempts)
-            run_trials(plan, search, TrialEvents(plan, progress, interrupts, lease), capacity)
+            run = StudyRun(study, data.uri, attempts)
+            run_trials(run, search, TrialEvents(run, progress, interrupts, lease), capacity)
     return Frontier(study.root)
-
-
-def check_storage(study: Study) -> None:
-    """The study's folder can be written, and holds this study if it holds one."""
-    storage.check_writable(study.storage)
-    stored = stored_study(study)
-    if stored is None:
-        return
-    for path, before, now in differences(_identity(stored), _identity(study)):
-        raise InputError(f"{path} is {now!r}, but {study_uri(study)} has {before!r}; give a changed study another name")
-    if study.search.trials < stored.search.trials:
-        raise InputError(
-            f"search.trials is {study.search.trials}, but {study_uri(study)} has {stored.search.trials}; "
-            "it can be raised, not lowered"
-        )
 
 
 def check_warm_start(study: Study) -> None:
     """The studies to learn from are there, or were when this one began."""
-    for i, uri in enumerate(study.search.warm_start if stored_study(study) is None else ()):
+    for i, uri in enumerate(study.search.warm_start if earlier_study(study) is None else ()):
         try:
             Frontier(uri)
         except InputError as error:
@@ -97,39 +87,7 @@ def check_tasks(study: Study, data: TokenDataset) -> None:
             )
 
 
-def study_uri(study: Study) -> str:
-    """Where the study file is kept beside its results."""
-    return storage.join(study.root, "study.yaml")
-
-
-def stored_study(study: Study) -> Study | None:
-    """The study whose results are in this study's folder, if any."""
-    uri = study_uri(study)
-    return read_study(storage.read_bytes(uri).decode(), uri) if storage.exists(uri) else None
-
-
-def store_study(study: Study) -> None:
-    """Keep the study beside its results."""
-    storage.write_bytes_atomic(study_uri(study), study.to_yaml().encode())
-
-
-def _identity(study: Study) -> dict[str, Any]:
-    """What makes results those of one study; the rest may differ from run to run."""
-    return study.model_dump(mode="json", exclude={"storage": True, "resources": True, "search": {"trials"}})
-
-
-def differences(before: Any, now: Any, path: str = "") -> list[tuple[str, Any, Any]]:
-    """(path, value before, value now) of every leaf in which two nested mappings differ."""
-    if not isinstance(before, Mapping) or not isinstance(now, Mapping):
-        return [] if before == now else [(path, before, now)]
-    found = []
-    for key in [*before, *(key for key in now if key not in before)]:
-        inner = f"{path}.{key}" if path else str(key)
-        found += differences(before.get(key), now.get(key), inner)
-    return found
-
-
-def stored_results(study: Study, data_key: str, retry_failed: bool) -> tuple[dict[str, Objectives], dict[str, int]]:
+def known_results(study: Study, data_key: str, retry_failed: bool) -> tuple[dict[str, Objectives], dict[str, int]]:
     """Objectives of trials that have ended, and those that failed and are to be run again, with their next attempt.
 
     Raises InputError where they were trained on other text than there is now (of another Python's library, say).
@@ -147,21 +105,21 @@ def stored_results(study: Study, data_key: str, retry_failed: bool) -> tuple[dic
     return {row["trial"]: objectives(row) for row in rows if row["trial"] not in again}, again
 
 
-def run_trials(plan: Plan, search: StudySearch, events: TrialEvents, capacity: Capacity) -> None:
+def run_trials(run: StudyRun, search: StudySearch, events: TrialEvents, capacity: Capacity) -> None:
     """Run every trial that the search hands out.
 
     Tune's own state goes to a folder that is thrown away: we never restore from it (the rows are the state), it costs
     ten requests per trial on an object store, and an outage of the store would end the study.
     """
     with tempfile.TemporaryDirectory(prefix="circuit-sweeps-") as scratch:
-        _tuner(plan, search, events, capacity, scratch).fit()
+        _tuner(run, search, events, capacity, scratch).fit()
 
 
-def _tuner(plan: Plan, search: StudySearch, events: TrialEvents, capacity: Capacity, scratch: str) -> tune.Tuner:
+def _tuner(run: StudyRun, search: StudySearch, events: TrialEvents, capacity: Capacity, scratch: str) -> tune.Tuner:
     return tune.Tuner(
-        tune.with_resources(tune.with_parameters(run_trial, plan=plan), capacity.holder),
+        tune.with_resources(tune.with_parameters(run_trial, run=run), capacity.holder),
         tune_config=tune.TuneConfig(
-            search_alg=search,
+            search_alg=TuneSearch(search),
             num_samples=-1,  # until the search says that it has finished
             max_concurrent_trials=capacity.concurrency,
             reuse_actors=True,  # saves a process start, with all its imports, per trial
@@ -172,7 +130,7 @@ def _tuner(plan: Plan, search: StudySearch, events: TrialEvents, capacity: Capac
             name="tune",
             storage_path=scratch,
             callbacks=[events],
-            failure_config=tune.FailureConfig(max_failures=CRASHES),
+            failure_config=tune.FailureConfig(max_failures=TRIAL_RETRIES),
             verbose=0,
         ),
     )
@@ -185,8 +143,8 @@ def _trial_key(trial: Any) -> str:
 class TrialEvents(tune.Callback):  # type: ignore[misc]
     """What the driver does when something happens to a trial: show it, and see to the rows of one that crashed."""
 
-    def __init__(self, plan: Plan, progress: StudyProgress, interrupts: Interrupts, lease: Lease) -> None:
-        self.plan, self.progress, self.interrupts, self.lease = plan, progress, interrupts, lease
+    def __init__(self, run: StudyRun, progress: StudyProgress, interrupts: Interrupts, lease: Lease) -> None:
+        self.run, self.progress, self.interrupts, self.lease = run, progress, interrupts, lease
         self.orphans = Orphans()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -199,7 +157,7 @@ class TrialEvents(tune.Callback):  # type: ignore[misc]
         self.orphans.remove()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.progress.started(_trial_key(trial), Trial.of(trial.config, self.plan).config)
+        self.progress.started(_trial_key(trial), Trial.of(trial.config, self.run).config)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: Mapping[str, Any], **info: Any
@@ -222,13 +180,13 @@ class TrialEvents(tune.Callback):  # type: ignore[misc]
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.orphans.expect()
-        crashed = Trial.of(trial.config, self.plan)
+        crashed = Trial.of(trial.config, self.run)
         error = trial.get_error()
-        row = stored_row(crashed)
+        row = written_row(crashed)
         if row is None:
             row = failed_row(crashed, one_line(error) if error is not None else "its process died")
-            write_circuit_rows(self.plan.study.root, crashed.key, [], crashed.attempt)
-            write_trial_row(self.plan.study.root, row)
+            write_circuit_rows(self.run.study.root, crashed.key, [], crashed.attempt)
+            write_trial_row(self.run.study.root, row)
         self.progress.finished(crashed.key, row)
         forget(trial)
 

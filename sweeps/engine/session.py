@@ -78,6 +78,21 @@ def ray_session(resources: ResourceConfig, address: str | None) -> Iterator[Capa
         ray.shutdown()
 
 
+def offered_at(address: str) -> dict[str, float]:
+    """What the cluster at an address has in all, by name of resource; InputError where it cannot be reached."""
+    prepare_environment()
+    import ray
+
+    try:
+        ray.init(address=address, log_to_driver=False)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise InputError(f"address {address}: Ray cannot be reached ({error})") from None
+    try:
+        return dict(ray.cluster_resources())
+    finally:
+        ray.shutdown()
+
+
 def capacity(resources: ResourceConfig, offered: dict[str, float], *, can_grow: bool) -> Capacity:
     """How many trials fit what Ray offers; InputError if not even one does and the cluster cannot grow."""
     cpus, gpus = offered.get("CPU", 0.0), offered.get("GPU", 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 import time
 from collections.abc import Callable
@@ -10,9 +11,10 @@ from typing import Any
 
 from sparse_model import storage
 from sparse_model.errors import InputError
+from sweeps.engine.session import prepare_environment
 from sweeps.study.study import Study, load_study, shipped_studies
 
-POLL_SECONDS = 2.0
+JOB_POLL_SECONDS = 2.0
 LONGEST_OUTAGE = 120.0
 """Seconds for which the cluster's dashboard may not answer while a job is followed."""
 KEEP_OUT = (".git", ".venv", "results")
@@ -32,7 +34,7 @@ def entrypoint(study: str, storage_uri: str | None, working_dir: str, *, retry_f
     return shlex.join(command + (["--retry-failed"] if retry_failed else []))
 
 
-def check(study: str, storage_uri: str | None) -> Study:
+def check_shared(study: str, storage_uri: str | None) -> Study:
     """The study, if it is one that nodes of a cluster can share the storage of."""
     asked = load_study(study, storage_uri)
     if storage.is_local(asked.storage) and not _is_absolute(storage_uri or ""):
@@ -47,7 +49,22 @@ def _is_absolute(uri: str) -> bool:
     return uri.startswith(("/", "file:///", "local:///"))
 
 
-def submit(client: Any, command: str, working_dir: str) -> str:
+def start_job_at(address: str, command: str, working_dir: str) -> tuple[Any, str]:
+    """`start_job` on the cluster whose dashboard is at `address`: its client and the job's id; InputError where there
+    is none, or none that takes it."""
+    prepare_environment()
+    from ray.exceptions import AuthenticationError
+    from ray.job_submission import JobSubmissionClient
+
+    try:
+        client = JobSubmissionClient(address)
+        logging.disable(logging.INFO)  # Ray's loggers, each set to INFO by itself
+        return client, start_job(client, command, working_dir)
+    except (AuthenticationError, ConnectionError, RuntimeError, ValueError) as error:
+        raise InputError(f"address {address}: {' '.join(str(error).split())}") from None
+
+
+def start_job(client: Any, command: str, working_dir: str) -> str:
     """Upload the working directory and start the job; its id. The driver asks for no CPU, so it stays on the head."""
     runtime_env = {"working_dir": working_dir, "excludes": list(KEEP_OUT)}
     deadline = time.monotonic() + LONGEST_OUTAGE
@@ -57,10 +74,10 @@ def submit(client: Any, command: str, working_dir: str) -> str:
         except RuntimeError as error:  # a cluster that has only just started has no agent to take it
             if "No available agent" not in str(error) or time.monotonic() > deadline:
                 raise
-        time.sleep(POLL_SECONDS)
+        time.sleep(JOB_POLL_SECONDS)
 
 
-def follow(client: Any, job: str, show: Callable[[str], None]) -> int:
+def follow_job(client: Any, job: str, show: Callable[[str], None]) -> int:
     """Show a job's log until the job has ended; the exit status it deserves.
 
     0 only if Ray says that it succeeded (a stopped job did not); else the driver's own status where there is one, 1
@@ -82,7 +99,7 @@ def follow(client: Any, job: str, show: Callable[[str], None]) -> int:
             shown = max(shown, len(whole))
             if info.status.is_terminal():
                 return _ended(job, info, show)
-        time.sleep(POLL_SECONDS)
+        time.sleep(JOB_POLL_SECONDS)
 
 
 def _ended(job: str, info: Any, show: Callable[[str], None]) -> int:

@@ -21,8 +21,10 @@ from sparse_model.data.loader import TokenDataset
 from sparse_model.saved.pretrained import save_pretrained
 from sparse_model.training.checkpoint import Checkpoints
 from sparse_model.training.loop import train
-from sweeps.engine.trial import Trained, Trial, is_crash
+from sweeps.engine.crashes import is_crash
 from sweeps.study.space import TrialConfig
+from sweeps.trial.outcome import Trained
+from sweeps.trial.places import Trial
 
 POLL_SECONDS = "0.5"
 """Ray Train's controller fetches one progress report per poll, and the next one blocks till then (2 s by default)."""
@@ -60,7 +62,7 @@ def _fit(trial: Trial, scratch: str) -> Trained:
         train_worker,
         train_loop_config={
             "trial": trial.config.model_dump(mode="json"),
-            "data": trial.plan.data,
+            "data": trial.run.data,
             "cache_bytes": resources.cache_bytes,
             "model_uri": trial.model_uri,
             "checkpoints_uri": trial.checkpoints_uri,

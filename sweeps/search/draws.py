@@ -19,7 +19,6 @@ from statistics import fmean
 from typing import Any, Literal
 
 from optuna.trial import FrozenTrial
-from ray.tune.search.searcher import Searcher
 
 from sweeps.search.objectives import METRICS, PENALTIES
 from sweeps.search.sampling import BoundedStudy
@@ -43,16 +42,19 @@ class Assignment:
     index: int
     config: TrialConfig
 
+    def as_config(self) -> dict[str, Any]:
+        """As plain values, which is how it is sent to where the trial runs."""
+        return {"key": self.key, "index": self.index, "trial": self.config.model_dump(mode="json")}
 
-class StudySearch(Searcher):  # type: ignore[misc]
-    """Hands a study's trials to Tune, one per suggestion and seed; `num_samples` is to be -1.
+
+class StudySearch:
+    """Hands out a study's trials, one per suggestion and seed, and is told what became of them.
 
     `known` maps keys of trials that need no run to their objectives; `warm` are trials of other studies to learn from,
     whose configurations are not tried again.
     """
 
     def __init__(self, study: Study, known: Mapping[str, Objectives], warm: Sequence[FrozenTrial] = ()) -> None:
-        super().__init__(metric=list(METRICS), mode=["min"] * len(METRICS))
         self._study, self._known = study, dict(known)
         self._optuna = BoundedStudy(study.name, study.space, study.search, warm)
         self._asked = self._told = 0
@@ -61,39 +63,20 @@ class StudySearch(Searcher):  # type: ignore[misc]
         self._names: dict[int, str] = {}  # of each suggestion that was not told yet: its name in Optuna,
         self._keys: dict[int, list[str]] = {}  # and its trials' keys, one per seed
         self._waiting: list[Assignment] = []
-        self._running: dict[str, Assignment] = {}
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """The next trial as Tune's config; None until a result is in; Searcher.FINISHED when all were handed out."""
+    def next_assignment(self) -> Assignment | Literal["wait", "finished"]:
+        """The next trial to run; "wait" until a result is in; "finished" when all were handed out."""
         if not self._waiting and (nothing := self._advance()):
-            return None if nothing == "wait" else str(Searcher.FINISHED)
-        self._running[trial_id] = assignment = self._waiting.pop(0)
-        return {
-            "key": assignment.key,
-            "index": assignment.index,
-            "trial": assignment.config.model_dump(mode="json"),
-        }
+            return nothing
+        return self._waiting.pop(0)
 
     def is_finished(self) -> bool:
         """Whether no trial is left to hand out; those handed out may be running."""
         return not self._waiting and self._advance() == "finished"
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Take note of a result; a crashed trial has none and gets the penalties."""
-        assignment = self._running.pop(trial_id)
-        found = result is not None and all(metric in result for metric in METRICS)
-        self._known[assignment.key] = (
-            (result[METRICS[0]], result[METRICS[1]]) if found and result and not error else PENALTIES
-        )
-
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Progress reports mean nothing to the search."""
-
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing: the state follows from the study and its rows."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing: the state follows from the study and its rows."""
+    def take_result(self, key: str, values: Objectives | None) -> None:
+        """Take note of what a trial came to, in the order of `METRICS`; one that crashed (None) gets the penalties."""
+        self._known[key] = PENALTIES if values is None else values
 
     def _advance(self) -> Literal["", "wait", "finished"]:
         """Draw until a trial waits to be handed out, or say why there is none."""

@@ -13,11 +13,11 @@ from sparse_model.errors import InputError
 from sparse_model.model.config import ModelConfig
 from sparse_model.model.transformer import SparseTransformer
 from sparse_model.training.measures import flops_per_token
-from sweeps.engine.pruning_task import methods
 from sweeps.frontier.queries import Frontier
 from sweeps.search.sampling import BoundedStudy
 from sweeps.study.space import TrialConfig
 from sweeps.study.study import SearchConfig, Study
+from sweeps.trial.task_circuits import methods
 
 SAMPLE = 200
 """Configurations drawn to estimate means and extremes."""

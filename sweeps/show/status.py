@@ -9,8 +9,8 @@ from datetime import UTC, datetime, timedelta
 from sparse_model import storage
 from sweeps.frontier.parquet import read_table
 from sweeps.frontier.rows import table_uri
-from sweeps.search.importances import stored
 from sweeps.search.objectives import FINAL
+from sweeps.study.folder import study_at
 
 RECENT = 20
 """Finished trials over which the rate is taken."""
@@ -42,7 +42,7 @@ class Status:
 
 def study_status(uri: str) -> Status:
     """The status of the study whose folder is at `uri`; InputError where none is."""
-    study = stored(uri)
+    study = study_at(uri)
     rows = read_table(uri, "trials").to_pylist() if storage.exists(table_uri(uri, "trials")) else []
     rows = [row for row in rows if row["status"] in FINAL]
     finished = sorted(row["finished"] for row in rows if row["finished"] is not None)

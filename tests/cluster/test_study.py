@@ -20,9 +20,9 @@ import yaml
 from circuit.graph.record import Circuit
 from sparse_model import storage
 from sparse_model.saved.pretrained import from_pretrained
-from sweeps.engine.pruning_task import methods
 from sweeps.frontier.queries import Frontier
 from sweeps.study.study import load_study
+from sweeps.trial.task_circuits import methods
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 

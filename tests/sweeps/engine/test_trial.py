@@ -10,7 +10,6 @@ import pytest
 import ray
 from ray import tune
 from ray.train import TrainingFailedError
-from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from ray.train.v2.api.exceptions import WorkerGroupError
 
 from sparse_model import storage
@@ -19,14 +18,16 @@ from sparse_model.storage.store_errors import StorageUnavailable
 from sweeps.engine import prune, train
 from sweeps.engine.interrupts import Interrupts
 from sweeps.engine.lease import Lease
-from sweeps.engine.pruning_task import prune_task
-from sweeps.engine.runner import TrialEvents, differences, stored_results
-from sweeps.engine.trial import Plan, Trained, Trial, is_crash, one_line, run_trial
+from sweeps.engine.runner import TrialEvents, known_results
+from sweeps.engine.trial import run_trial
 from sweeps.frontier.queries import Frontier
-from sweeps.search.draws import StudySearch
+from sweeps.search.draws import Assignment, StudySearch
 from sweeps.search.objectives import METRICS, PENALTIES
 from sweeps.show.progress import StudyProgress
 from sweeps.study.study import Study, read_study
+from sweeps.trial.outcome import Trained
+from sweeps.trial.places import StudyRun, Trial
+from sweeps.trial.task_circuits import prune_task
 
 Text = Callable[..., str]
 FIGURES = {"val_loss": 2.0, "train_loss": 2.1, "l0": 100, "total_params": 200, "tokens": 1000, "flops": 1e9}
@@ -46,9 +47,9 @@ def reported(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 def suggestion(study: Study) -> dict[str, Any]:
-    config = StudySearch(study, {}).suggest("a")
-    assert isinstance(config, dict)
-    return config
+    assignment = StudySearch(study, {}).next_assignment()
+    assert isinstance(assignment, Assignment)
+    return assignment.as_config()
 
 
 def circuit(task: str, status: str, edges: int | None, target: float = 0.15) -> dict[str, Any]:
@@ -71,9 +72,9 @@ def play(
 
     monkeypatch.setattr(train, "train_model", lambda trial: ending(trained))
     monkeypatch.setattr(
-        prune, "find_circuits", lambda trial, report: [row | {"trial": trial.key} for row in ending(circuits)]
+        prune, "prune_model", lambda trial, report: [row | {"trial": trial.key} for row in ending(circuits)]
     )
-    run_trial(suggestion(study), Plan(study, "data", attempts or {}))
+    run_trial(suggestion(study), StudyRun(study, "data", attempts or {}))
     (row,) = Frontier(study.root).trials().to_pylist()
     return dict(row)
 
@@ -139,25 +140,13 @@ def test_a_dead_process_is_tried_again_instead(
     assert not reported
 
 
-def test_what_is_a_crash() -> None:
-    assert is_crash(ray.exceptions.WorkerCrashedError())
-    assert is_crash(ray.exceptions.NodeDiedError("gone"))
-    assert not is_crash(ValueError("ours"))
-    # What the workers say that are left when the machine of another is gone.
-    reset = RuntimeError("[third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error: Connection reset by peer")
-    assert is_crash(WorkerGroupError("x", {0: UserExceptionWithTraceback(reset, "")}))
-    assert not is_crash(WorkerGroupError("x", {0: UserExceptionWithTraceback(RuntimeError("ours"), "")}))
-    assert is_crash(WorkerGroupError("x", {0: UserExceptionWithTraceback(StorageUnavailable("down"), "")}))
-    assert one_line(WorkerGroupError("x", {1: KeyError("a\nb")})).startswith("KeyError: ")
-
-
 def test_the_driver_sees_to_a_trial_that_kept_crashing(study: Study) -> None:
     class Silent:
         def line(self, text: str) -> None: ...
         def end(self, name: str) -> None: ...
 
     progress = StudyProgress(Silent(), study)  # type: ignore[arg-type]
-    events = TrialEvents(Plan(study, "data"), progress, Interrupts(), Lease(study.root, 1))
+    events = TrialEvents(StudyRun(study, "data"), progress, Interrupts(), Lease(study.root, 1))
     error = ray.exceptions.WorkerCrashedError()
     events.on_trial_error(1, [], crashed_trial(study, lambda: error))
     (row,) = Frontier(study.root).trials().to_pylist()
@@ -182,12 +171,12 @@ def test_a_validation_loss_is_shown_with_the_step_it_is_of(study: Study) -> None
 def test_retrying_failed_trials(study: Study, monkeypatch: pytest.MonkeyPatch, reported: list[dict[str, Any]]) -> None:
     """A failed trial is run again when asked for; the search stays told of the failure, so that later trials stay."""
     key = play(study, monkeypatch, ValueError("once"), [])["trial"]
-    assert stored_results(study, "data", retry_failed=False) == ({key: PENALTIES}, {})
-    known, again = stored_results(study, "data", retry_failed=True)
+    assert known_results(study, "data", retry_failed=False) == ({key: PENALTIES}, {})
+    known, again = known_results(study, "data", retry_failed=True)
     assert (known, again) == ({}, {key: 1})
     row = play(study, monkeypatch, Trained("ok", "", FIGURES), [circuit("a", "ok", 4)] * 2, again)
     assert (row["trial"], row["status"], row["eligible"], row["retried"]) == (key, "ok", True, True)
-    assert stored_results(study, "data", retry_failed=True) == ({key: PENALTIES}, {})
+    assert known_results(study, "data", retry_failed=True) == ({key: PENALTIES}, {})
     assert Frontier(study.root).pareto().num_rows == 1
 
 
@@ -196,13 +185,7 @@ def test_results_on_other_text_are_not_continued(
 ) -> None:
     play(study, monkeypatch, Trained("ok", "", FIGURES), [])
     with pytest.raises(InputError, match="dataset data, now other"):
-        stored_results(study, "other", retry_failed=False)
-
-
-def test_differences_are_named_by_path() -> None:
-    before = {"a": {"b": 1, "c": [1]}, "d": None}
-    assert differences(before, before) == []
-    assert differences(before, {"a": {"b": 2, "c": [1]}, "d": None, "e": 5}) == [("a.b", 1, 2), ("e", None, 5)]
+        known_results(study, "other", retry_failed=False)
 
 
 def test_a_trial_whose_rows_cannot_be_written_has_not_finished(
@@ -218,12 +201,6 @@ def test_a_trial_whose_rows_cannot_be_written_has_not_finished(
     assert not storage.exists(storage.join(study.root, "frontier"))
 
 
-def test_a_store_that_is_down_is_no_fault_of_the_trial() -> None:
-    assert is_crash(WorkerGroupError("x", {0: StorageUnavailable("down")}))
-    assert is_crash(ray.exceptions.RayTaskError("f", "trace", StorageUnavailable("down")).as_instanceof_cause())
-    assert not is_crash(ray.exceptions.RayTaskError("f", "trace", InputError("bad")).as_instanceof_cause())
-
-
 def test_a_trial_that_ended_without_telling_is_told_from_its_row(
     study: Study, monkeypatch: pytest.MonkeyPatch, reported: list[dict[str, Any]]
 ) -> None:
@@ -236,7 +213,7 @@ def test_a_trial_that_ended_without_telling_is_told_from_its_row(
     crashed = crashed_trial(study, ray.exceptions.WorkerCrashedError)
     shown: list[str] = []
     progress = SimpleNamespace(finished=lambda key, row: shown.append(row["status"]))
-    events = TrialEvents(Plan(study, "data"), progress, Interrupts(), Lease(study.root, 1))  # type: ignore[arg-type]
+    events = TrialEvents(StudyRun(study, "data"), progress, Interrupts(), Lease(study.root, 1))  # type: ignore[arg-type]
     events.on_trial_error(1, [], crashed)
     assert shown == ["ok"]
     assert Frontier(study.root).trials().to_pylist() == [written]
@@ -256,7 +233,7 @@ def test_leftovers_that_cannot_be_removed_are_no_failure(
 def test_training_goes_on_for_as_long_as_it_gets_further(
     study: Study, monkeypatch: pytest.MonkeyPatch, progress: bool
 ) -> None:
-    trial, fits = Trial.of(suggestion(study), Plan(study, "data")), list[int]()
+    trial, fits = Trial.of(suggestion(study), StudyRun(study, "data")), list[int]()
 
     def fit(trial: Trial, scratch: str) -> Trained:
         fits.append(len(fits))

@@ -13,11 +13,12 @@ import pytest
 from sparse_model.errors import InputError
 from sweeps.frontier.rows import write_trial_row
 from sweeps.search import sampling
-from sweeps.search.draws import StudySearch
-from sweeps.search.importances import importances, optuna_study, plot_slices
+from sweeps.search.draws import Assignment, StudySearch
+from sweeps.search.importances import importances, optuna_study
 from sweeps.search.objectives import METRICS
 from sweeps.search.sampling import BoundedStudy, finished_trial, most_telling
 from sweeps.search.warmstart import warm_trials
+from sweeps.show.slices import plot_slices
 from sweeps.study.space import TrialConfig
 from sweeps.study.study import Study, read_study
 
@@ -34,14 +35,14 @@ def run(study: Study, **more: Any) -> list[str]:
     Path(study.root).mkdir(parents=True, exist_ok=True)
     (Path(study.root) / "study.yaml").write_text(study.to_yaml())
     search, keys = StudySearch(study, {}, warm_trials(study, "d")), []
-    while isinstance(drawn := search.suggest("x"), dict):
-        config = TrialConfig.model_validate(drawn["trial"])
+    while isinstance(drawn := search.next_assignment(), Assignment):
+        config = drawn.config
         values = dict(zip(METRICS, figures(config), strict=True))
-        row = {"study": study.name, "trial": drawn["key"], "kind": config.kind, "status": "ok", "eligible": True}
+        row = {"study": study.name, "trial": drawn.key, "kind": config.kind, "status": "ok", "eligible": True}
         row |= {"data": "d", "tasks_tried": 2, "target_loss": 0.15, "retried": False, "config": config.canonical_json()}
         write_trial_row(study.root, row | values | more)
-        search.on_trial_complete("x", values)
-        keys.append(drawn["key"])
+        search.take_result(drawn.key, figures(config))
+        keys.append(drawn.key)
     return keys
 
 

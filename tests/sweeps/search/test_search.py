@@ -6,12 +6,11 @@ import pickle
 import random
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import pytest
 
-from sweeps.search.draws import Objectives, StudySearch
-from sweeps.search.objectives import METRICS, PENALTIES, objectives
+from sweeps.search.draws import Assignment, Objectives, StudySearch
+from sweeps.search.objectives import PENALTIES, objectives
 from sweeps.study.space import suggest
 from sweeps.study.study import Study, read_study
 
@@ -19,36 +18,31 @@ Text = Callable[..., str]
 SAMPLERS = ("tpe", "nsga2", "random")
 
 
-def result_of(config: dict[str, Any]) -> Objectives:
+def result_of(assignment: Assignment) -> Objectives:
     """Made-up figures that depend on the configuration, so that samplers have something to learn."""
-    training, model = config["trial"]["training"], config["trial"]["model"]
-    return 4 - training["lr"] * 10 + 8 / model["d_model"], 1000 * training["fraction"] + training["seed"]
-
-
-def finish(search: StudySearch, trial_id: str, values: Objectives) -> None:
-    search.on_trial_complete(trial_id, dict(zip(METRICS, values, strict=True)))
+    training, model = assignment.config.training, assignment.config.model
+    return 4 - training.lr * 10 + 8 / model.d_model, 1000 * training.fraction + training.seed
 
 
 def play(study: Study, rng: random.Random, known: dict[str, Objectives], stop_after: int = 10**9) -> list[str]:
     """Run a search with up to four trials at a time, results arriving in random order; `known` collects them."""
-    search, running, drawn = StudySearch(study, known), dict[str, dict[str, Any]](), list[str]()
+    search, running, drawn = StudySearch(study, known), dict[str, Assignment](), list[str]()
     while True:
-        config = search.suggest(f"tune-{len(drawn)}") if len(running) < 4 else None
-        if isinstance(config, dict):
-            running[f"tune-{len(drawn)}"] = config
-            drawn.append(config["key"])
+        drawing = search.next_assignment() if len(running) < 4 else "wait"
+        if isinstance(drawing, Assignment):
+            running[drawing.key] = drawing
+            drawn.append(drawing.key)
             if rng.random() < 0.5:
                 continue
         if not running:
-            assert config == StudySearch.FINISHED
+            assert drawing == "finished"
             return drawn
         if stop_after == 0:
             return drawn
         stop_after -= 1
-        trial_id = rng.choice(sorted(running))
-        config = running.pop(trial_id)
-        known[config["key"]] = result_of(config)
-        finish(search, trial_id, known[config["key"]])
+        key = rng.choice(sorted(running))
+        known[key] = result_of(running.pop(key))
+        search.take_result(key, known[key])
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -78,24 +72,24 @@ def test_results_matter(study_text: Text) -> None:
     usual: dict[str, Objectives] = {}
     play(study, random.Random(0), usual)
     search, keys = StudySearch(study, {}), []
-    while isinstance(config := search.suggest(str(len(keys))), dict):
-        keys.append(config["key"])
-        loss, edges = result_of(config)
-        finish(search, str(len(keys) - 1), (-loss, -edges))
+    while isinstance(drawing := search.next_assignment(), Assignment):
+        keys.append(drawing.key)
+        loss, edges = result_of(drawing)
+        search.take_result(drawing.key, (-loss, -edges))
     assert sorted(keys)[: study.search.startup] == sorted(usual)[: study.search.startup]
     assert set(keys) != set(usual)
 
 
 def test_no_more_are_handed_out_than_in_flight(study_text: Text) -> None:
     search = StudySearch(read_study(study_text({"search.in_flight": 2}), "s"), {})
-    assert isinstance(search.suggest("a"), dict)
-    second = search.suggest("b")
-    assert isinstance(second, dict)
-    assert search.suggest("c") is None
-    finish(search, "b", (2.0, 10.0))
-    assert search.suggest("c") is None, "the third may know the first, which has not ended"
-    finish(search, "a", (2.0, 10.0))
-    assert isinstance(search.suggest("c"), dict)
+    first, second = search.next_assignment(), search.next_assignment()
+    assert isinstance(first, Assignment)
+    assert isinstance(second, Assignment)
+    assert search.next_assignment() == "wait"
+    search.take_result(second.key, (2.0, 10.0))
+    assert search.next_assignment() == "wait", "the third may know the first, which has not ended"
+    search.take_result(first.key, (2.0, 10.0))
+    assert isinstance(search.next_assignment(), Assignment)
 
 
 def test_raising_trials_continues(study_text: Text) -> None:
@@ -113,12 +107,12 @@ def test_try_first_and_seeds(study_text: Text) -> None:
     first = [{"kind": "dense", "model": {"d_model": 64}, "training": {"lr": 0.05}}, {"kind": "sparse"}]
     study = read_study(study_text({"search.try_first": first, "seeds": [0, 5], "search.trials": 3}), "s")
     search = StudySearch(study, {})
-    configs = [search.suggest(str(i)) for i in range(4)]
-    assert [c["index"] for c in configs if isinstance(c, dict)] == [0, 0, 1, 1]
-    trials = [c["trial"] for c in configs if isinstance(c, dict)]
-    assert [t["kind"] for t in trials] == ["dense", "dense", "sparse", "sparse"]
-    assert [t["training"]["seed"] for t in trials] == [0, 5, 0, 5]
-    assert (trials[0]["model"]["d_model"], trials[0]["training"]["lr"]) == (64, 0.05)
+    drawn = [drawing for _ in range(4) if isinstance(drawing := search.next_assignment(), Assignment)]
+    assert [drawing.index for drawing in drawn] == [0, 0, 1, 1]
+    trials = [drawing.config for drawing in drawn]
+    assert [trial.kind for trial in trials] == ["dense", "dense", "sparse", "sparse"]
+    assert [trial.training.seed for trial in trials] == [0, 5, 0, 5]
+    assert (trials[0].model.d_model, trials[0].training.lr) == (64, 0.05)
 
 
 def test_a_small_space_is_exhausted_once(study_text: Text) -> None:
@@ -131,20 +125,20 @@ def test_a_small_best_part_does_not_end_the_search(study_text: Text) -> None:
     """Dense trials are two, and better than all others; the search goes on to sparse ones, of which there is no end."""
     text = study_text({"search.trials": 60, "trial.training.lr": 0.01})
     search, kinds = StudySearch(read_study(text, "s"), {}), list[str]()
-    while isinstance(config := search.suggest("x"), dict):
-        kinds.append(config["trial"]["kind"])
-        finish(search, "x", (1.0, 1.0) if kinds[-1] == "dense" else (9.0, 9.0))
+    while isinstance(drawing := search.next_assignment(), Assignment):
+        kinds.append(drawing.config.kind)
+        search.take_result(drawing.key, (1.0, 1.0) if kinds[-1] == "dense" else (9.0, 9.0))
     assert (len(kinds), kinds.count("dense")) == (60, 2)
 
 
 def test_crashes_are_told_as_penalties(study_text: Text) -> None:
     study = read_study(study_text({"search.trials": 1}), "s")
     search = StudySearch(study, {})
-    config = search.suggest("a")
-    assert isinstance(config, dict)
-    search.on_trial_complete("a", error=True)
-    assert search._known[config["key"]] == PENALTIES
-    assert search.suggest("b") == StudySearch.FINISHED
+    drawing = search.next_assignment()
+    assert isinstance(drawing, Assignment)
+    search.take_result(drawing.key, None)
+    assert search._known[drawing.key] == PENALTIES
+    assert search.next_assignment() == "finished"
 
 
 def test_objectives_of_rows() -> None:
