@@ -8,6 +8,8 @@ torch 2.11 or later with Triton; `--needs` prints which other packages.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import itertools
 import json
 import os
 import platform
@@ -27,16 +29,16 @@ import torch.nn.functional as F
 FOLDER = Path(__file__).resolve().parent
 sys.path[:0] = [str(FOLDER.parent), str(FOLDER)]  # the packages need not be installed
 
-from timing import medians_ms  # noqa: E402
-from train_step import D_HEAD, PEAK_FLOPS, SHAPES, PlainGPT, restoring  # noqa: E402
+from timing import medians_ms
+from train_step import D_HEAD, PEAK_FLOPS, SHAPES, PlainGPT, restoring
 
-from sparse_model.abstopk import abs_topk, gelu_topk, norm_topk  # noqa: E402
-from sparse_model.attention import attention_with_sink  # noqa: E402
-from sparse_model.config import ModelConfig, TrainConfig  # noqa: E402
-from sparse_model.measures import flops_per_token  # noqa: E402
-from sparse_model.model import SparseTransformer  # noqa: E402
-from sparse_model.optimizer import SparseOptimizer  # noqa: E402
-from sparse_model.sparsity import keep_mask, project, projected_groups  # noqa: E402
+from sparse_model.model.abstopk import abs_topk, gelu_topk, norm_topk
+from sparse_model.model.attention import attention_with_sink
+from sparse_model.model.config import ModelConfig, TrainConfig
+from sparse_model.model.transformer import SparseTransformer
+from sparse_model.sparsity.projection import keep_mask, project, projected_groups
+from sparse_model.training.measures import flops_per_token
+from sparse_model.training.optimizer import SparseOptimizer
 
 NEEDS = ("pydantic", "pydantic_core", "annotated_types", "typing_inspection", "typing_extensions", "numpy", "pyarrow",
          "fsspec", "safetensors", "tokenizers", "networkx")  # fmt: skip
@@ -138,8 +140,10 @@ def check_topk() -> Any:
                 ours.backward(upstream)
                 theirs.backward(upstream)
                 yield f"{kind} {dtype} {width}", difference(ours, theirs), allowed
-                yield f"{kind} {dtype} {width} gradient", difference(x.grad, other.grad), max(allowed, 0.02) * (
-                    kind != "topk"
+                yield (
+                    f"{kind} {dtype} {width} gradient",
+                    difference(x.grad, other.grad),
+                    max(allowed, 0.02) * (kind != "topk"),
                 )
 
 
@@ -202,7 +206,7 @@ def kernel_times() -> Figures:
         }
         for name, (forward, bytes_each) in things.items():
             y = forward()
-            taken = medians_ms({"f": forward, "b": lambda y=y: y.backward(upstream, retain_graph=True)}, 10)
+            taken = medians_ms({"f": forward, "b": lambda y=y, up=upstream: y.backward(up, retain_graph=True)}, 10)
             found[f"{name}_{width}_forward_us"] = 1e3 * taken["f"]
             found[f"{name}_{width}_backward_us"] = 1e3 * taken["b"]
             found[f"{name}_{width}_forward_gb_per_second"] = bytes_each * rows * width / taken["f"] / 1e6
@@ -357,7 +361,7 @@ def projection(session: Session) -> Figures:
     for shape in ("small", "paper") if GPU else ("toy",):
         sizes = {k: v for k, v in SHAPES.get(shape, TOY).items() if k != "batch"}
         for j in (0, ALIVE):
-            model = on_device(lambda: SparseTransformer(ModelConfig(**sizes, d_head=D_HEAD)))
+            model = on_device(lambda s=sizes: SparseTransformer(ModelConfig(**s, d_head=D_HEAD)))
             groups = projected_groups(model, TrainConfig(fraction=FRACTION, min_alive=j))
             restore = restoring(groups, uneven=0.5 if j else 0.0)
             both = {"restore": restore, "both": lambda r=restore, g=groups: (r(), project(g, 1.0))}
@@ -372,8 +376,8 @@ def projection(session: Session) -> Figures:
 
 def training(session: Session) -> Figures:
     """A short real training in bfloat16: the loss falls, budgets are exact, and a resumed run ends with its weights."""
-    from sparse_model.checkpoint import Checkpoints
-    from sparse_model.training import train
+    from sparse_model.training.checkpoint import Checkpoints
+    from sparse_model.training.loop import train
 
     data = session.data()
     width, tokens = (256, 12_000_000) if GPU else (32, 40_000)
@@ -414,10 +418,8 @@ def resumed(session: Session, config: Any, recipe: Any, data: Any, checkpoints: 
 
     folder = str(session.folder / "checkpoints")
     whole = train(config, short, data, device=DEVICE)
-    try:
+    with contextlib.suppress(CutOff):
         train(config, short, data, device=DEVICE, checkpoints=checkpoints(folder), report=cut)
-    except CutOff:
-        pass
     again = train(config, short, data, device=DEVICE, checkpoints=checkpoints(folder))
     pairs = list(zip(whole.model.parameters(), again.model.parameters(), strict=True))
     return {
@@ -429,9 +431,9 @@ def resumed(session: Session, config: Any, recipe: Any, data: Any, checkpoints: 
 
 def pruning(session: Session) -> Figures:
     """Circuits of the model that `training` made, on the device and on one core: sizes and seconds of each."""
-    from circuit.ablation import mean_activations
-    from circuit.config import PruneConfig
+    from circuit.ablated.ablation import mean_activations
     from circuit.pruning import find_circuits
+    from circuit.search.config import PruneConfig
     from circuit.tasks import task_data
 
     model, data = session.made["model"], session.data()
@@ -467,9 +469,9 @@ def pruning(session: Session) -> Figures:
 
 def mask_learning_paper(session: Session) -> Figures:
     """A step of mask learning on a model of 8 x 2048 with random weights, 1/256 of them nonzero."""
-    from circuit.ablation import mean_activations
-    from circuit.config import PruneConfig
+    from circuit.ablated.ablation import mean_activations
     from circuit.pruning import find_circuits
+    from circuit.search.config import PruneConfig
     from circuit.tasks import task_data
 
     data = session.data()
@@ -490,7 +492,7 @@ def mask_learning_paper(session: Session) -> Figures:
     asked = PruneConfig(pairs=256 if GPU else 8, target_loss=50.0, solved_loss=50.0, steps=60, edges=False)
     start = time.monotonic()
     find_circuits(model, task, means, asked, (50.0,), ("node",), progress=tick)
-    times = [b - a for (_, a), (_, b) in zip(ticks[:-1], ticks[1:], strict=True)]
+    times = [b - a for (_, a), (_, b) in itertools.pairwise(ticks)]
     found: Figures = {"steps_seen": len(ticks), "before_the_first_seconds": (ticks[0][1] - start) if ticks else None}
     if times:
         ordered = sorted(times)
@@ -504,7 +506,7 @@ def fsdp(session: Session) -> Figures:
     """Sharded training in a process group of one (NCCL on a GPU): its weights beside those of a run without."""
     import torch.distributed as dist
 
-    from sparse_model.sharding import gathered_whole, sharded_model
+    from sparse_model.distributed.sharding import gathered_whole, sharded_model
 
     config = ModelConfig(**{k: v for k, v in TOY.items() if k != "batch"}, vocab_size=64, d_head=8)
     recipe = TrainConfig(fraction=0.2, min_alive=1, lr=0.05)
@@ -547,7 +549,7 @@ SECTIONS: dict[str, tuple[Callable[[Session], Figures], float]] = {
     "mask_learning_paper": (mask_learning_paper, 0.08),
     "fsdp": (fsdp, 0.05),
 }
-"""Name -> what it does, and the share of the time it may take; it may have what those before it did not need as well."""
+"""Name -> what it does, and the share of the time it may take; what those before it did not need, it may have too."""
 
 
 def release() -> None:

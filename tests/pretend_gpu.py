@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 
-from sparse_model.sparsity import Group, keep_mask
+from sparse_model.sparsity.projection import Group, keep_mask
 
 GPU = torch.device("cuda", 0)
 _aten = torch.ops.aten
@@ -211,7 +211,7 @@ def projected(cut: list[tuple[Group, int]]) -> None:
 def pretend_gpu() -> Iterator[torch.device]:
     """A GPU while the context lasts; kernels that only a real one runs are replaced by the plain way."""
     with pytest.MonkeyPatch.context() as patch, _Factories() as factories, PretendGpu(factories):
-        patch.setattr("sparse_model.abstopk._triton", selected)
-        patch.setattr("sparse_model.abstopk._triton_norm", normed_and_selected)
-        patch.setattr("sparse_model.sparsity._project_on_gpu", projected)
+        patch.setattr("sparse_model.model.abstopk._triton", selected)
+        patch.setattr("sparse_model.model.abstopk._triton_norm", normed_and_selected)
+        patch.setattr("sparse_model.sparsity.projection._project_on_gpu", projected)
         yield GPU

@@ -38,7 +38,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Resources:
-    """What a compiled kernel takes: registers per thread, bytes spilled to memory per thread, bytes shared per block."""
+    """What a compiled kernel takes: registers and spilled bytes per thread, shared bytes per block."""
 
     registers: int
     spilled: int

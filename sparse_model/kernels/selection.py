@@ -120,7 +120,8 @@ def _threshold_constants(whole: bool) -> dict[str, Any]:
 
 @lru_cache(maxsize=8)
 def _plan(matrices: tuple[tuple[int, int, int, int, bool], ...], device: torch.device) -> _Plan:
-    shapes, tiles, regions, kept_alive = [], [], [], []
+    shapes, regions, kept_alive = [], [], []
+    tiles: list[int] = []
     lane_tiles: dict[bool, list[tuple[int, int, int]]] = {}
     n_lanes = buffer = 0
     for g, (_, R, C, minimum, by_column) in enumerate(matrices):
@@ -149,7 +150,7 @@ def _plan(matrices: tuple[tuple[int, int, int, int, bool], ...], device: torch.d
     )
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _sizes(bits):  # type: ignore[no-untyped-def]
     return bits & 0x7FFFFFFF
 
@@ -209,9 +210,9 @@ def _lane_minima(  # type: ignore[no-untyped-def]
         tl.store(alive + place + lane, edge, mask=lane < R)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _searched(size, row, column, inside, alive, place, by_column):  # type: ignore[no-untyped-def]
-    """The magnitude, or ABSENT where there is no entry, or one that is kept for its lane's sake; and which those are."""
+    """Magnitudes, ABSENT where there is no entry or one that is kept for its lane's sake; and which those are."""
     lane = tl.where(by_column != 0, column, row)
     along = tl.where(by_column != 0, row, column)
     edge = tl.load(alive + place + lane, mask=inside & (place >= 0), other=0x7FFFFFFFFFFFFFFF)
@@ -220,7 +221,7 @@ def _searched(size, row, column, inside, alive, place, by_column):  # type: igno
     return tl.where(inside & (kept == 0), size, ABSENT), kept
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _nth_largest(keys, n):  # type: ignore[no-untyped-def]
     """The n-th largest of keys held in registers, 0 where fewer than n are present, LARGEST where n is below 1."""
     low, high = tl.full([], 0, tl.int32), tl.full([], LARGEST, tl.int32)
@@ -347,16 +348,14 @@ def _threshold(  # type: ignore[no-untyped-def]
             total, low, high = within, tl.load(bounds + g * 2), tl.load(bounds + g * 2 + 1)
             want -= above
         # keys from low on are at least `want`, those above high are fewer
-        n_low, n_above = total, tl.full([], 0, tl.int32)
+        n_above = tl.full([], 0, tl.int32)
         while low < high:
             quarter = tl.maximum((high - low) // 4, 1)
             one, two = low + quarter, low + tl.minimum(2 * quarter, high - low)
             three = low + tl.minimum(3 * quarter, high - low)
             a, b, c = (tl.zeros([SCANNED], tl.int32),) * 3
             for start in range(0, total, SCANNED):
-                keys = _scanned(
-                    start, total, keys_ptr, weight, C, alive, place, by_column, WHOLE, SCANNED
-                )
+                keys = _scanned(start, total, keys_ptr, weight, C, alive, place, by_column, WHOLE, SCANNED)
                 a += (keys >= one).to(tl.int32)
                 b += (keys >= two).to(tl.int32)
                 c += (keys >= three).to(tl.int32)
@@ -435,7 +434,12 @@ def variants() -> list[Variant]:
         found.append(Variant(f"projection {name}", kernel, where | signature, constants, warps))
 
     for by_column in (False, True):
-        add(f"minima of {'columns' if by_column else 'rows'}", _lane_minima, {"tiles": "*i32"}, _lane_constants(by_column))
+        add(
+            f"minima of {'columns' if by_column else 'rows'}",
+            _lane_minima,
+            {"tiles": "*i32"},
+            _lane_constants(by_column),
+        )
     add("bracket", _bracket, search, _bracket_constants())
     for whole in (False, True):
         arguments = search | gathered | {"cuts": "*i32"}

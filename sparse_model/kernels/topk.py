@@ -9,6 +9,7 @@ Shapes: R rows (all leading axes), C channels.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -93,7 +94,7 @@ def _rows(x: Tensor) -> Tensor:
     C = x.shape[-1]
     if x.stride(-1) == 1 or C == 1:
         strides = [(n, s) for n, s in zip(x.shape[:-1], x.stride()[:-1], strict=True) if n != 1]
-        if all(outer == s * n for (_, outer), (n, s) in zip(strides[:-1], strides[1:], strict=True)):
+        if all(outer == s * n for (_, outer), (n, s) in pairwise(strides)):
             return x.as_strided((x.numel() // C, C), (strides[-1][1] if strides else C, 1))
     return x.contiguous().view(-1, C)
 
