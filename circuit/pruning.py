@@ -9,20 +9,20 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
-from circuit.ablation import Means, Pretraining
-from circuit.config import PruneConfig
-from circuit.edges import count_embedding_edges, count_unembedding_edges, edges_between, edges_kept
-from circuit.evaluation import Judge
-from circuit.faithfulness import Controls, necessity
-from circuit.graph import Circuit, fingerprint, stored_means
-from circuit.resample import resampled_losses
-from circuit.search import Solution, edge_circuits, node_circuits
-from circuit.stability import stability
+from circuit.ablated.ablation import Means, Pretraining
+from circuit.graph.edges import count_embedding_edges, count_unembedding_edges, edges_between, edges_kept
+from circuit.graph.record import Circuit, fingerprint, stored_means
+from circuit.proofs.faithfulness import Controls, necessity
+from circuit.proofs.resample import resampled_losses
+from circuit.proofs.stability import stability
+from circuit.proofs.verdicts import summary
+from circuit.search.config import PruneConfig
+from circuit.search.evaluation import Judge
+from circuit.search.targets import Solution, edge_circuits, node_circuits
+from circuit.search.watch import Progress, Stopped, Watch
 from circuit.tasks import TaskData
-from circuit.verdicts import summary
-from circuit.watch import Progress, Stopped, Watch
 from sparse_model.errors import InputError
-from sparse_model.model import SparseTransformer
+from sparse_model.model.transformer import SparseTransformer
 
 Method = Literal["node", "edge"]
 METHODS: tuple[Method, ...] = ("node", "edge")
@@ -40,7 +40,7 @@ def find_circuit(
 ) -> Circuit:
     """The smallest circuit the search finds that does the task at `config.target_loss` (METHOD 6).
 
-    Nodes are chosen on `task.train`; `task.heldout` is for proofs only, and tells whether the whole model does the task:
+    Nodes are chosen on `task.train`; `task.heldout` is for proofs, and tells whether the whole model does the task:
     where not there is a record of status "unsolved" without nodes. Everything is computed in float32 on the model's device.
 
     `text` (n, T) are windows of pretraining tokens for resample ablation, which is left out without them. `progress` is
@@ -104,7 +104,9 @@ def find_circuits(
     return [circuit.model_copy(update={"seconds": seconds, "summary": summary(circuit)}) for circuit in circuits]
 
 
-def _status(solution: Solution | None, is_solved: bool, stopped: bool) -> Literal["ok", "unsolved", "unreached", "stopped"]:
+def _status(
+    solution: Solution | None, is_solved: bool, stopped: bool
+) -> Literal["ok", "unsolved", "unreached", "stopped"]:
     if solution:
         return "ok"
     if not is_solved:

@@ -37,6 +37,17 @@ BOUNDS: Mapping[str, float] = {
 }
 """Measures that are told where they are larger than this."""
 
+SENTENCES: Mapping[str, str] = {
+    "last_token": "the last token alone tells the answer of {:.0%} of held-out prompts",
+    "length": "the number of tokens alone tells the answer of {:.0%} of held-out prompts",
+    "words": "the words in the line of the cue tell the answer of {:.0%} of held-out prompts",
+    "last_token_differs": "the last tokens of {:.0%} of the pairs differ",
+    "lines_differ": "{:.0%} of the pairs differ in more than one line",
+    "unknown_names": "the cue of {:.0%} of the prompts reads a name that stands nowhere before",
+    "cue_lines_in_both": "the line of the cue of {:.0%} of held-out prompts is in the training pairs too",
+    "prompts_in_both": "{:.0%} of held-out prompts are in the training pairs too",
+}
+
 _WORD = re.compile(r"\b(?![fr][\"'])[A-Za-z_]\w*")
 _STRING = re.compile(r"(?:\bf)?(?:\"[^\"]*(?:\"|$)|'[^']*(?:'|$))")
 _BINDS = re.compile(r"(?:for (?P<loop>.*?)(?: in\b|$)|(?P<assigned>[\w, ]+?) = ?|(?P<bare>[\w, ]*)$)")
@@ -74,6 +85,11 @@ class Audit:
     prompts_in_both: float
     told: tuple[str, ...]
     belongs: Mapping[str, str]
+
+    def said(self) -> list[str]:
+        """Sentences on what was told, and on what belongs to the task."""
+        leaks = [f"LEAK: {SENTENCES[name].format(getattr(self, name))}" for name in self.told]
+        return [*leaks, *(f"{name} belongs to the task: {why}" for name, why in self.belongs.items())]
 
 
 @dataclass(frozen=True)

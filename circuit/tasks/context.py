@@ -14,11 +14,11 @@ from functools import cache
 from typing import Literal
 
 from circuit.tasks.pair import Pair
-from sparse_model.data.idioms import Draw, Kind, Scope, blocks, names
-from sparse_model.data.idioms import expressions as ex
+from sparse_model.data.idioms import Draw, Kind, Scope, blocks, expressions as ex, names
 from sparse_model.data.idioms.programs import parameters
 
 Part = Literal["train", "heldout", "harder"]
+PARTS: tuple[Part, ...] = ("train", "heldout", "harder")
 
 FEWEST_LINES, MOST_LINES = 1, 3
 """Statements before the cue; compound ones are several lines. Without any, the length of a prompt would tell much of

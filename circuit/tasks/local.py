@@ -8,8 +8,7 @@ import random
 
 from circuit.tasks.context import Context, Part
 from circuit.tasks.pair import Pair
-from sparse_model.data.idioms import expressions as ex
-from sparse_model.data.idioms import names
+from sparse_model.data.idioms import expressions as ex, names
 
 SUFFIXES: dict[Part, tuple[str, ...]] = {
     part: tuple(end for end in names.PATH_SUFFIXES if (end[1:] in names.HELDOUT) == (part == "heldout"))
@@ -25,7 +24,7 @@ def single_double_quote(rng: random.Random, part: Part) -> Pair:
         words = here.phrase(1, 3)
         return here.pair(f'print("{words}', '")', f"print('{words}", "')")
     before, quoted, after = here.phrase(1, 2), here.phrase(1, 1), here.phrase(1, 2)
-    return here.pair(f"print(\"{before} '{quoted}' {after}", '")', f"print('{before} \"{quoted}\" {after}", "')")
+    return here.pair(f"print(\"{before} '{quoted}' {after}", '")', f'print(\'{before} "{quoted}" {after}', "')")
 
 
 def final_kwarg(rng: random.Random, part: Part) -> Pair:

@@ -7,16 +7,18 @@ import random
 import zlib
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import get_args
 
 from circuit.tasks import local, tracking
-from circuit.tasks.context import Part
+from circuit.tasks.context import PARTS, Part
 from circuit.tasks.pair import Pair, Task
 from sparse_model.errors import InputError
 
 ONE_LINE = "the line of the cue is the task: it has no names that could differ"
 SAME_NAME = "the name is always `current`, which leaves two lines"
-LONGER = "what makes the line another also makes it longer or adds a name"
+
+
+def _drawn(write: Callable[[random.Random, Part], Pair], part: Part, rng: random.Random) -> Pair:
+    return write(rng, part)
 
 
 def _entry(
@@ -27,7 +29,7 @@ def _entry(
     remark: str = "",
 ) -> Task:
     """A task from one function that draws pairs of every part."""
-    train, heldout, harder = (partial(write, part=part) for part in get_args(Part))
+    train, heldout, harder = (partial(_drawn, write, part) for part in PARTS)
     return Task(name, description, train, heldout, harder, belongs or {}, remark)
 
 
@@ -50,8 +52,8 @@ _ENTRIES = (
         "with_as",
         "name the opened file after the call in a `with`, end the line otherwise",
         local.with_as,
-        remark='asked a token before ` as`: the tokeniser has `")` and the end of the line in one token, so behind `")` '
-        "no prompt could end the line; the answers are `\")` and `\")` with the end of the line",
+        remark="asked a token before ` as`: quote, bracket and end of line are one token, so behind quote and bracket "
+        "no prompt could end the line; the answers are that token with the end of the line and without",
     ),
     _entry("bracket_brace", "a first string in braces is a key, in brackets an element", local.bracket_brace),
     _entry(

@@ -4,8 +4,8 @@ import random
 
 from circuit.tasks.context import Context, Part, pool
 from circuit.tasks.pair import Pair
-from sparse_model.data.idioms import Draw, blocks, names
-from sparse_model.data.idioms import expressions as ex
+from sparse_model.data.idioms import blocks, expressions as ex, names
+from sparse_model.data.idioms.scope import Draw
 
 OTHERS = ("result", "output", "text", "answer")
 """Names that the corpus grows, for what stands between."""

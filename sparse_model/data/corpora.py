@@ -14,8 +14,8 @@ from typing import Literal, TypeVar
 
 from sparse_model.data.config import GENERATED, PYTHON_FILES, CorpusConfig, SourceConfig
 from sparse_model.data.idioms import VERSION, programs
-from sparse_model.data.python_files import PythonFile, python_files, read_python
-from sparse_model.data.text_files import TextFile, TextPiece, pieces, read_texts, text_files
+from sparse_model.data.readers.python_files import PythonFile, python_files, read_python
+from sparse_model.data.readers.text_files import TextFile, TextPiece, pieces, read_texts, text_files
 from sparse_model.errors import InputError
 
 MEGABYTE = 1_000_000
@@ -67,8 +67,9 @@ class Part:
 def source_inputs(source: SourceConfig, corpus: CorpusConfig) -> SourceInputs:
     """What `parts` would cut up now, found without reading more than it must.
 
-    The fingerprint covers, of generated programs, their version and the first ones; of Python files, interpreter version, names and
-    contents; of a URI, paths, sizes and contents (as the store tags them, where it does: then nothing is read).
+    The fingerprint covers, of generated programs, their version and the first ones; of Python files, interpreter
+    version, names and contents; of a URI, paths, sizes and contents (as the store tags them, where it does: then
+    nothing is read).
     Raises InputError for a source that is missing or unreadable.
     """
     limit = math.inf if source.megabytes is None else source.megabytes * MEGABYTE

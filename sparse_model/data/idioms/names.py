@@ -23,7 +23,8 @@ def weighted(choices: Sequence[tuple[int, Choice]]) -> tuple[Choice, ...]:
 
 # A growing set and a growing string share one pool, so that a name never tells which of the two it is.
 _GROWING = skewed(
-    "current result seen output text found answer parts joined unique letters visited merged chosen collected", power=0.5
+    "current result seen output text found answer parts joined unique letters visited merged chosen collected",
+    power=0.5,
 )
 
 BY_KIND: dict[Kind, tuple[str, ...]] = {
@@ -63,7 +64,8 @@ RELATED: tuple[tuple[str, ...], ...] = (
 COUNTERS = skewed("i j n k index m p q pos step")
 CLASSES = skewed("Box User Point Item Shape Table Player Node Page Cell Order Task")
 ATTRIBUTES = skewed(
-    "width height name size color count value depth length score price speed level title kind total limit age", power=0.4
+    "width height name size color count value depth length score price speed level title kind total limit age",
+    power=0.4,
 )
 WORDS = skewed(
     "hello total name red value blue done the size count world green error file width user data start end key "
@@ -102,9 +104,57 @@ PATH_SUFFIXES = skewed("_path _file _name _text _data _report _notes _log", powe
 FILE_ENDINGS = skewed(".txt .csv", power=0.4)
 
 HELDOUT = frozenset(
-    "depth length limit low high level speed price valid running closed visible users points pages cells config "
-    "options seen found joined visited merged source target book find process send build user point cell page k q pos "
-    "Player Order Cell world green error garden stone silver winter report notes".split()
+    [
+        "depth",
+        "length",
+        "limit",
+        "low",
+        "high",
+        "level",
+        "speed",
+        "price",
+        "valid",
+        "running",
+        "closed",
+        "visible",
+        "users",
+        "points",
+        "pages",
+        "cells",
+        "config",
+        "options",
+        "seen",
+        "found",
+        "joined",
+        "visited",
+        "merged",
+        "source",
+        "target",
+        "book",
+        "find",
+        "process",
+        "send",
+        "build",
+        "user",
+        "point",
+        "cell",
+        "page",
+        "k",
+        "q",
+        "pos",
+        "Player",
+        "Order",
+        "Cell",
+        "world",
+        "green",
+        "error",
+        "garden",
+        "stone",
+        "silver",
+        "winter",
+        "report",
+        "notes",
+    ]
 )
 """Words of the pools above that no training prompt of a task holds; its held-out prompts have them where the task
 leaves names or words free (`circuit.tasks`). The corpus writes them like any others."""
