@@ -41,7 +41,8 @@ def find_circuit(
     """The smallest circuit the search finds that does the task at `config.target_loss` (METHOD 6).
 
     Nodes are chosen on `task.train`; `task.heldout` is for proofs, and tells whether the whole model does the task:
-    where not there is a record of status "unsolved" without nodes. Everything is computed in float32 on the model's device.
+    where not there is a record of status "unsolved" without nodes. Everything is computed in float32 on the model's
+    device.
 
     `text` (n, T) are windows of pretraining tokens for resample ablation, which is left out without them. `progress` is
     told of every step; where it returns true the search stops, and the record is of status "stopped". What it raises

@@ -50,7 +50,9 @@ SENTENCES: Mapping[str, str] = {
 
 _WORD = re.compile(r"\b(?![fr][\"'])[A-Za-z_]\w*")
 _STRING = re.compile(r"(?:\bf)?(?:\"[^\"]*(?:\"|$)|'[^']*(?:'|$))")
-_BINDS = re.compile(r"(?:for (?P<loop>.*?)(?: in\b|$)|(?P<assigned>[\w, ]+?) = ?|(?P<bare>[\w, ]*)$)")
+_BINDS = re.compile(
+    r"for .*?(?: in\b|$)|(?!(?:if|elif|while|return|with|in|not|and|or)\b)(?:[\w, ]+? =(?!=) ?|[\w, ]*$)"
+)
 _NOT_READ = re.compile(r"\.\w+|\b\w+=(?!=)|\blambda [\w, ]*")
 _KNOWN = {*keyword.kwlist, *dir(builtins), "self"}
 

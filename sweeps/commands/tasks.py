@@ -37,9 +37,9 @@ MEASURES: Mapping[str, str] = {
 LEGEND = (
     "last token, length, words: held-out prompts that a rule over the last token, the number of tokens, the words "
     "in the line of the cue gets right (50 %: nothing) · last, lines differ: pairs whose last tokens differ, that "
-    "differ in more than a line · unknown: prompts whose cue reads a name that stands nowhere before · unseen: held-out prompts whose "
-    "cue has a word that no training prompt has · in both: held-out prompts whose line of the cue is in the training "
-    "pairs too · ! beyond its bound · ° belongs to the task"
+    "differ in more than a line · unknown: prompts whose cue reads a name that stands nowhere before · unseen: "
+    "held-out prompts whose cue has a word that no training prompt has · in both: held-out prompts whose line of the "
+    "cue is in the training pairs too · ! beyond its bound · ° belongs to the task"
 )
 
 

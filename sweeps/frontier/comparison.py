@@ -132,15 +132,15 @@ def compare(
     eligible = eligible & same
     circuits = circuits.filter(circuits["counted"])
     if len(circuits) == 0 and target is None and tasks is None and method is None:
-        compared = eligible & _has_edges(trials)
-        return Comparison(trials, (), 0, None, np.empty((len(trials), 0)), compared, version, of_others)
+        sized = eligible & _has_edges(trials)
+        return Comparison(trials, (), 0, None, np.empty((len(trials), 0)), sized, version, of_others)
     target = _chosen_target(target, trials, circuits)
     circuits = _of_method(circuits.filter(_close(circuits["target_loss"], target)), method)
     names = _asked(tasks, circuits)
     logs = log_edge_matrix(trials, circuits, names)
     solved = ~np.isnan(logs) & eligible[:, None]
     common = list(range(len(names))) if tasks is not None else largest_block(solved)
-    compared = solved[:, common].all(axis=1) if common else np.zeros(len(trials), dtype=bool)
+    compared: Array = np.asarray(solved[:, common].all(axis=1)) if common else np.zeros(len(trials), dtype=bool)
     there = len(pc.unique(circuits["task"]))
     named = tuple(names[k] for k in common)
     return Comparison(trials, named, there, target, logs[:, common], compared, version, of_others)
