@@ -1,9 +1,9 @@
 """Time, size and held-out loss of circuits, the paper's recipe beside ours: `python benchmarks/prune.py`.
 
 (a) the recipe done plainly (paper_recipe.py), hyper-parameter tuning included; (b) the same, and our elimination on
-what it found; (c) `circuit.search.targets` with a study's own settings. All find node-pruned circuits of the same model, on
-the same prompts, at the same target loss, without controls, and are judged on the same held-out pairs under the
-calibration of their own pairs. What method edge makes of (a) and (c) is shown apart.
+what it found; (c) `circuit.search.targets` with a study's own settings. All find node-pruned circuits of the same
+model, on the same prompts, at the same target loss, without controls, and are judged on the same held-out pairs under
+the calibration of their own pairs. What method edge makes of (a) and (c) is shown apart.
 
 Of (a) two things can be shortened. Its *time* is that of --timed-steps real steps, times the number of steps and runs
 in full. Its *sizes* come from really learning the masks for --steps steps in each of --tuning runs, but with a

@@ -2,8 +2,8 @@
 
 Three *rules* guess an answer from something that is not to tell it: the last token, the number of tokens, the words and
 numbers in the line of the cue. They learn from the training pairs and are asked on held-out pairs, where guessing is
-right half of the time. The other measures are shares and counts. What lies beyond its bound is *told*, unless the task's entry in the
-table says that it belongs to the task.
+right half of the time. The other measures are shares and counts. What lies beyond its bound is *told*, unless the
+task's entry in the table says that it belongs to the task.
 """
 
 from __future__ import annotations
