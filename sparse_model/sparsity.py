@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from sparse_model.config import ModelConfig, TrainConfig
 from sparse_model.cpu_projection import Matrix, project_matrices
 from sparse_model.errors import InputError
 from sparse_model.model import SparseTransformer
+from sparse_model.shard_projection import Part, project_parts
+from sparse_model.sharding import held
+from sparse_model.workers import summed
 
 NEVER_PROJECTED = ("bigram", "sink", "gain", "offset")
 EMBEDDINGS = ("embedding", "unembedding")
-KEPT_FIRST, ZERO = torch.iinfo(torch.int32).min, -1
-"""A rank before that of any weight, and that of a weight of zero."""
+KEPT_FIRST = torch.iinfo(torch.int32).min
+"""A rank before that of any weight."""
 
 
 @dataclass(frozen=True)
@@ -70,50 +75,44 @@ def anneal_progress(step: int, n_steps: int, anneal: float) -> float:
 
 
 @torch.no_grad()
-def project(groups: list[Group], progress: float) -> None:
-    """Zero, in place, all but the budgeted largest magnitudes of every group."""
+def project(groups: Sequence[Group], progress: float) -> None:
+    """Zero, in place, all but the budgeted largest magnitudes of every group.
+
+    Where a model is sharded all workers call this alike. A GPU is asked nothing.
+    """
     cut = [(group, group.budget(progress)) for group in groups if group.fraction < 1]
     cut = [(group, k) for group, k in cut if k < group.weight.numel()]
-    on_gpu = [(group, k) for group, k in cut if group.weight.is_cuda]
-    on_cpu = [_matrix(group, k) for group, k in cut if not group.weight.is_cuda]
-    if on_cpu:
+    parts = [_part(group, k) for group, k in cut]
+    if any(isinstance(group.weight, DTensor) for group, _ in cut):
+        project_parts(parts, spread=True)
+    elif parts and parts[0].weight.is_cuda:
+        _project_on_gpu(parts)
+    elif parts:
         # torch's own threads keep their cores busy for a while after every operation
-        project_matrices(on_cpu, max(1, torch.get_num_threads() // 2))
-    if on_gpu:
-        project_by_selection(on_gpu)
+        project_matrices([_matrix(part) for part in parts], max(1, torch.get_num_threads() // 2))
 
 
-def _matrix(group: Group, k: int) -> Matrix:
-    bits = group.weight.detach().view(torch.int32).numpy()
-    return Matrix(bits if bits.ndim == 2 else bits[None], k, group.min_alive, group.by_column)
+def _part(group: Group, k: int) -> Part:
+    """What this worker holds of a group's weight. A bias is one row, but where it is shared out one column."""
+    weight, rows = held(group.weight), len(group.weight)
+    if weight.dim() == 1:
+        weight, rows = (weight[:, None], rows) if isinstance(group.weight, DTensor) else (weight[None], 1)
+    return Part(weight, rows, k, group.min_alive, group.by_column)
 
 
-def project_by_selection(cut: list[tuple[Group, int]]) -> None:
-    """`project` for groups with their budgets in a few operations of a GPU each, and one question to it in all."""
-    found = [_selected(group, k) for group, k in cut]
-    # Every question waits for what was queued before it.
-    exact = torch.stack([is_exact for _, is_exact in found]).tolist()
-    for (mask, _), is_exact, (group, k) in zip(found, exact, cut, strict=True):
-        keep = mask if is_exact else keep_mask(group.weight, k, group.min_alive, group.by_column)
-        bits = group.weight.view(torch.int32)  # a mask of integers costs a fraction of a boolean one's product
-        bits.bitwise_and_(keep.view(torch.int8).neg_())
+def _matrix(part: Part) -> Matrix:
+    return Matrix(part.weight.view(torch.int32).numpy(), part.budget, part.min_alive, part.by_column)
 
 
-def _selected(group: Group, k: int) -> tuple[Tensor, Tensor]:
-    """A mask, and whether it leaves of the weights what `keep_mask` does: where others than zeros tie it may not."""
-    rank = _descending_rank(group.weight)
-    alive, exact = torch.zeros_like(rank, dtype=torch.bool), torch.ones((), dtype=torch.bool, device=rank.device)
-    if group.min_alive:
-        axis = 0 if group.by_column else 1
-        alive = rank <= rank.topk(group.min_alive, dim=axis, largest=False, sorted=False).values.amax(axis, True)
-        exact = ((alive & (rank < ZERO)).sum(axis) <= group.min_alive).all()
-        k -= group.min_alive * rank.shape[1 - axis]
-        rank = rank.masked_fill(alive, 0)  # behind all others
-    if k == 0:
-        return alive, exact
-    last = _kth_smallest(rank, k)
-    chosen = rank <= last
-    return alive | chosen, exact & ((chosen.count_nonzero() == k) | (last >= ZERO))
+def _project_on_gpu(parts: Sequence[Part]) -> None:
+    try:
+        from sparse_model.triton_selection import (  # type: ignore[import-not-found, unused-ignore]
+            project_matrices as project_on_gpu,
+        )
+    except ImportError:  # triton comes with torch's GPU builds only
+        project_parts(parts, spread=False)
+    else:
+        project_on_gpu([(part.weight, part.budget, part.min_alive, part.by_column) for part in parts])
 
 
 def keep_mask(weight: Tensor, k: int, min_alive: int = 0, by_column: bool = False) -> Tensor:
@@ -147,5 +146,7 @@ def _kth_smallest(rank: Tensor, k: int) -> Tensor:
 
 
 def count_nonzero(groups: list[Group]) -> int:
-    """L0: nonzeros over all projected tensors."""
-    return sum(int(group.weight.count_nonzero()) for group in groups)
+    """L0: nonzeros over all projected tensors, of all workers where they are sharded. Waits for the device, once."""
+    sharded = any(isinstance(group.weight, DTensor) for group in groups)
+    nonzeros = torch.stack([held(group.weight).count_nonzero() for group in groups]).sum()
+    return int(summed(nonzeros) if sharded else nonzeros)

@@ -11,12 +11,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from sparse_model.batches import Batches
 from sparse_model.checkpoint import CheckpointStore, NoCheckpoints, OtherRun, Progress, Tensors
-from sparse_model.config import ModelConfig, TrainConfig
+from sparse_model.config import RUN_ONLY, ModelConfig, TrainConfig
+from sparse_model.cuda_graph import RecordedWork, Work
 from sparse_model.data.loader import TokenDataset
 from sparse_model.errors import InputError
 from sparse_model.measures import evaluate, flops_per_token
@@ -85,6 +89,8 @@ def check(model_config: ModelConfig, recipe: TrainConfig, data: TokenDataset) ->
         )
     if recipe.batch_size % world_size():
         raise InputError(f"batch_size {recipe.batch_size}; must be divisible by the {world_size()} workers")
+    if recipe.cuda_graph and world_size() > 1:
+        raise InputError(f"cuda_graph true with {world_size()} workers; allowed: with one worker")
 
 
 class Run:
@@ -109,21 +115,28 @@ class Run:
                 self.model = SparseTransformer(model_config, dtype).to(device)
         replicated = parallel == "ddp" and world_size() > 1
         self.parallel = DistributedDataParallel(self.model) if replicated else self.model
-        self.optimizer = SparseOptimizer(self.model, recipe, self.n_steps)
+        on_gpu = device.type == "cuda"
+        if recipe.compile and on_gpu:
+            for layer in self.model.layers:
+                layer.compile()
+        as_graph = recipe.cuda_graph and on_gpu
+        self.optimizer = SparseOptimizer(self.model, recipe, self.n_steps, capturable=as_graph)
+        self.batches = Batches(self._rows, device)
+        self.work: Work = RecordedWork(self._learn) if as_graph else self._learn
         self.step, self.seconds, self.reason = 0, 0.0, ""
         self.touched = False
         self.metrics: Metrics = {}
         self._reset_window()
 
     def optimise(self, step: int) -> None:
-        """One optimiser step on this worker's rows of the global batch."""
+        """One optimiser step on this worker's rows of the global batch. Asks the device nothing."""
         if not self.window_steps:
             self.window_start = time.monotonic()
-        tokens = self._batch(step)
-        loss = self.parallel(tokens[:, :-1], targets=tokens[:, 1:])
-        loss.backward()
-        self.optimizer.step(step)
-        self.window_loss += loss.detach()
+        self.optimizer.set_learning_rate(step)
+        self.window_loss += self.work(self.batches.take(step))
+        self.optimizer.project(step)
+        if step + 1 < self.n_steps:
+            self.batches.prepare(step + 1)
         self.window_steps += 1
         self.step = step + 1
 
@@ -133,7 +146,7 @@ class Run:
 
     def log(self) -> Metrics:
         """Figures of the steps since the last log; finds divergence."""
-        window = summed(self.window_loss.clone())
+        window = float(summed(self.window_loss.clone()))  # waits for the steps, which so are in the time
         now = time.monotonic()
         seconds = now - self.window_start
         self.seconds += seconds
@@ -142,7 +155,7 @@ class Run:
             "step": self.step,
             "steps": self.n_steps,
             "tokens": self.step * self.recipe.batch_size * T,
-            "train_loss": float(window) / (self.window_steps * world_size()),
+            "train_loss": window / (self.window_steps * world_size()),
             "lr": learning_rate(self.step - 1, self.n_steps, self.recipe),
             "l0": self.optimizer.l0(),
             "tokens_per_second": self.window_steps * self.recipe.batch_size * T / seconds,
@@ -155,7 +168,8 @@ class Run:
     def validate(self) -> Metrics:
         """Figures on held-out tokens, as of this step."""
         if self.metrics.get("val_step") != self.step:
-            self.metrics |= {**evaluate(self.model, self._heldout()), "val_step": self.step}
+            with torch.compiler.set_stance("force_eager"):  # it looks at every node site
+                self.metrics |= {**evaluate(self.model, self._heldout()), "val_step": self.step}
         return self.metrics
 
     def result(self, metrics: Metrics) -> TrainResult:
@@ -199,7 +213,7 @@ class Run:
 
     def _identity(self) -> dict[str, Any]:
         """What decides the weights: how often something is reported or kept does not."""
-        recipe = self.recipe.model_dump(mode="json", exclude={"log_every", "eval_every", "checkpoint_every"})
+        recipe = self.recipe.model_dump(mode="json", exclude=set(RUN_ONLY))
         return {"model": self.model.config.model_dump(mode="json"), "training": recipe} | {
             "data": {"key": self.data.manifest.key}
         }
@@ -214,9 +228,16 @@ class Run:
                         "allowed: the same run again, or an empty folder"
                     )
 
-    def _batch(self, step: int) -> Tensor:
+    def _learn(self, tokens: Tensor) -> Tensor:
+        """Move the weights by the gradient of a batch (B, T + 1); gives its loss."""
+        loss: Tensor = self.parallel(tokens[:, :-1], targets=tokens[:, 1:])
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.update()
+        return loss.detach()
+
+    def _rows(self, step: int) -> npt.NDArray[np.int64]:
         recipe, T = self.recipe, self.model.config.context
-        rows = self.data.batch(
+        return self.data.batch(
             "train",
             step,
             batch_size=recipe.batch_size,
@@ -225,7 +246,6 @@ class Run:
             rank=rank(),
             world=world_size(),
         )
-        return torch.from_numpy(rows).to(self.device, non_blocking=True)
 
     def _heldout(self) -> Iterator[Tensor]:
         recipe = self.recipe

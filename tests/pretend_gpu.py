@@ -15,8 +15,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
+from torch.utils._foreach_utils import _group_tensors_by_device_and_dtype as group_tensors_by_device_and_dtype
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
+
+from sparse_model.shard_projection import project_parts
 
 GPU = torch.device("cuda", 0)
 _aten = torch.ops.aten
@@ -192,9 +196,18 @@ def selected(x: Tensor, k: int, gelu: bool = False) -> Tensor:
     return y * (y.abs() >= y.abs().topk(k).values[..., -1:])
 
 
+def _grouped(lists: list[list[Tensor]], with_indices: bool = False) -> Any:
+    """Tensors by their device, which C++ would take for that of the values."""
+    groups = group_tensors_by_device_and_dtype(lists, with_indices)
+    ours = any(isinstance(leaf, Pretend) for leaf in _tensors(lists))
+    return {(GPU if ours else device, dtype): found for (device, dtype), found in groups.items()}
+
+
 @contextmanager
 def pretend_gpu() -> Iterator[torch.device]:
     """A GPU while the context lasts; kernels that only a real one runs are replaced by the plain way."""
     with pytest.MonkeyPatch.context() as patch, _Factories() as factories, PretendGpu(factories):
         patch.setattr("sparse_model.abstopk._triton", selected)
+        patch.setattr("sparse_model.sparsity._project_on_gpu", lambda parts: project_parts(parts, spread=False))
+        patch.setattr(Optimizer, "_group_tensors_by_device_and_dtype", staticmethod(_grouped))
         yield GPU

@@ -12,16 +12,16 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
+from waits import Waits
 
 from sparse_model.checkpoint import Checkpoints
 from sparse_model.config import ModelConfig, TrainConfig
 from sparse_model.data import TokenDataset
 from sparse_model.model import SparseTransformer
 from sparse_model.pretrained import save_pretrained
-from sparse_model.shard_projection import project_shards
 from sparse_model.sharding import gathered_whole, held, sharded_model
-from sparse_model.sparsity import Group
-from sparse_model.training import TrainResult, train
+from sparse_model.sparsity import Group, project
+from sparse_model.training import Run, TrainResult, train
 from sparse_model.workers import rank, world_size
 
 MODEL, RECIPE = (ModelConfig(**json.loads(os.environ["MODEL"])), TrainConfig(**json.loads(os.environ["RECIPE"])))
@@ -65,6 +65,7 @@ def two_workers(data: TokenDataset, out: Path) -> None:
     keep("fsdp-damaged", data, out, parallel="fsdp", checkpoints=damaged)
     (out / f"warned-{rank()}.json").write_text(json.dumps(warned))
     keep_projections(out)
+    keep_waits(data, out)
 
 
 def four_workers(data: TokenDataset, out: Path) -> None:
@@ -115,7 +116,7 @@ def keep_projections(out: Path) -> None:
         sharded = distribute_tensor(weight.clone(), mesh, [Shard(0)])
         groups.append(Group(f"{case}", sharded, k / weight.numel(), min_alive, by_column))
         tensors[f"{case}.before"] = weight
-    project_shards(groups, 1.0)
+    project(groups, 1.0)
     settings = {}
     for group in groups:
         tensors[f"{group.name}.after"] = gathered_whole(group.weight)
@@ -123,6 +124,20 @@ def keep_projections(out: Path) -> None:
     if rank() == 0:
         save_file(tensors, out / f"projections-{world_size()}.safetensors")
         (out / f"projections-{world_size()}.json").write_text(json.dumps(settings))
+
+
+def keep_waits(data: TokenDataset, out: Path) -> None:
+    """What steps of one and of two layers wait for, replicated and sharded."""
+    found = {}
+    for parallel in ("ddp", "fsdp"):
+        for layers in (1, 2):
+            config = MODEL.model_copy(update={"n_layer": layers, "activation_fraction": 0.25})
+            run = Run(config, RECIPE, data, torch.device("cpu"), parallel)
+            with Waits() as waits:
+                for step in range(10, 14):
+                    run.optimise(step)
+            found[f"{parallel} {layers}"] = waits.seen
+    (out / f"waits-{rank()}.json").write_text(json.dumps(found))
 
 
 def keep_gradients(out: Path) -> None:

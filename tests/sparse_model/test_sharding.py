@@ -43,6 +43,7 @@ def out(data, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("out")
     script = Path(__file__).parent / "shard_worker.py"
     environment = os.environ | {"MODEL": MODEL.model_dump_json(), "RECIPE": RECIPE.model_dump_json()}
+    environment["PYTHONPATH"] = str(Path(__file__).parent.parent)
     port = random.randrange(20_000, 30_000)
     workers = [
         subprocess.Popen([sys.executable, script, str(rank), str(port), data.uri, str(folder)], env=environment)
@@ -99,6 +100,12 @@ def test_projection_of_shards_is_that_of_the_gathered_matrix(out, world):
         before, after = tensors[f"{case}.before"], tensors[f"{case}.after"]
         mask = keep_mask(before, k, min_alive, by_column)
         assert torch.equal(after, before * mask), (case, before.shape, k, min_alive, by_column)
+
+
+def test_steps_of_two_workers_wait_for_nothing_of_the_device(out):
+    for rank in range(2):
+        found = json.loads((out / f"waits-{rank}.json").read_text())
+        assert found == {f"{parallel} {layers}": [] for parallel in ("ddp", "fsdp") for layers in (1, 2)}
 
 
 def test_gradients_are_averaged_over_workers_not_summed(out):

@@ -9,13 +9,12 @@ from sparse_model.config import ModelConfig, TrainConfig
 from sparse_model.cpu_projection import SAMPLED, SMALL, Matrix, project_matrices
 from sparse_model.errors import InputError
 from sparse_model.model import SparseTransformer
+from sparse_model.shard_projection import Part, project_parts
 from sparse_model.sparsity import (
-    Group,
     anneal_progress,
     check_budget,
     keep_mask,
     project,
-    project_by_selection,
     projected_groups,
 )
 
@@ -82,9 +81,9 @@ def test_both_projections_leave_what_the_mask_keeps_ties_included(
     min_alive = data.draw(st.integers(0, shape[0 if by_column else 1]))
     k = data.draw(st.integers(max(1, min_alive * lanes), shape[0] * shape[1]))
     expected = [weight * keep_mask(weight, k, min_alive, by_column) for weight in weights]
-    groups = [Group("", weight.clone(), 0.0, min_alive, by_column) for weight in weights]
-    project_by_selection([(group, k) for group in groups])
-    assert all(torch.equal(group.weight, weight) for group, weight in zip(groups, expected, strict=True))
+    parts = [Part(weight.clone(), len(weight), k, min_alive, by_column) for weight in weights]
+    project_parts(parts, spread=False)
+    assert all(torch.equal(part.weight, weight) for part, weight in zip(parts, expected, strict=True))
     project_matrices([Matrix(w.view(torch.int32).numpy(), k, min_alive, by_column) for w in weights], threads)
     assert all(torch.equal(*pair) for pair in zip(weights, expected, strict=True))
 

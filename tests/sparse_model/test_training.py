@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from waits import Waits
 
 from sparse_model.checkpoint import Checkpoints
 from sparse_model.config import ModelConfig, TrainConfig
@@ -15,7 +16,7 @@ from sparse_model.data import CorpusConfig, SourceConfig, TokenDataset, Tokenize
 from sparse_model.errors import InputError
 from sparse_model.measures import evaluate
 from sparse_model.model import SparseTransformer
-from sparse_model.training import train
+from sparse_model.training import Run, train
 
 MODEL = ModelConfig(vocab_size=300, context=32, n_layer=1, d_model=32, d_head=8)
 RECIPE = TrainConfig(
@@ -59,6 +60,20 @@ def test_same_seed_same_weights_other_seed_others(data):
     other = train(MODEL, RECIPE.model_copy(update={"seed": 1}), data).model
     assert same(weights(first), weights(second))
     assert not same(weights(first), weights(other))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("layers", [1, 3])
+def test_between_two_log_lines_steps_ask_the_device_nothing(data, layers, dtype):
+    recipe = RECIPE.model_copy(update={"dtype": dtype})
+    run = Run(MODEL.model_copy(update={"n_layer": layers}), recipe, data, torch.device("cpu"), "ddp")
+    with Waits() as waits:
+        for step in range(10, 14):
+            run.optimise(step)
+    assert not waits.seen
+    with waits:
+        run.log()
+    assert set(waits.seen) == {"_local_scalar_dense"}  # the loss and L0
 
 
 class Killed(Exception):
