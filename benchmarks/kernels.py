@@ -17,8 +17,9 @@ from torch import Tensor
 
 from sparse_model.abstopk import abs_topk
 from sparse_model.attention import causal_attention
-from sparse_model.cpu_projection import Matrix, survivors
+from sparse_model.cpu_projection import survivors
 from sparse_model.loss import next_token_loss, unembedding_loss
+from sparse_model.selection import Matrix
 
 Pair = tuple[Callable[[], object], Callable[[], object]]
 
@@ -36,7 +37,7 @@ def abstopk(rows: int = 2048, width: int = 512) -> Pair:
 
 def projection(numel: int = 4_194_304) -> Pair:
     weight, k = torch.randn(2048, numel // 2048), numel // 16
-    matrix = Matrix(weight.view(torch.int32).numpy(), k, min_alive=0, by_column=False)
+    matrix = Matrix(weight, k)
 
     def library() -> Tensor:
         keep = torch.zeros(numel, dtype=torch.bool)

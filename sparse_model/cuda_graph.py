@@ -39,7 +39,7 @@ class RecordedWork:
 
     def _aside(self, tokens: Tensor) -> Tensor:
         """On a stream of its own, as torch asks of what is recorded later."""
-        stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
+        stream, current = torch.cuda.Stream(), torch.cuda.current_stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
             loss = self._work(tokens)

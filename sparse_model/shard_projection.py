@@ -1,6 +1,6 @@
 """The projection (METHOD 3) in torch operations that never ask the device anything, of whole matrices or of shards.
 
-What is kept of a matrix is what `sparsity.keep_mask` keeps of the whole: the `min_alive` largest of each neuron or
+What is kept of a matrix is what `selection.keep_mask` keeps of the whole: the `min_alive` largest of each neuron or
 channel, and the largest of the rest up to the budget, ties going to the lower index. The smallest of these is found
 digit by digit, by how many magnitudes have each value of the digit. Where the rows are spread over workers these
 counts are added up, so no matrix is gathered: for all matrices together a step takes three small all-reduces and two
@@ -12,11 +12,12 @@ Shapes: R rows and C columns of a whole matrix, of which this worker holds r row
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from sparse_model.selection import Matrix, magnitudes
 from sparse_model.workers import gathered_tensors, rank, summed
 
 DIGITS = ((20, 2**11), (10, 2**10), (0, 2**10))
@@ -26,31 +27,32 @@ ABSENT = -1
 """Below every magnitude: the candidate of a worker that holds fewer rows."""
 
 
-@dataclass(frozen=True)
-class Part:
-    """What this worker holds, r x C, of a float32 matrix of R rows; the budget and minimum per lane of the whole."""
+class Part(NamedTuple):
+    """What this worker holds, r x C, of a matrix of R rows, whose budget and minimum are those of the whole."""
 
-    weight: Tensor
+    matrix: Matrix
     rows: int
-    budget: int
-    min_alive: int
-    by_column: bool
-
-    @property
-    def magnitude(self) -> Tensor:
-        """Magnitudes as ordered integers."""
-        return self.weight.view(torch.int32) & torch.iinfo(torch.int32).max
 
     @property
     def lane_length(self) -> int:
-        """Entries of a whole lane, which is what has a minimum alive: a row, or a column."""
-        return self.rows if self.by_column else self.weight.shape[1]
+        """Entries of a whole lane."""
+        return self.rows if self.matrix.by_column else self.matrix.weight.shape[1]
 
     @property
-    def kept_alive(self) -> int:
-        """Entries of the whole matrix that are kept for their neuron's or channel's sake."""
-        lanes = self.weight.shape[1] if self.by_column else self.rows
-        return lanes * min(self.min_alive, self.lane_length)
+    def kept_per_lane(self) -> int:
+        """Entries that are kept for their lane's sake."""
+        return min(self.matrix.min_alive, self.lane_length)
+
+    @property
+    def chosen_freely(self) -> int:
+        """Entries of the whole matrix that are kept for their size alone."""
+        lanes = self.matrix.weight.shape[1] if self.matrix.by_column else self.rows
+        return max(0, self.matrix.budget - lanes * self.kept_per_lane)
+
+
+def project_matrices(matrices: Sequence[Matrix]) -> None:
+    """Zero, in place, all but the largest magnitudes of whole matrices, on any device."""
+    project_parts([Part(matrix, len(matrix.weight)) for matrix in matrices], spread=False)
 
 
 @torch.no_grad()
@@ -61,11 +63,11 @@ def project_parts(parts: Sequence[Part], spread: bool) -> None:
     """
     if not parts:
         return
-    magnitudes = [part.magnitude for part in parts]
-    alive = _alive(parts, magnitudes, spread)
+    sizes = [magnitudes(part.matrix.weight) for part in parts]
+    alive = _alive(parts, sizes, spread)
     # What is kept anyway takes no part in the search: as zero it is below all that can be chosen.
-    keys = [m if mask is None else m.masked_fill(mask, 0) for m, mask in zip(magnitudes, alive, strict=True)]
-    thresholds, wanted = _kth_largest(keys, [part.budget - part.kept_alive for part in parts], spread)
+    keys = [m if mask is None else m.masked_fill(mask, 0) for m, mask in zip(sizes, alive, strict=True)]
+    thresholds, wanted = _kth_largest(keys, [part.chosen_freely for part in parts], spread)
     tied = [key == t for key, t in zip(keys, thresholds, strict=True)]
     before = _tied_before(tied, spread)
     for i, part in enumerate(parts):
@@ -75,7 +77,7 @@ def project_parts(parts: Sequence[Part], spread: bool) -> None:
         mask = alive[i]
         keep = keep if mask is None else keep | mask
         # A mask of integers costs a fraction of a boolean one's product.
-        part.weight.view(torch.int32).bitwise_and_(keep.view(torch.int8).neg_())
+        part.matrix.weight.view(torch.int32).bitwise_and_(keep.view(torch.int8).neg_())
 
 
 def on_device(values: Sequence[int], like: Tensor) -> Tensor:
@@ -123,18 +125,18 @@ def _tied_before(tied: list[Tensor], spread: bool) -> Tensor:
     return torch.stack([torch.zeros_like(own), *gathered_tensors(own)[: rank()]]).sum(0, dtype=torch.int32)
 
 
-def _alive(parts: Sequence[Part], magnitudes: list[Tensor], spread: bool) -> list[Tensor | None]:
+def _alive(parts: Sequence[Part], sizes: list[Tensor], spread: bool) -> list[Tensor | None]:
     """For each matrix (r, C) a mask of the entries that are kept for their lane's sake; None where no lane has any."""
-    columns = [(p, m) for p, m in zip(parts, magnitudes, strict=True) if p.by_column and p.min_alive]
+    columns = [(p, m) for p, m in zip(parts, sizes, strict=True) if p.matrix.by_column and p.matrix.min_alive]
     over_rows = iter(_column_levels(columns, spread))
     masks: list[Tensor | None] = []
-    for part, magnitude in zip(parts, magnitudes, strict=True):
-        if not part.min_alive:
+    for part, magnitude in zip(parts, sizes, strict=True):
+        if not part.matrix.min_alive:
             masks.append(None)
-        elif part.by_column:
+        elif part.matrix.by_column:
             masks.append(_best(magnitude, *next(over_rows), axis=0))
         else:
-            j = min(part.min_alive, part.lane_length)
+            j = part.kept_per_lane
             level = magnitude.topk(j, dim=1).values[:, -1:]
             masks.append(_best(magnitude, level, j - (magnitude > level).sum(1, keepdim=True), axis=1))
     return masks
@@ -163,7 +165,7 @@ def _column_levels(columns: list[tuple[Part, Tensor]], spread: bool) -> list[tup
 
 def _candidates(part: Part, magnitude: Tensor) -> Tensor:
     """(j, C) this worker's largest magnitudes of each column, filled up with ABSENT."""
-    j = min(part.min_alive, part.lane_length)
+    j = part.kept_per_lane
     own = magnitude.topk(min(j, len(magnitude)), dim=0).values
     return torch.cat([own, own.new_full((j - len(own), own.shape[1]), ABSENT)])
 

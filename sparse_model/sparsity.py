@@ -9,18 +9,17 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from sparse_model import cpu_projection, shard_projection
 from sparse_model.config import ModelConfig, TrainConfig
-from sparse_model.cpu_projection import Matrix, project_matrices
 from sparse_model.errors import InputError
 from sparse_model.model import SparseTransformer
+from sparse_model.selection import Matrix
 from sparse_model.shard_projection import Part, project_parts
 from sparse_model.sharding import held
 from sparse_model.workers import summed
 
 NEVER_PROJECTED = ("bigram", "sink", "gain", "offset")
 EMBEDDINGS = ("embedding", "unembedding")
-KEPT_FIRST = torch.iinfo(torch.int32).min
-"""A rank before that of any weight."""
 
 
 @dataclass(frozen=True)
@@ -82,67 +81,32 @@ def project(groups: Sequence[Group], progress: float) -> None:
     """
     cut = [(group, group.budget(progress)) for group in groups if group.fraction < 1]
     cut = [(group, k) for group, k in cut if k < group.weight.numel()]
-    parts = [_part(group, k) for group, k in cut]
+    matrices = [_matrix(group, k) for group, k in cut]
     if any(isinstance(group.weight, DTensor) for group, _ in cut):
+        parts = [Part(matrix, len(group.weight)) for matrix, (group, _) in zip(matrices, cut, strict=True)]
         project_parts(parts, spread=True)
-    elif parts and parts[0].weight.is_cuda:
-        _project_on_gpu(parts)
-    elif parts:
+    elif matrices and matrices[0].weight.is_cuda:
+        _project_on_gpu(matrices)
+    elif matrices:
         # torch's own threads keep their cores busy for a while after every operation
-        project_matrices([_matrix(part) for part in parts], max(1, torch.get_num_threads() // 2))
+        cpu_projection.project_matrices(matrices, max(1, torch.get_num_threads() // 2))
 
 
-def _part(group: Group, k: int) -> Part:
+def _matrix(group: Group, k: int) -> Matrix:
     """What this worker holds of a group's weight. A bias is one row, but where it is shared out one column."""
-    weight, rows = held(group.weight), len(group.weight)
+    weight = held(group.weight)
     if weight.dim() == 1:
-        weight, rows = (weight[:, None], rows) if isinstance(group.weight, DTensor) else (weight[None], 1)
-    return Part(weight, rows, k, group.min_alive, group.by_column)
+        weight = weight[:, None] if isinstance(group.weight, DTensor) else weight[None]
+    return Matrix(weight, k, group.min_alive, group.by_column)
 
 
-def _matrix(part: Part) -> Matrix:
-    return Matrix(part.weight.view(torch.int32).numpy(), part.budget, part.min_alive, part.by_column)
-
-
-def _project_on_gpu(parts: Sequence[Part]) -> None:
+def _project_on_gpu(matrices: Sequence[Matrix]) -> None:
     try:
-        from sparse_model.triton_selection import (  # type: ignore[import-not-found, unused-ignore]
-            project_matrices as project_on_gpu,
-        )
+        from sparse_model import triton_selection  # type: ignore[attr-defined, unused-ignore]
     except ImportError:  # triton comes with torch's GPU builds only
-        project_parts(parts, spread=False)
+        shard_projection.project_matrices(matrices)
     else:
-        project_on_gpu([(part.weight, part.budget, part.min_alive, part.by_column) for part in parts])
-
-
-def keep_mask(weight: Tensor, k: int, min_alive: int = 0, by_column: bool = False) -> Tensor:
-    """Boolean mask of exactly k entries: the largest magnitudes, and of each row at least its `min_alive` largest.
-
-    weight is float32, of one or two dimensions; with `by_column` the minimum holds for columns. Ties go to the lower
-    index in row-major order, so the same weights always give the same mask.
-    """
-    if k >= weight.numel():
-        return torch.ones_like(weight, dtype=torch.bool)
-    rank = _descending_rank(weight)
-    if min_alive:
-        lanes = rank.T if by_column else rank
-        lanes.scatter_(1, lanes.sort(dim=1, stable=True).indices[:, :min_alive], KEPT_FIRST)
-    last = _kth_smallest(rank, k)
-    keep = rank <= last
-    surplus = int(keep.count_nonzero()) - k
-    if surplus > 0:
-        tied = (rank == last).flatten().nonzero().flatten()
-        keep.view(-1)[tied[-surplus:]] = False
-    return keep
-
-
-def _descending_rank(weight: Tensor) -> Tensor:
-    """Integers below 0, the smaller the larger the magnitude: those of floats order as their bits do."""
-    return (weight.contiguous().view(torch.int32) & torch.iinfo(torch.int32).max).bitwise_not_()
-
-
-def _kth_smallest(rank: Tensor, k: int) -> Tensor:
-    return rank.flatten().topk(k, largest=False, sorted=False).values.amax()  # kthvalue runs on one multiprocessor
+        triton_selection.project_matrices(matrices)
 
 
 def count_nonzero(groups: list[Group]) -> int:

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._foreach_utils import _group_tensors_by_device_and_dtype as group_tensors_by_device_and_dtype
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 
-from sparse_model.shard_projection import project_parts
+from sparse_model.shard_projection import project_matrices
 
 GPU = torch.device("cuda", 0)
 _aten = torch.ops.aten
@@ -208,6 +208,6 @@ def pretend_gpu() -> Iterator[torch.device]:
     """A GPU while the context lasts; kernels that only a real one runs are replaced by the plain way."""
     with pytest.MonkeyPatch.context() as patch, _Factories() as factories, PretendGpu(factories):
         patch.setattr("sparse_model.abstopk._triton", selected)
-        patch.setattr("sparse_model.sparsity._project_on_gpu", lambda parts: project_parts(parts, spread=False))
+        patch.setattr("sparse_model.sparsity._project_on_gpu", project_matrices)
         patch.setattr(Optimizer, "_group_tensors_by_device_and_dtype", staticmethod(_grouped))
         yield GPU

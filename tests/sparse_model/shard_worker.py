@@ -10,8 +10,6 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import Shard, distribute_tensor
 from waits import Waits
 
 from sparse_model.checkpoint import Checkpoints
@@ -20,7 +18,6 @@ from sparse_model.data import TokenDataset
 from sparse_model.model import SparseTransformer
 from sparse_model.pretrained import save_pretrained
 from sparse_model.sharding import gathered_whole, held, sharded_model
-from sparse_model.sparsity import Group, project
 from sparse_model.training import Run, TrainResult, train
 from sparse_model.workers import rank, world_size
 
@@ -64,7 +61,6 @@ def two_workers(data: TokenDataset, out: Path) -> None:
     damaged = Checkpoints(str(out / "to-2"), warn=warned.append)
     keep("fsdp-damaged", data, out, parallel="fsdp", checkpoints=damaged)
     (out / f"warned-{rank()}.json").write_text(json.dumps(warned))
-    keep_projections(out)
     keep_waits(data, out)
 
 
@@ -73,7 +69,6 @@ def four_workers(data: TokenDataset, out: Path) -> None:
     result = keep("fsdp", data, out, parallel="fsdp")
     save_pretrained(result.model, data.tokenizer, str(out / "pretrained"))
     keep("from-2", data, out, parallel="fsdp", checkpoints=copy_of(out / "from-2-fsdp", out / "to-4"))
-    keep_projections(out)
     keep_gradients(out)
     keep_memory(result, out)
 
@@ -95,35 +90,6 @@ def keep(name: str, data: TokenDataset, out: Path, **options) -> TrainResult:
         save_file(weights, out / f"{name}-{world_size()}.safetensors")
         (out / f"{name}-{world_size()}.json").write_text(json.dumps([*reports, result.metrics]))
     return result
-
-
-def keep_projections(out: Path) -> None:
-    """Matrices before and after the sharded projection, at many shapes, budgets and minima, with and without ties."""
-    mesh = init_device_mesh("cpu", (world_size(),))
-    generator = torch.Generator().manual_seed(1)
-    tensors, groups = {}, []
-    for case in range(48):
-        n_rows, n_columns = (int(torch.randint(1, 12, (), generator=generator)) for _ in range(2))
-        shape = (n_rows,) if case % 8 == 7 else (n_rows, n_columns)
-        levels = (1, 3, 10_000)[case % 3]  # whole numbers: many ties, some, hardly any; zeros among them
-        weight = torch.randint(-levels, levels + 1, shape, generator=generator).float() / 7
-        by_column = len(shape) == 2 and case % 2 == 1
-        keepers = weight.shape[by_column]
-        most = weight.numel() // keepers
-        min_alive = 0 if len(shape) == 1 else int(torch.randint(0, most + 1, (), generator=generator))
-        least = max(1, min_alive * keepers)
-        k = int(torch.randint(least, weight.numel() + 1, (), generator=generator))
-        sharded = distribute_tensor(weight.clone(), mesh, [Shard(0)])
-        groups.append(Group(f"{case}", sharded, k / weight.numel(), min_alive, by_column))
-        tensors[f"{case}.before"] = weight
-    project(groups, 1.0)
-    settings = {}
-    for group in groups:
-        tensors[f"{group.name}.after"] = gathered_whole(group.weight)
-        settings[group.name] = [group.budget(1.0), group.min_alive, group.by_column]
-    if rank() == 0:
-        save_file(tensors, out / f"projections-{world_size()}.safetensors")
-        (out / f"projections-{world_size()}.json").write_text(json.dumps(settings))
 
 
 def keep_waits(data: TokenDataset, out: Path) -> None:
