@@ -134,7 +134,11 @@ class TrainConfig(Config):
     eps: float = Field(0.1, gt=0, description="AdamW epsilon (the paper's is 0.1)")
     weight_decay: float = Field(0.1, ge=0, description="AdamW decay; not on the bigram table")
     seed: int = Field(0, ge=0, lt=2**63, description="of the initial weights and the data order")
-    dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="of activations; weights stay float32")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="of activations; weights stay float32. auto: bfloat16 on GPUs and on processors that have "
+        "instructions for it, else float32; decided when a run starts, and kept when it is continued",
+    )
     compile: bool = Field(False, description="compile the layers (torch.compile); on GPUs only, no effect elsewhere")
     cuda_graph: bool = Field(
         False,

@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ from sparse_model.errors import InputError
 from sparse_model.measures import evaluate, flops_per_token
 from sparse_model.model import SparseTransformer
 from sparse_model.optimizer import SparseOptimizer, learning_rate
+from sparse_model.precision import ComputeType, resolved
 from sparse_model.sharding import sharded_model
 from sparse_model.sparsity import check_budget
 from sparse_model.workers import Parallel, gathered, rank, summed, world_size
@@ -36,12 +37,16 @@ Report = Callable[[Metrics], None]
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What came out of a run: the model (this worker's shard of it under fsdp), how it ended, and its last figures."""
+    """What came out of a run: the model (this worker's shard of it under fsdp), how it ended, and its last figures.
+
+    `dtype` is the type of activations, which the recipe may have left open.
+    """
 
     model: SparseTransformer
     status: Literal["ok", "diverged"]
     reason: str
     metrics: Metrics
+    dtype: ComputeType
 
 
 def train(
@@ -104,29 +109,35 @@ class Run:
         device: torch.device,
         parallel: Parallel,
     ) -> None:
-        self.recipe, self.data, self.device = recipe, data, device
+        self.data, self.device = data, device
         self.n_steps = recipe.n_steps(model_config.context)
-        dtype = getattr(torch, recipe.dtype)
-        with torch.random.fork_rng(devices=[]):  # initial values are drawn on the CPU, whatever the device
-            torch.default_generator.manual_seed(recipe.seed)
-            if parallel == "fsdp" and world_size() > 1:
-                self.model = sharded_model(model_config, dtype, device)
-            else:
-                self.model = SparseTransformer(model_config, dtype).to(device)
-        replicated = parallel == "ddp" and world_size() > 1
-        self.parallel = DistributedDataParallel(self.model) if replicated else self.model
-        on_gpu = device.type == "cuda"
-        if recipe.compile and on_gpu:
-            for layer in self.model.layers:
-                layer.compile()
-        as_graph = recipe.cuda_graph and on_gpu
-        self.optimizer = SparseOptimizer(self.model, recipe, self.n_steps, capturable=as_graph)
-        self.batches = Batches(self._rows, device)
-        self.work: Work = RecordedWork(self._learn) if as_graph else self._learn
+        self.asked, self.kind = recipe, parallel
+        self._build(model_config, resolved(recipe, device))
         self.step, self.seconds, self.reason = 0, 0.0, ""
         self.touched = False
         self.metrics: Metrics = {}
         self._reset_window()
+
+    def _build(self, model_config: ModelConfig, recipe: TrainConfig) -> None:
+        """Model and optimiser as they are before the first step of a recipe whose type is decided."""
+        self.recipe = recipe
+        dtype = getattr(torch, recipe.dtype)
+        with torch.random.fork_rng(devices=[]):  # initial values are drawn on the CPU, whatever the device
+            torch.default_generator.manual_seed(recipe.seed)
+            if self.kind == "fsdp" and world_size() > 1:
+                self.model = sharded_model(model_config, dtype, self.device)
+            else:
+                self.model = SparseTransformer(model_config, dtype).to(self.device)
+        on_gpu = self.device.type == "cuda"
+        if recipe.compile and on_gpu:
+            for layer in self.model.layers:
+                layer.compile()
+        replicated = self.kind == "ddp" and world_size() > 1
+        self.parallel = DistributedDataParallel(self.model) if replicated else self.model
+        as_graph = recipe.cuda_graph and on_gpu
+        self.optimizer = SparseOptimizer(self.model, recipe, self.n_steps, capturable=as_graph)
+        self.work: Work = RecordedWork(self._learn) if as_graph else self._learn
+        self.batches = Batches(self._rows, self.device)
 
     def optimise(self, step: int) -> None:
         """One optimiser step on this worker's rows of the global batch. Asks the device nothing."""
@@ -178,7 +189,9 @@ class Run:
             "total_params": sum(p.numel() for p in self.model.parameters()),
             "flops": flops_per_token(self.model.config) * metrics["tokens"],
         }
-        return TrainResult(self.model, "diverged" if self.reason else "ok", self.reason, metrics)
+        status: Literal["ok", "diverged"] = "diverged" if self.reason else "ok"
+        dtype: ComputeType = "bfloat16" if self.model.compute_dtype is torch.bfloat16 else "float32"
+        return TrainResult(self.model, status, self.reason, metrics, dtype)
 
     @property
     def diverged(self) -> bool:
@@ -199,7 +212,13 @@ class Run:
         return weights | self.optimizer.state()
 
     def load(self, progress: Progress, read: Callable[[Tensors], None]) -> None:
-        """Continue from a checkpoint: to the same weights bit for bit if there are as many workers as there were."""
+        """Continue from a checkpoint: to the same weights bit for bit if there are as many workers as there were.
+
+        Where the recipe leaves the type of activations open, it stays the one that the run began with.
+        """
+        began = progress["run"].get("training", {}).get("dtype")
+        if self.asked.dtype == "auto" and began in get_args(ComputeType) and began != self.recipe.dtype:
+            self._build(self.model.config, self.recipe.model_copy(update={"dtype": began}))
         self._refuse_other(progress["run"])
         self.touched = True
         read(self.tensors())

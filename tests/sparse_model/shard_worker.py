@@ -12,6 +12,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from waits import Waits
 
+from sparse_model import precision
 from sparse_model.checkpoint import Checkpoints
 from sparse_model.config import ModelConfig, TrainConfig
 from sparse_model.data import TokenDataset
@@ -93,8 +94,8 @@ def keep(name: str, data: TokenDataset, out: Path, **options) -> TrainResult:
 
 
 def keep_waits(data: TokenDataset, out: Path) -> None:
-    """What steps of one and of two layers wait for, replicated and sharded."""
-    found = {}
+    """What steps of one and of two layers wait for, replicated and sharded; and the type all compute in."""
+    found: dict[str, object] = {}
     for parallel in ("ddp", "fsdp"):
         for layers in (1, 2):
             config = MODEL.model_copy(update={"n_layer": layers, "activation_fraction": 0.25})
@@ -103,6 +104,9 @@ def keep_waits(data: TokenDataset, out: Path) -> None:
                 for step in range(10, 14):
                     run.optimise(step)
             found[f"{parallel} {layers}"] = waits.seen
+    precision.CPU_INFO = out / f"cpuinfo-{rank()}"
+    precision.CPU_INFO.write_text(f"flags : {'avx512_bf16' if rank() else 'fpu'}")
+    found["type"] = precision.resolved(TrainConfig(), torch.device("cpu")).dtype
     (out / f"waits-{rank()}.json").write_text(json.dumps(found))
 
 

@@ -95,6 +95,7 @@ def test_workers_train_the_model_that_one_trains(out, alone, name):
 def test_steps_of_two_workers_wait_for_nothing_of_the_device(out):
     for rank in range(2):
         found = json.loads((out / f"waits-{rank}.json").read_text())
+        assert found.pop("type") == "float32"  # the first worker decides, and its processor has no bfloat16
         assert found == {f"{parallel} {layers}": [] for parallel in ("ddp", "fsdp") for layers in (1, 2)}
 
 
