@@ -16,11 +16,11 @@ from timing import medians_ms
 from torch import Tensor
 from torch.autograd import grad
 
-from sparse_model.abstopk import abs_topk
-from sparse_model.attention import causal_attention
-from sparse_model.cpu_projection import survivors
-from sparse_model.loss import next_token_loss, unembedding_loss
-from sparse_model.selection import Matrix
+from sparse_model.model.abstopk import abs_topk
+from sparse_model.model.attention import causal_attention
+from sparse_model.model.loss import next_token_loss, unembedding_loss
+from sparse_model.sparsity.cpu_projection import survivors
+from sparse_model.sparsity.selection import Matrix
 
 Pair = tuple[Callable[[], object], Callable[[], object]]
 

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._foreach_utils import _group_tensors_by_device_and_dtype as group_tensors_by_device_and_dtype
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 
-from sparse_model.shard_projection import project_matrices
+from sparse_model.sparsity.shard_projection import project_matrices
 
 GPU = torch.device("cuda", 0)
 _aten = torch.ops.aten
@@ -196,6 +196,10 @@ def selected(x: Tensor, k: int, gelu: bool = False) -> Tensor:
     return y * (y.abs() >= y.abs().topk(k).values[..., -1:])
 
 
+def normed_and_selected(x: Tensor, k: int, dtype: torch.dtype) -> Tensor:
+    return selected(F.rms_norm(x, (x.shape[-1],)).to(dtype), k)
+
+
 def _grouped(lists: list[list[Tensor]], with_indices: bool = False) -> Any:
     """Tensors by their device, which C++ would take for that of the values."""
     groups = group_tensors_by_device_and_dtype(lists, with_indices)
@@ -207,7 +211,8 @@ def _grouped(lists: list[list[Tensor]], with_indices: bool = False) -> Any:
 def pretend_gpu() -> Iterator[torch.device]:
     """A GPU while the context lasts; kernels that only a real one runs are replaced by the plain way."""
     with pytest.MonkeyPatch.context() as patch, _Factories() as factories, PretendGpu(factories):
-        patch.setattr("sparse_model.abstopk._triton", selected)
-        patch.setattr("sparse_model.sparsity._project_on_gpu", project_matrices)
+        patch.setattr("sparse_model.model.abstopk._triton", selected)
+        patch.setattr("sparse_model.model.abstopk._triton_norm", normed_and_selected)
+        patch.setattr("sparse_model.sparsity.projection._project_on_gpu", project_matrices)
         patch.setattr(Optimizer, "_group_tensors_by_device_and_dtype", staticmethod(_grouped))
         yield GPU

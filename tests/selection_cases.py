@@ -9,8 +9,8 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from sparse_model.cpu_projection import SAMPLED
-from sparse_model.selection import Matrix
+from sparse_model.sparsity.cpu_projection import SAMPLED
+from sparse_model.sparsity.selection import Matrix
 
 SHAPES = [(1, 1), (1, 7), (7, 1), (3, 5), (11, 9), (4, 300)]
 LARGE = (96, 128)

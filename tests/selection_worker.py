@@ -10,8 +10,8 @@ from selection_cases import cases
 
 def shards(out: str, rank: str, world: str, port: str) -> None:
     """Rows spread over workers; each keeps its own."""
-    from sparse_model.shard_projection import Part, project_parts
-    from sparse_model.sharding import own_rows
+    from sparse_model.distributed.sharding import own_rows
+    from sparse_model.sparsity.shard_projection import Part, project_parts
 
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     dist.init_process_group("gloo", rank=int(rank), world_size=int(world))
@@ -27,7 +27,7 @@ def shards(out: str, rank: str, world: str, port: str) -> None:
 
 def gpu(out: str) -> None:
     """The GPU's kernels, on a CPU under Triton's interpreter."""
-    from sparse_model.triton_selection import project_matrices
+    from sparse_model.kernels.selection import project_matrices
 
     found = cases()
     project_matrices(list(found.values()))

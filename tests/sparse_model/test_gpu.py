@@ -9,12 +9,12 @@ import pytest
 import torch
 from pretend_gpu import GPU, pretend_gpu, waits
 
-from sparse_model.checkpoint import Checkpoints
-from sparse_model.config import ModelConfig, TrainConfig
 from sparse_model.data import CorpusConfig, SourceConfig, TokenDataset, TokenizerConfig, prepare
-from sparse_model.model import SparseTransformer
-from sparse_model.pretrained import from_pretrained, save_pretrained
-from sparse_model.training import Run, train
+from sparse_model.model.config import ModelConfig, TrainConfig
+from sparse_model.model.transformer import SparseTransformer
+from sparse_model.saved.pretrained import from_pretrained, save_pretrained
+from sparse_model.training.checkpoint import Checkpoints
+from sparse_model.training.loop import Run, train
 
 MODEL = ModelConfig(vocab_size=300, context=32, n_layer=2, d_model=32, d_head=8)
 RECIPE = TrainConfig(
