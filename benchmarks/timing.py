@@ -25,6 +25,18 @@ def medians_ms(things: Mapping[str, Callable[[], object]], rounds: int, warmup: 
     return {name: statistics.median(taken) for name, taken in times.items()}
 
 
+def processor() -> str:
+    """Name of what the figures are of: the GPU, or the processor."""
+    if torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
 def synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from sparse_model.kernels import selection
 from sparse_model.kernels.attention import triton_attention
 from sparse_model.kernels.topk import triton_add_topk, triton_norm_topk, triton_topk
-from sparse_model.sparsity.projection import keep_mask
+from sparse_model.sparsity.selection import keep_mask
 
 
 def kept(y: torch.Tensor, k: int) -> torch.Tensor:
