@@ -24,7 +24,7 @@ _SORTS_FAST = 512
 def abs_topk(x: Tensor, k: int) -> Tensor:
     """x (..., C) with all but its k largest magnitudes per row zeroed; the gradient flows through what is kept.
 
-    Entries tied with the k-th largest are all kept, but no zeros: where fewer than k are nonzero, gradient reaches those
+    Entries tied with the k-th largest are all kept, zeros never: where fewer than k are nonzero, gradient reaches those
     alone. Raises ValueError unless 1 <= k <= C.
     """
     if not 1 <= k <= x.shape[-1]:
@@ -55,6 +55,13 @@ def _has_kernel(x: Tensor) -> bool:
     return x.is_cuda and x.dtype is not torch.float64 and x.shape[-1] <= WIDEST_ON_GPU
 
 
+def add_topk(stream: Tensor, x: Tensor, k: int) -> Tensor:
+    """stream + abs_topk(x, k), both (..., C), in one kernel where there is one."""
+    if k < x.shape[-1] and _has_kernel(x):
+        return _triton_add(stream, x, k)
+    return stream + abs_topk(x, k)
+
+
 def _triton(x: Tensor, k: int, gelu: bool = False) -> Tensor:
     from sparse_model.kernels.topk import triton_topk  # triton comes with torch's GPU builds only
 
@@ -65,6 +72,12 @@ def _triton_norm(x: Tensor, k: int, dtype: torch.dtype) -> Tensor:
     from sparse_model.kernels.topk import triton_norm_topk
 
     return triton_norm_topk(x, k, dtype, torch.finfo(x.dtype).eps)  # the epsilon that rms_norm takes by itself
+
+
+def _triton_add(stream: Tensor, x: Tensor, k: int) -> Tensor:
+    from sparse_model.kernels.topk import triton_add_topk
+
+    return triton_add_topk(stream, x, k)
 
 
 class _AbsTopK(torch.autograd.Function):
@@ -86,7 +99,7 @@ class _AbsTopK(torch.autograd.Function):
 
 
 LEAST = -2
-"""The rank of the smallest magnitude above zero: zeros are not kept, so gradient reaches at most k where few are not."""
+"""The rank of the smallest magnitude above zero: zeros are not kept, so that gradient reaches at most k entries."""
 
 
 def _masked(x: Tensor, keep: Tensor) -> Tensor:

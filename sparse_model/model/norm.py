@@ -15,10 +15,14 @@ def rms_norm(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     What is added to the mean square, so that zero stays zero, is the smallest step of the type of x.
     """
     dtype = dtype or x.dtype
-    if not x.is_cpu:
+    if _has_kernel(x):
         return F.rms_norm(x, (x.shape[-1],)).to(dtype)
     normed: Tensor = _RMSNorm.apply(x, dtype)  # type: ignore[no-untyped-call]
     return normed
+
+
+def _has_kernel(x: Tensor) -> bool:
+    return not x.is_cpu
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -28,7 +32,8 @@ class _RMSNorm(torch.autograd.Function):
         inverse = squares.div_(x.shape[-1]).add_(torch.finfo(x.dtype).eps).rsqrt_()
         normed = x * inverse
         ctx.save_for_backward(normed, inverse)
-        return normed.to(dtype)
+        rounded: Tensor = normed.to(dtype)
+        return rounded
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
