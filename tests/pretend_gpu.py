@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._foreach_utils import _group_tensors_by_device_and_dtype as group_tensors_by_device_and_dtype
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 
+from sparse_model.model.norm import rms_norm
 from sparse_model.sparsity.shard_projection import project_matrices
 
 GPU = torch.device("cuda", 0)
@@ -193,11 +194,11 @@ class PretendGpu(TorchFunctionMode):
 def selected(x: Tensor, k: int, gelu: bool = False) -> Tensor:
     """What the GPU's AbsTopK gives, the plain way."""
     y = F.gelu(x) if gelu else x
-    return y * (y.abs() >= y.abs().topk(k).values[..., -1:])
+    return y * ((y.abs() >= y.abs().topk(k).values[..., -1:]) & (y != 0))
 
 
 def normed_and_selected(x: Tensor, k: int, dtype: torch.dtype) -> Tensor:
-    return selected(F.rms_norm(x, (x.shape[-1],)).to(dtype), k)
+    return selected(rms_norm(x, dtype), k)
 
 
 def selected_and_added(stream: Tensor, x: Tensor, k: int) -> Tensor:
@@ -218,6 +219,7 @@ def pretend_gpu() -> Iterator[torch.device]:
         patch.setattr("sparse_model.model.abstopk._triton", selected)
         patch.setattr("sparse_model.model.abstopk._triton_norm", normed_and_selected)
         patch.setattr("sparse_model.model.abstopk._triton_add", selected_and_added)
+        patch.setattr("sparse_model.model.norm._has_kernel", lambda x: False)
         patch.setattr("sparse_model.model.attention._has_kernel", lambda x, d_head: False)
         patch.setattr("circuit.ablated.compact._by_products", lambda x: False)
         patch.setattr("sparse_model.sparsity.projection._project_on_gpu", project_matrices)

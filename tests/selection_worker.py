@@ -26,10 +26,10 @@ def shards(out: str, rank: str, world: str, port: str) -> None:
 
 
 def gpu(out: str) -> None:
-    """The GPU's kernels, on a CPU under Triton's interpreter."""
+    """The GPU's kernels, on a CPU under Triton's interpreter, which takes its time: one shape, and few budgets."""
     from sparse_model.kernels.selection import project_matrices
 
-    found = cases()
+    found = dict([(what, matrix) for what, matrix in cases().items() if " 11x9 " in what][::3])
     project_matrices(list(found.values()))
     torch.save({what: matrix.weight for what, matrix in found.items()}, out)
 
