@@ -118,7 +118,6 @@ HELDOUT = frozenset(
         "found",
         "joined",
         "visited",
-        "",
         "source",
         "target",
         "book",
