@@ -6,7 +6,6 @@ import hashlib
 import json
 from typing import Any, Literal, NamedTuple
 
-import networkx as nx
 import numpy as np
 import torch
 from pydantic import Field, ValidationError, model_validator
@@ -157,16 +156,6 @@ class Circuit(Config):
             pairs.setdefault(edge.target.site, []).append((edge.target.channel, edge.source.channel))
         return {site: torch.tensor(found, device=device) for site, found in pairs.items()}
 
-    def require(self, model: SparseTransformer) -> None:
-        """InputError unless `model` is the one the circuit was found in, and has the circuit's sites and edges."""
-        from circuit.graph.edges import check_edges  # which builds on this file
-
-        actual = fingerprint(model)
-        if actual != self.model:
-            raise InputError(f"model {actual}; the circuit of {self.task} is of model {self.model}")
-        if self.status == "ok":
-            check_edges(self, model)
-
 
 def _version(text: str | bytes) -> Any:
     """What a JSON object says of its version, if anything; as if of this one where it is no such thing."""
@@ -186,7 +175,7 @@ def fingerprint(model: SparseTransformer) -> str:
     return digest.hexdigest()[:16]
 
 
-def stored_means(means: Means) -> dict[str, tuple[float, ...]]:
+def decimal_means(means: Means) -> dict[str, tuple[float, ...]]:
     """Means as the shortest decimals that read back as the same float32."""
     return {name: tuple(float(str(x)) for x in np.asarray(mean.cpu())) for name, mean in means.items()}
 
@@ -194,18 +183,3 @@ def stored_means(means: Means) -> dict[str, tuple[float, ...]]:
 def means_of(circuit: Circuit, device: torch.device) -> Means:
     """The means a circuit was found with, bit for bit."""
     return {name: torch.tensor(mean, dtype=torch.float32, device=device) for name, mean in circuit.means.items()}
-
-
-def to_networkx(circuit: Circuit) -> nx.DiGraph[Node]:
-    """Directed graph of `Node`s (attributes site, channel) and edges (matrix, layer, weight).
-
-    Residual stream and attention pattern are not edges: a path goes on where the next sublayer reads the same channel.
-    """
-    graph: nx.DiGraph[Node] = nx.DiGraph(task=circuit.task, model=circuit.model)
-    for site, channels in circuit.nodes.items():
-        for channel in channels:
-            graph.add_node(Node(site, channel), site=site, channel=channel)
-    for edge in circuit.edges:
-        attributes: dict[str, Any] = {"matrix": edge.matrix, "layer": edge.layer, "weight": edge.weight}
-        graph.add_edge(edge.source, edge.target, **attributes)
-    return graph

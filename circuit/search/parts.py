@@ -16,7 +16,7 @@ from torch import Tensor
 from circuit.ablated.batches import AnswerBatch
 from circuit.ablated.calibration import Calibration
 from circuit.ablated.compact import AblatedModel, Edges, Gates, Stream, edges_into, stage_of
-from circuit.graph.edges import Block, edge_ends
+from circuit.graph.edges import EdgeBlock, edge_ends
 from circuit.search.evaluation import Judge
 
 POSITIONS = 8192
@@ -204,7 +204,7 @@ class Parts:
             gates[edges_into(block.target)] = flat.view(*values.shape[:-1], *between.weight.shape)
         return gates
 
-    def _number(self, block: Block, source: Tensor, target: Tensor) -> Tensor:
+    def _number(self, block: EdgeBlock, source: Tensor, target: Tensor) -> Tensor:
         """Numbers of edges of a block, given as channels of its two sites."""
         width = self.judge.index.widths[block.source]
         part = slice(block.start, block.stop)

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
+from circuit.graph.checks import check_model
 from circuit.graph.record import Circuit, Edge
 from circuit.inspect.binarise import Binary, binarise as binarised
 from circuit.inspect.contexts import Place, contexts as contexts_of
@@ -70,7 +71,7 @@ def contexts(
     """
     circuit, console = Circuit.load(file), terminal()
     trained, tokenizer, text = opened_with_text(model, load_study(study, storage_uri))
-    circuit.require(trained)
+    check_model(circuit, trained)
     wanted = [part_named(trained, circuit, name) for name in node] if node else nodes_of(circuit)
     nodes = [part for part in wanted if not isinstance(part, Edge)]
     if len(nodes) < len(wanted):
@@ -141,7 +142,7 @@ def _prompted(
     if task is None and circuit.task not in TASKS:
         raise InputError(f"task {circuit.task} is not in the table; name its file with --task")
     trained, tokenizer = from_pretrained(model)
-    circuit.require(trained)
+    check_model(circuit, trained)
     prompts = task_data(task or circuit.task, tokenizer, pairs=config.pairs, seed=config.seed)
     if prompts.name != circuit.task:
         raise InputError(f"--task {task}: task {prompts.name}; the circuit is of {circuit.task}")
