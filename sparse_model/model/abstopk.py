@@ -41,10 +41,23 @@ def gelu_topk(x: Tensor, k: int) -> Tensor:
     return abs_topk(F.gelu(x), k)
 
 
+def norm_topk(x: Tensor, k: int, dtype: torch.dtype) -> Tensor:
+    """abs_topk of RMSNorm of x (..., C), rounded to `dtype` in between, in one kernel where there is one."""
+    if x.is_cuda and k < x.shape[-1] <= WIDEST_ON_GPU:
+        return _triton_norm(x, k, dtype)
+    return abs_topk(F.rms_norm(x, (x.shape[-1],)).to(dtype), k)
+
+
 def _triton(x: Tensor, k: int, gelu: bool = False) -> Tensor:
-    from sparse_model.model.triton_topk import triton_topk  # triton comes with torch's GPU builds only
+    from sparse_model.kernels.topk import triton_topk  # triton comes with torch's GPU builds only
 
     return triton_topk(x, k, gelu)
+
+
+def _triton_norm(x: Tensor, k: int, dtype: torch.dtype) -> Tensor:
+    from sparse_model.kernels.topk import triton_norm_topk
+
+    return triton_norm_topk(x, k, dtype, torch.finfo(x.dtype).eps)  # the epsilon that rms_norm takes by itself
 
 
 class _AbsTopK(torch.autograd.Function):

@@ -6,14 +6,14 @@ Shapes: B batch, T time, D = d_model channels, H heads, K = d_head, F = d_mlp ne
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparse_model.model.abstopk import abs_topk, gelu_topk
-from sparse_model.model.attention import causal_attention
+from sparse_model.model.abstopk import abs_topk, gelu_topk, norm_topk
+from sparse_model.model.attention import attention_with_sink, causal_attention
 from sparse_model.model.config import ModelConfig, ResidualPoint
 from sparse_model.model.loss import unembedding_loss
 from sparse_model.model.sites import FINAL_SITE, SiteFunction, site_name, site_names
@@ -147,19 +147,26 @@ class Attention(nn.Module):
         self.sink = nn.Parameter(torch.zeros(config.n_head_)) if config.attention_sink else None
 
     def forward(self, x: Tensor, positions: Tensor | None, dtype: torch.dtype, at_site: SiteFunction | None) -> Tensor:
-        def node(kind: str, value: Tensor) -> Tensor:
-            return _visit(at_site, site_name(self.layer, kind), _sparse(value, self.config.survivors(kind)))
+        def visit(kind: str, value: Tensor) -> Tensor:
+            return value if at_site is None else at_site(site_name(self.layer, kind), value)
 
-        read = normed(x, positions, self.norm, self.position_norm)
-        qkv: Tensor = self.qkv(node("attn.in", read.to(dtype)))
-        q, k, v = qkv.chunk(3, dim=-1)
-        mixed = self.attend(node("attn.q", q), node("attn.k", k), node("attn.v", v))
-        return node("attn.out", self.out(mixed))
+        read = _read(x, positions, self, self.config.survivors("attn.in"), dtype)
+        q, k, v = self._parts(self.qkv(visit("attn.in", read)))
+        mixed = self.attend(visit("attn.q", q), visit("attn.k", k), visit("attn.v", v))
+        return visit("attn.out", _sparse(self.out(mixed), self.config.survivors("attn.out")))
+
+    def _parts(self, qkv: Tensor) -> Sequence[Tensor]:
+        """q, k and v (B, T, H * K) after AbsTopK: in one go if all keep as many, since they lie side by side."""
+        kept = [self.config.survivors(kind) for kind in ("attn.q", "attn.k", "attn.v")]
+        parts = qkv.view(*qkv.shape[:-1], 3, -1)
+        if len(set(kept)) == 1:
+            return _sparse(parts, kept[0]).unbind(-2)
+        return [_sparse(part, k) for part, k in zip(parts.unbind(-2), kept, strict=True)]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Causal softmax attention of q, k, v, each (B, T, H * K), scaled by 1/sqrt(K)."""
         q, k, v = (z.view(*z.shape[:-1], -1, self.config.d_head).transpose(1, 2) for z in (q, k, v))
-        mixed = causal_attention(q, k, v) if self.sink is None else _attend_with_sink(q, k, v, self.sink)
+        mixed = causal_attention(q, k, v) if self.sink is None else attention_with_sink(q, k, v, self.sink)
         return mixed.transpose(1, 2).flatten(-2)
 
 
@@ -175,17 +182,17 @@ class MLP(nn.Module):
         self.down = Linear(config.d_mlp_, config.d_model, config.biases)
 
     def forward(self, x: Tensor, positions: Tensor | None, dtype: torch.dtype, at_site: SiteFunction | None) -> Tensor:
-        def node(kind: str, value: Tensor) -> Tensor:
-            return _visit(at_site, site_name(self.layer, kind), _sparse(value, self.config.survivors(kind)))
+        def visit(kind: str, value: Tensor) -> Tensor:
+            return value if at_site is None else at_site(site_name(self.layer, kind), value)
 
-        read = node("mlp.in", normed(x, positions, self.norm, self.position_norm).to(dtype))
+        read = visit("mlp.in", _read(x, positions, self, self.config.survivors("mlp.in"), dtype))
         k = self.config.survivors("mlp.act")
         if self.config.activation == "gelu" and k is not None:
             active = gelu_topk(self.up(read), k)
         else:
             active = _sparse(ACTIVATIONS[self.config.activation](self.up(read)), k)
-        neurons = _visit(at_site, site_name(self.layer, "mlp.act"), active)
-        return node("mlp.out", self.down(neurons))
+        neurons = visit("mlp.act", active)
+        return visit("mlp.out", _sparse(self.down(neurons), self.config.survivors("mlp.out")))
 
 
 class Linear(nn.Module):
@@ -209,6 +216,11 @@ class Norm(nn.Module):
         self.gain = nn.Parameter(torch.ones(width)) if config.norm_gain else None
         self.offset = nn.Parameter(torch.zeros(width)) if config.norm_offset else None
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is RMSNorm and nothing learned."""
+        return self.kind == "rms" and self.gain is None
+
     def forward(self, x: Tensor) -> Tensor:
         if self.kind == "rms":
             return F.rms_norm(x, (self.width,), self.gain)
@@ -226,6 +238,13 @@ def normed(x: Tensor, positions: Tensor | None, norm: Norm, position_norm: Norm 
     return torch.cat([read, position_norm(positions).expand(*x.shape[:-1], -1)], dim=-1)
 
 
+def _read(x: Tensor, positions: Tensor | None, sublayer: Attention | MLP, k: int | None, dtype: torch.dtype) -> Tensor:
+    """The first node site of a sublayer: what it reads of the residual stream x, in `dtype`, after AbsTopK."""
+    if k is not None and positions is None and sublayer.norm.is_plain:
+        return norm_topk(x, k, dtype)
+    return _sparse(normed(x, positions, sublayer.norm, sublayer.position_norm).to(dtype), k)
+
+
 def residual(x: Tensor, kind: ResidualPoint, config: ModelConfig) -> Tensor:
     """The residual stream (B, T, D) as it goes on from a point of it, after ReLU and AbsTopK if the model has them."""
     return _sparse(F.relu(x) if config.residual_relu else x, config.survivors(kind))
@@ -237,14 +256,3 @@ def _sparse(x: Tensor, k: int | None) -> Tensor:
 
 def _visit(at_site: SiteFunction | None, name: str, x: Tensor) -> Tensor:
     return x if at_site is None else at_site(name, x)
-
-
-def _attend_with_sink(q: Tensor, k: Tensor, v: Tensor, sink: Tensor) -> Tensor:
-    """q, k, v (B, H, T, K), sink (H): the sink takes its share of the softmax and gives nothing back."""
-    T = q.shape[-2]
-    scores = (q @ k.transpose(-1, -2)).float() / math.sqrt(q.shape[-1])
-    future = torch.ones(T, T, dtype=torch.bool, device=q.device).triu(1)
-    scores = scores.masked_fill(future, -math.inf)
-    column = sink.view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
-    shares = torch.cat([scores, column], dim=-1).softmax(dim=-1)[..., :-1]
-    return shares.to(v.dtype) @ v

@@ -80,12 +80,24 @@ def project(groups: list[Group], progress: float) -> None:
         # torch's own threads keep their cores busy for a while after every operation
         project_matrices(on_cpu, max(1, torch.get_num_threads() // 2))
     if on_gpu:
-        project_by_selection(on_gpu)
+        _project_on_gpu(on_gpu)
 
 
 def _matrix(group: Group, k: int) -> Matrix:
     bits = group.weight.detach().view(torch.int32).numpy()
     return Matrix(bits if bits.ndim == 2 else bits[None], k, group.min_alive, group.by_column)
+
+
+def _project_on_gpu(cut: list[tuple[Group, int]]) -> None:
+    from sparse_model.kernels.selection import project_matrices  # triton comes with torch's GPU builds only
+
+    weights = [group.weight.detach() for group, _ in cut]
+    project_matrices(
+        [
+            (weight if weight.dim() == 2 else weight[None], k, group.min_alive, group.by_column)
+            for weight, (group, k) in zip(weights, cut, strict=True)
+        ]
+    )
 
 
 def project_by_selection(cut: list[tuple[Group, int]]) -> None:
