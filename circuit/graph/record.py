@@ -17,7 +17,7 @@ from sparse_model.errors import InputError
 from sparse_model.model.config import Config
 from sparse_model.model.transformer import SparseTransformer
 
-SCHEMA_VERSION: Literal[2] = 2
+CIRCUIT_VERSION: Literal[2] = 2
 """Of a circuit's JSON: raised when a field is added, changes its meaning or goes. There is no reading of others."""
 
 
@@ -57,7 +57,7 @@ class Circuit(Config):
     """
 
     format: Literal["circuit-sweeps/circuit"] = Field("circuit-sweeps/circuit", description="what the JSON holds")
-    schema_version: Literal[2] = Field(SCHEMA_VERSION, description="of this object's JSON; see docs/circuit_json.md")
+    schema_version: Literal[2] = Field(CIRCUIT_VERSION, description="of this object's JSON; see docs/circuit_json.md")
     task: str = Field(description="name of the task")
     model: str = Field(description="fingerprint of the model's configuration and weights")
     method: Literal["node", "edge"] = Field(
@@ -129,8 +129,8 @@ class Circuit(Config):
         version than this one's."""
         if (version := _version(text)) is None:
             raise InputError(f"{name}: not a saved circuit (schema_version is missing)")
-        if version != SCHEMA_VERSION:
-            raise InputError(f"{name}: schema_version {version!r}; allowed: {SCHEMA_VERSION}; find the circuit anew")
+        if version != CIRCUIT_VERSION:
+            raise InputError(f"{name}: schema_version {version!r}; allowed: {CIRCUIT_VERSION}; find the circuit anew")
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
@@ -162,8 +162,8 @@ def _version(text: str | bytes) -> Any:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError):
-        return SCHEMA_VERSION
-    return content.get("schema_version") if isinstance(content, dict) else SCHEMA_VERSION
+        return CIRCUIT_VERSION
+    return content.get("schema_version") if isinstance(content, dict) else CIRCUIT_VERSION
 
 
 def fingerprint(model: SparseTransformer) -> str:

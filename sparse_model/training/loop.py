@@ -22,7 +22,7 @@ from sparse_model.errors import InputError
 from sparse_model.model.config import ModelConfig, TrainConfig
 from sparse_model.model.transformer import SparseTransformer
 from sparse_model.sparsity.projection import check_budget
-from sparse_model.training.checkpoint import CheckpointStore, NoCheckpoints, OtherRun, Progress, Tensors
+from sparse_model.training.checkpoint import CheckpointStore, NoCheckpoints, OtherRun, RunState, Tensors
 from sparse_model.training.measures import evaluate, flops_per_token
 from sparse_model.training.optimizer import SparseOptimizer, learning_rate
 
@@ -171,7 +171,7 @@ class Run:
         """Whether the last logged loss showed that training has failed."""
         return bool(self.reason)
 
-    def progress(self) -> Progress:
+    def progress(self) -> RunState:
         """What a checkpoint holds beside the tensors."""
         losses = gathered(self.window_loss.item())
         seconds = time.monotonic() - self.window_start if self.window_steps else 0.0
@@ -184,7 +184,7 @@ class Run:
         weights = {f"model.{name}": p.detach() for name, p in self.optimizer.named.items()}
         return weights | self.optimizer.state()
 
-    def load(self, progress: Progress, read: Callable[[Tensors], None]) -> None:
+    def load(self, progress: RunState, read: Callable[[Tensors], None]) -> None:
         """Continue from a checkpoint: to the same weights bit for bit if there are as many workers as there were."""
         self._refuse_other(progress["run"])
         self.touched = True

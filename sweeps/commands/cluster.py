@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from sparse_model.errors import InputError
-from sweeps.commands.data import StorageOption, StudyArgument
+from sweeps.commands.options import StorageOption, StudyArgument
 from sweeps.engine import submission
 from sweeps.show import planning, status as state
 from sweeps.show.text import terminal
@@ -19,7 +19,7 @@ PriceOption = Annotated[float | None, typer.Option(min=0, help="of one device fo
 TextOrJson = Annotated[Literal["text", "json"], typer.Option("--format", help="of the answer on standard output")]
 
 
-def plan(
+def plan_command(
     study: StudyArgument = "quickstart",
     storage_uri: StorageOption = None,
     flops: Annotated[float | None, typer.Option(min=1, help="training FLOP/s that one device sustains")] = None,
@@ -40,8 +40,12 @@ def plan(
     if like is not None and (flops is not None or prune_seconds is not None):
         raise InputError("--like and --flops or --prune-seconds: one of them")
     asked = load_study(study, storage_uri)
-    speed = planning.measured(like) if like is not None else planning.assumed(asked, flops, prune_seconds)
-    found = planning.plan(asked, speed)
+    speed = (
+        planning.measured_throughput(like)
+        if like is not None
+        else planning.assumed_throughput(asked, flops, prune_seconds)
+    )
+    found = planning.plan_study(asked, speed)
     if form == "json":
         print(json.dumps(dataclasses.asdict(found) | {"throughput": dataclasses.asdict(speed)}, indent=1))
         return 0
@@ -73,7 +77,7 @@ def plan(
     return 0
 
 
-def submit(
+def submit_command(
     study: StudyArgument,
     address: Annotated[str, typer.Option(help="of the cluster's dashboard, e.g. http://127.0.0.1:8265")],
     storage_uri: StorageOption = None,
@@ -99,7 +103,7 @@ def submit(
         raise
 
 
-def status(
+def status_command(
     uri: Annotated[str, typer.Argument(help="a study's folder or URI, e.g. s3://bucket/results/quickstart")],
     price: PriceOption = None,
     form: TextOrJson = "text",

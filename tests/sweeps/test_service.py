@@ -18,7 +18,7 @@ from sparse_model.training.measures import flops_per_token
 from sweeps.cli import status_of
 from sweeps.engine import submission
 from sweeps.frontier.rows import write_circuit_rows, write_trial_row
-from sweeps.show.planning import assumed, measured, parameters, plan, sample
+from sweeps.show.planning import assumed_throughput, count_parameters, measured_throughput, plan_study, sample
 from sweeps.show.status import short, study_status
 from sweeps.study.study import Study, read_study
 
@@ -30,10 +30,10 @@ def test_plan_by_hand(study_text: Text) -> None:
     changes = {"trial.kind": "dense", "trial.model.d_model": 32, "trial.training.lr": 0.01, "search.trials": 6}
     changes |= {"seeds": [0, 1], "resources": {"workers": 2, "cpus_per_worker": 2, "concurrency": 3}}
     study = read_study(study_text(changes), "s")
-    found = plan(study, assumed(study, 1e9, 10.0))
+    found = plan_study(study, assumed_throughput(study, 1e9, 10.0))
     (config, *_) = sample(study)
     size = sum(p.numel() for p in SparseTransformer(config.model).parameters())
-    assert parameters(config.model) == size
+    assert count_parameters(config.model) == size
     assert found.parameters == (size, size)
     assert found.trials == 12
     assert found.tokens == 12 * 20_000
@@ -56,7 +56,7 @@ def test_plan_like_a_finished_study(study_text: Text, tmp_path: Path, capsys: py
         row = {"trial": f"t{i}", "status": "ok", "flops": flops, "train_seconds": seconds, "devices": 2}
         write_trial_row(str(tmp_path / "done"), row)
         write_circuit_rows(str(tmp_path / "done"), f"t{i}", [{"trial": f"t{i}", "seconds": 3.0 + i}])
-    speed = measured(str(tmp_path / "done"))
+    speed = measured_throughput(str(tmp_path / "done"))
     assert (speed.flops, speed.prune_seconds) == (pytest.approx(5e10), pytest.approx(3.5))
     path = tmp_path / "s.yaml"
     path.write_text(study_text())
@@ -197,7 +197,7 @@ def test_a_folder_of_this_machine_is_no_storage_for_a_cluster() -> None:
 def test_the_study_of_the_scale_plan_is_sound_and_costs_what_the_plan_says() -> None:
     root = Path(__file__).parents[2]
     study = read_study((root / "deploy" / "paper.yaml").read_text(), "paper")
-    found = plan(study, assumed(study, 1e14, 1200.0))
+    found = plan_study(study, assumed_throughput(study, 1e14, 1200.0))
     text = (root / "docs" / "scale.md").read_text()
     assert f"{found.trials} models" in text
     assert f"{found.device_hours:,.0f} GPU hours" in text
