@@ -198,6 +198,10 @@ def normed_and_selected(x: Tensor, k: int, dtype: torch.dtype) -> Tensor:
     return selected(F.rms_norm(x, (x.shape[-1],)).to(dtype), k)
 
 
+def selected_and_added(stream: Tensor, x: Tensor, k: int) -> Tensor:
+    return stream + selected(x, k)
+
+
 def projected(cut: list[tuple[Group, int]]) -> None:
     before = list(waits)
     for group, k in cut:
@@ -213,5 +217,6 @@ def pretend_gpu() -> Iterator[torch.device]:
     with pytest.MonkeyPatch.context() as patch, _Factories() as factories, PretendGpu(factories):
         patch.setattr("sparse_model.model.abstopk._triton", selected)
         patch.setattr("sparse_model.model.abstopk._triton_norm", normed_and_selected)
+        patch.setattr("sparse_model.model.abstopk._triton_add", selected_and_added)
         patch.setattr("sparse_model.sparsity.projection._project_on_gpu", projected)
         yield GPU

@@ -156,6 +156,49 @@ def _sizes(bits):  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def _lane_minima_without_ties(  # type: ignore[no-untyped-def]
+    weight, C, lane, exists, length, missing, BY_COLUMN: tl.constexpr, LANES: tl.constexpr, STEP: tl.constexpr
+):
+    """The edges of lanes by magnitudes alone, in a quarter of the time; and whether ties leave any of them unclear."""
+    axis: tl.constexpr = 0 if BY_COLUMN else 1
+    if BY_COLUMN:
+        a = tl.full([STEP, LANES], -1, tl.int32)
+    else:
+        a = tl.full([LANES, STEP], -1, tl.int32)
+    b, c, d = a, a, a
+    for start in range(0, length, STEP):
+        along = start + tl.arange(0, STEP)
+        if BY_COLUMN:
+            offset, inside = along[:, None] * C + lane[None, :], (along < length)[:, None] & exists
+        else:
+            offset, inside = lane[:, None] * C + along[None, :], (along < length)[None, :] & exists
+        size = tl.where(inside, _sizes(tl.load(weight + offset, mask=inside, other=0)), -1)
+        a, size = tl.maximum(a, size), tl.minimum(a, size)
+        b, size = tl.maximum(b, size), tl.minimum(b, size)
+        c, size = tl.maximum(c, size), tl.minimum(c, size)
+        d = tl.maximum(d, size)
+    last = d
+    edge = tl.zeros([LANES], tl.int32)
+    lacking = tl.zeros([LANES], tl.int32) + tl.minimum(missing, 4)
+    while tl.max(lacking, 0) > 0:
+        edge = tl.where(lacking > 0, tl.max(a, axis), edge)
+        if BY_COLUMN:
+            hit = (a == edge[None, :]) & (lacking > 0)[None, :]
+        else:
+            hit = (a == edge[:, None]) & (lacking > 0)[:, None]
+        # where a lane ends, or only zeros are left of it, there is nothing to tell apart
+        lacking = tl.where(edge <= 0, 0, lacking - tl.sum(hit.to(tl.int32), axis))
+        a, b, c, d = tl.where(hit, b, a), tl.where(hit, c, b), tl.where(hit, d, c), tl.where(hit, -1, d)
+    # one that equals the edge may be left, or may never have been among the four of its position
+    if BY_COLUMN:
+        equal = ((a == edge[None, :]) | (last >= edge[None, :])) & (edge > 0)[None, :]
+    else:
+        equal = ((a == edge[:, None]) | (last >= edge[:, None])) & (edge > 0)[:, None]
+    unclear = tl.max(tl.max(equal.to(tl.int32), axis) + (lacking < 0).to(tl.int32), 0) + (missing > 4).to(tl.int32)
+    return tl.maximum(edge, 0).to(tl.int64) << 31, unclear
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def _lane_minima(  # type: ignore[no-untyped-def]
     pointers, shapes, alive, tiles, BY_COLUMN: tl.constexpr, LANES: tl.constexpr, STEP: tl.constexpr
 ):
@@ -171,8 +214,10 @@ def _lane_minima(  # type: ignore[no-untyped-def]
         exists, length = (lane < C)[None, :], R
     else:
         exists, length = (lane < R)[:, None], C
-    edge = tl.full([LANES], 0x7FFFFFFFFFFFFFFF, tl.int64)
-    while missing > 0:
+    edge, unclear = _lane_minima_without_ties(weight, C, lane, exists, length, missing, BY_COLUMN, LANES, STEP)
+    if unclear > 0:
+        edge = tl.full([LANES], 0x7FFFFFFFFFFFFFFF, tl.int64)
+    while (missing > 0) & (unclear > 0):
         # the four largest below the edge of what each position of the tile has seen, a sorted column of four
         if BY_COLUMN:
             a = tl.full([STEP, LANES], -1, tl.int64)
@@ -243,11 +288,12 @@ def _bracket(  # type: ignore[no-untyped-def]
     R, C, place = tl.load(shapes + g * 5), tl.load(shapes + g * 5 + 1), tl.load(shapes + g * 5 + 3)
     by_column = tl.load(shapes + g * 5 + 4)
     total, want = R * C, tl.load(wanted + g)
-    low, high = tl.full([], 0, tl.int32), tl.full([], LARGEST, tl.int32)
+    low, high = tl.full([], 1, tl.int32), tl.full([], LARGEST, tl.int32)
     if total > SMALL:
-        # eight neighbours at a time: memory comes in pieces of 32 bytes
+        # one entry of each of so many equal pieces, at a place that no pattern of rows and columns follows
         i = tl.arange(0, SAMPLED)
-        index = (i // 8) * (total // (SAMPLED // 8)) + i % 8
+        piece = total // SAMPLED
+        index = i * piece + (((i * 0x1E3779B1) & 0x7FFFFFFF) >> 7) % piece
         size = _sizes(tl.load(weight + index))
         keys, _ = _searched(size, index // C, index % C, i >= 0, alive, place, by_column)
         present = tl.sum((keys >= 0).to(tl.int32), 0)
@@ -257,7 +303,8 @@ def _bracket(  # type: ignore[no-untyped-def]
         low = _nth_largest(keys, tl.minimum(expected + reach, present + 1.0).to(tl.int32))
         high = _nth_largest(keys, (expected - reach).to(tl.int32))
         high = tl.where(expected - reach < 1, LARGEST, high)
-        low = tl.where(expected + reach > present, 0, low)
+        # zeros are never looked for: whether one is kept is the same
+        low = tl.maximum(tl.where(expected + reach > present, 0, low), 1)
     tl.store(bounds + g * 2, low)
     tl.store(bounds + g * 2 + 1, high)
 
@@ -280,16 +327,17 @@ def _tile(pointers, shapes, alive, tiles, TALL: tl.constexpr, WIDE: tl.constexpr
     index = row * C + column
     bits = tl.load(weight + index, mask=inside, other=0)
     size = _sizes(bits)
-    # one lane's edge for a whole row, or column, of the tile
+    # one edge for a whole row, or column, of the tile; taken apart before it is spread over it
     if by_column != 0:
-        edge = tl.load(alive + place + column, mask=(column < C) & (place >= 0), other=0x7FFFFFFFFFFFFFFF)
-        edge = tl.broadcast_to(edge, (TALL, WIDE))
+        of_column = tl.load(alive + place + column, mask=(column < C) & (place >= 0), other=0)
+        edge_size = tl.broadcast_to((of_column >> 31).to(tl.int32), (TALL, WIDE))
+        edge_along = tl.broadcast_to((of_column & 0x7FFFFFFF).to(tl.int32) ^ 0x7FFFFFFF, (TALL, WIDE))
         along = tl.broadcast_to(row, (TALL, WIDE))
     else:
-        edge = tl.load(alive + place + row, mask=(row < R) & (place >= 0), other=0x7FFFFFFFFFFFFFFF)
-        edge = tl.broadcast_to(edge, (TALL, WIDE))
+        of_row = tl.load(alive + place + row, mask=(row < R) & (place >= 0), other=0)
+        edge_size = tl.broadcast_to((of_row >> 31).to(tl.int32), (TALL, WIDE))
+        edge_along = tl.broadcast_to((of_row & 0x7FFFFFFF).to(tl.int32) ^ 0x7FFFFFFF, (TALL, WIDE))
         along = tl.broadcast_to(column, (TALL, WIDE))
-    edge_size, edge_along = (edge >> 31).to(tl.int32), (edge & 0x7FFFFFFF).to(tl.int32) ^ 0x7FFFFFFF
     kept = inside & (place >= 0) & ((size > edge_size) | ((size == edge_size) & (along <= edge_along)))
     return g, weight, index, inside, bits, tl.where(inside & (kept == 0), size, ABSENT), kept
 
@@ -331,11 +379,17 @@ def _threshold(  # type: ignore[no-untyped-def]
     g = tl.program_id(0)
     want = tl.load(wanted + g).to(tl.int32)
     above, within = tl.load(counts + g * 2), tl.load(counts + g * 2 + 1)
-    gathered = (want > above) & (want <= above + within) & (within <= tl.load(regions + g * 2 + 1))
+    low, high = tl.load(bounds + g * 2), tl.load(bounds + g * 2 + 1)
+    zeros_too = (want > above + within) & (low == 1)
+    gathered = (want > above) & ((want <= above + within) | zeros_too) & (within <= tl.load(regions + g * 2 + 1))
     if want < 1:
         if WHOLE:
             tl.store(cuts + g * 2, LARGEST)
             tl.store(cuts + g * 2 + 1, -1)
+    elif gathered & zeros_too:
+        if WHOLE:
+            tl.store(cuts + g * 2, 0)
+            tl.store(cuts + g * 2 + 1, LARGEST)
     elif WHOLE != gathered:
         weight = tl.load(pointers + g).to(tl.pointer_type(tl.int32))
         C, place = tl.load(shapes + g * 5 + 1), tl.load(shapes + g * 5 + 3)
@@ -345,7 +399,7 @@ def _threshold(  # type: ignore[no-untyped-def]
         if WHOLE:
             total, low, high = tl.load(shapes + g * 5) * C, tl.full([], 0, tl.int32), tl.full([], LARGEST, tl.int32)
         else:
-            total, low, high = within, tl.load(bounds + g * 2), tl.load(bounds + g * 2 + 1)
+            total = within
             want -= above
         # keys from low on are at least `want`, those above high are fewer
         n_above = tl.full([], 0, tl.int32)

@@ -48,6 +48,13 @@ def norm_topk(x: Tensor, k: int, dtype: torch.dtype) -> Tensor:
     return abs_topk(F.rms_norm(x, (x.shape[-1],)).to(dtype), k)
 
 
+def add_topk(stream: Tensor, x: Tensor, k: int) -> Tensor:
+    """stream + abs_topk(x, k), both (..., C), in one kernel where there is one."""
+    if x.is_cuda and k < x.shape[-1] <= WIDEST_ON_GPU:
+        return _triton_add(stream, x, k)
+    return stream + abs_topk(x, k)
+
+
 def _triton(x: Tensor, k: int, gelu: bool = False) -> Tensor:
     from sparse_model.kernels.topk import triton_topk  # triton comes with torch's GPU builds only
 
@@ -58,6 +65,12 @@ def _triton_norm(x: Tensor, k: int, dtype: torch.dtype) -> Tensor:
     from sparse_model.kernels.topk import triton_norm_topk
 
     return triton_norm_topk(x, k, dtype, torch.finfo(x.dtype).eps)  # the epsilon that rms_norm takes by itself
+
+
+def _triton_add(stream: Tensor, x: Tensor, k: int) -> Tensor:
+    from sparse_model.kernels.topk import triton_add_topk
+
+    return triton_add_topk(stream, x, k)
 
 
 class _AbsTopK(torch.autograd.Function):

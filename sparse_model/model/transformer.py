@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparse_model.model.abstopk import abs_topk, gelu_topk, norm_topk
+from sparse_model.model.abstopk import abs_topk, add_topk, gelu_topk, norm_topk
 from sparse_model.model.attention import attention_with_sink, causal_attention
 from sparse_model.model.config import ModelConfig, ResidualPoint
 from sparse_model.model.loss import unembedding_loss
@@ -129,13 +129,16 @@ class Block(nn.Module):
         self.mlp = MLP(config, layer)
 
     def forward(self, x: Tensor, positions: Tensor | None, dtype: torch.dtype, at_site: SiteFunction | None) -> Tensor:
-        x = residual(x + self.attn(x, positions, dtype, at_site), "resid.mid", self.config)
-        x = residual(x + self.mlp(x, positions, dtype, at_site), "resid.post", self.config)
+        x = residual(self.attn(x, positions, dtype, at_site), "resid.mid", self.config)
+        x = residual(self.mlp(x, positions, dtype, at_site), "resid.post", self.config)
         return x
 
 
 class Attention(nn.Module):
-    """Causal attention; AbsTopK on the input, on q, k and v over all heads jointly, and on the output."""
+    """Causal attention; AbsTopK on the input, on q, k and v over all heads jointly, and on the output.
+
+    Called with the residual stream (B, T, D), it gives the stream with its output added.
+    """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -153,7 +156,7 @@ class Attention(nn.Module):
         read = _read(x, positions, self, self.config.survivors("attn.in"), dtype)
         q, k, v = self._parts(self.qkv(visit("attn.in", read)))
         mixed = self.attend(visit("attn.q", q), visit("attn.k", k), visit("attn.v", v))
-        return visit("attn.out", _sparse(self.out(mixed), self.config.survivors("attn.out")))
+        return _added(x, self.out(mixed), self.config.survivors("attn.out"), site_name(self.layer, "attn.out"), at_site)
 
     def _parts(self, qkv: Tensor) -> Sequence[Tensor]:
         """q, k and v (B, T, H * K) after AbsTopK: in one go if all keep as many, since they lie side by side."""
@@ -171,7 +174,10 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Up projection, GELU (or ReLU), AbsTopK, down projection."""
+    """Up projection, GELU (or ReLU), AbsTopK, down projection.
+
+    Called with the residual stream (B, T, D), it gives the stream with its output added.
+    """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -192,7 +198,8 @@ class MLP(nn.Module):
         else:
             active = _sparse(ACTIVATIONS[self.config.activation](self.up(read)), k)
         neurons = visit("mlp.act", active)
-        return visit("mlp.out", _sparse(self.down(neurons), self.config.survivors("mlp.out")))
+        out = self.down(neurons)
+        return _added(x, out, self.config.survivors("mlp.out"), site_name(self.layer, "mlp.out"), at_site)
 
 
 class Linear(nn.Module):
@@ -243,6 +250,13 @@ def _read(x: Tensor, positions: Tensor | None, sublayer: Attention | MLP, k: int
     if k is not None and positions is None and sublayer.norm.is_plain:
         return norm_topk(x, k, dtype)
     return _sparse(normed(x, positions, sublayer.norm, sublayer.position_norm).to(dtype), k)
+
+
+def _added(x: Tensor, out: Tensor, k: int | None, name: str, at_site: SiteFunction | None) -> Tensor:
+    """The residual stream x with a sublayer's output added, after AbsTopK at the node site of that name."""
+    if at_site is None and k is not None:
+        return add_topk(x, out, k)
+    return x + _visit(at_site, name, _sparse(out, k))
 
 
 def residual(x: Tensor, kind: ResidualPoint, config: ModelConfig) -> Tensor:
