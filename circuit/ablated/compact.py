@@ -3,7 +3,7 @@
 An ablated node is a constant (its mean), so its column of the next matrix folds into that matrix's bias. A row
 whose inputs are all ablated is a constant too. What must not be dropped is its part in AbsTopK: the k largest are
 taken over *all* channels of a site before ablation, so constants compete with the rest, once sorted, through
-`selection.kth_largest`. The result equals `SparseTransformer` with its sites replaced, up to rounding.
+`survivors.kth_largest`. The result equals `SparseTransformer` with its sites replaced, up to rounding.
 
 Shapes: B batch, T time, D = d_model, C channels of a site, S kept channels of a site, H heads, K = d_head,
 P = d_position.
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from circuit.ablated.ablation import Means
 from circuit.ablated.batches import AnswerBatch
-from circuit.ablated.selection import survive
+from circuit.ablated.survivors import survive
 from sparse_model.model.config import ModelConfig
 from sparse_model.model.sites import FINAL_SITE, site_kind, site_name, site_names
 from sparse_model.model.transformer import (

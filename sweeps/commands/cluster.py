@@ -11,7 +11,8 @@ import typer
 from sparse_model.errors import InputError
 from sweeps.commands.options import StorageOption, StudyArgument
 from sweeps.engine import submission
-from sweeps.show import planning, status as state
+from sweeps.show import planning
+from sweeps.show.status import ago, short, study_status
 from sweeps.show.text import terminal
 from sweeps.study.study import load_study
 
@@ -109,14 +110,14 @@ def status_command(
     form: TextOrJson = "text",
 ) -> int:
     """Say where a study stands: trials by state, rate, time left, cost so far. It may run anywhere, or nowhere."""
-    found = state.study_status(uri)
+    found = study_status(uri)
     if form == "json":
         print(json.dumps(dataclasses.asdict(found), indent=1, default=str))
         return 0
     counts = ", ".join(f"{count} {name}" for name, count in sorted(found.by_status.items(), key=lambda pair: -pair[1]))
-    last = f"last {state.ago(found.last_finished)}" if found.last_finished else "none yet"
+    last = f"last {ago(found.last_finished)}" if found.last_finished else "none yet"
     rate = f"{found.per_hour:.3g} trials per hour" if found.per_hour else "unknown until two trials have finished"
-    left = state.short(found.left) if found.left is not None else "unknown"
+    left = short(found.left) if found.left is not None else "unknown"
     lines = {
         "trials": f"{found.done} of {found.trials} finished ({100 * found.done / found.trials:.0f} %; {last})",
         "states": ", ".join(filter(None, (counts, f"{found.begun} begun without a row" if found.begun else ""))) or "–",

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from sparse_model.errors import InputError
-from sweeps.frontier.compaction import compact as compact_rows
+from sweeps.frontier.compaction import compact_rows
 from sweeps.frontier.queries import Frontier, Selection
 from sweeps.show.plot import image_format, plot_frontier
 from sweeps.show.text import Format, any_table, encoded, frontier_table, matched_table, terminal
