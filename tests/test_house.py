@@ -1,4 +1,4 @@
-"""The house itself: its contract is broken on purpose, and rooms load lazily."""
+"""The house itself: its contract is broken on purpose, each name means one thing, and rooms load lazily."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import importlib
 import shutil
 import subprocess
 import sys
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -71,6 +73,25 @@ def test_a_forbidden_import_breaks_it(copy: Path, file: str, line: str, contract
         path.write_text(before) if before is not None else shutil.rmtree(path.parent)
     assert status == 1
     assert contract in said
+
+
+def public_names(path: Path) -> Iterator[str]:
+    """Names without underscore that a file's top level defines."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        for target in targets:
+            yield from (name.id for name in ast.walk(target) if isinstance(name, ast.Name)) if target else ()
+
+
+def test_no_public_name_is_defined_twice() -> None:
+    places = defaultdict(set)
+    for path in FILES:
+        for name in public_names(path):
+            if not name.startswith("_"):
+                places[name].add(str(path.relative_to(ROOT)))
+    assert {name: sorted(files) for name, files in places.items() if len(files) > 1} == {}
 
 
 def test_rooms_are_no_larger_than_a_dozen_files_or_so() -> None:

@@ -26,7 +26,7 @@ from sparse_model.model.transformer import SparseTransformer
 from sparse_model.sparsity.projection import check_budget
 from sparse_model.training.batches import Batches
 from sparse_model.training.checkpoint import CheckpointStore, NoCheckpoints, OtherRun, RunState, Tensors
-from sparse_model.training.cuda_graph import RecordedWork, Work
+from sparse_model.training.cuda_graph import RecordedWork, StepWork
 from sparse_model.training.measures import evaluate, flops_per_token
 from sparse_model.training.optimizer import SparseOptimizer, learning_rate
 from sparse_model.training.precision import ComputeType, resolved
@@ -136,7 +136,7 @@ class Run:
         self.parallel = DistributedDataParallel(self.model) if replicated else self.model
         as_graph = recipe.cuda_graph and on_gpu
         self.optimizer = SparseOptimizer(self.model, recipe, self.n_steps, capturable=as_graph)
-        self.work: Work = RecordedWork(self._learn) if as_graph else self._learn
+        self.work: StepWork = RecordedWork(self._learn) if as_graph else self._learn
         self.batches = Batches(self._rows, self.device)
 
     def optimise(self, step: int) -> None:
