@@ -11,7 +11,7 @@ from selection_cases import cases
 def shards(out: str, rank: str, world: str, port: str) -> None:
     """Rows spread over workers; each keeps its own."""
     from sparse_model.distributed.sharding import own_rows
-    from sparse_model.sparsity.shard_projection import project_parts
+    from sparse_model.sparsity.shard_projection import ShardPart, project_parts
 
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     dist.init_process_group("gloo", rank=int(rank), world_size=int(world))
