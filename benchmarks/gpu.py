@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import faulthandler
 import itertools
 import json
 import os
@@ -633,6 +634,7 @@ def main() -> None:
     if options.needs:
         print("\n".join(NEEDS))
         return
+    faulthandler.enable()  # a library that crashes says where
     begun, figures = time.monotonic(), {}
     with tempfile.TemporaryDirectory() as folder:
         spare = 0.0
