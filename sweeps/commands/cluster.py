@@ -35,7 +35,7 @@ def plan_command(
 
     \b
     sweeps plan quickstart
-    sweeps plan paper.yaml --flops 1e14 --price 2.50
+    sweeps plan paper.yaml --flops 4e14 --price 2.50
     sweeps plan bigger.yaml --like s3://bucket/results/smaller
     """
     if like is not None and (flops is not None or prune_seconds is not None):
