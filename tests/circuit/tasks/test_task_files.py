@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from circuit.tasks import TaskData, audit, build_file_task, is_file, read_task_file, source_name, task_data
+from circuit.tasks import TaskData, build_file_task, is_file, read_task_file, source_name, task_data
+from circuit.tasks.audit import audit
 from sparse_model.data.config import TokenizerConfig
 from sparse_model.data.idioms.programs import programs
 from sparse_model.data.tokenizer import Tokenizer
