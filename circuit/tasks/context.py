@@ -1,8 +1,8 @@
 """The lines before a task's last line, written by the generator of the `idioms` corpus, and the names in its cue.
 
 Names and words come in three parts, none of which has a word of another in the line of the cue: those of training
-pairs, those of held-out pairs (`names.HELDOUT_NAMES`, which no other line of a prompt has either), and words that the corpus
-writes in strings alone, for the harder variants.
+pairs, those of held-out pairs (`names.HELDOUT_NAMES`, which no other line of a prompt has either), and words that
+the corpus writes in strings alone, for the harder variants.
 """
 
 import builtins
@@ -166,8 +166,8 @@ class Context:
         return Pair(before + line_a, completion_a + "\n", before + line_b, completion_b + "\n")
 
     def _clean(self, write: Callable[[], str]) -> str:
-        """What `write` gives, and the scope as it leaves it: drawn again until no word is one of `names.HELDOUT_NAMES`, but
-        for those that are in the line of the cue as well."""
+        """What `write` gives, and the scope as it leaves it: drawn again until no word is one of `names.HELDOUT_NAMES`,
+        but for those that are in the line of the cue as well."""
         before = self.scope
         while True:
             self.scope = before.copy()
