@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from importlib.metadata import version
 from typing import Annotated
@@ -11,6 +10,7 @@ import torch
 import typer
 
 from sparse_model import storage
+from sparse_model.cores import cpu_count
 from sparse_model.errors import InputError
 from sweeps.cluster import capacity
 from sweeps.study import load_study
@@ -33,7 +33,7 @@ def doctor(
     console = terminal()
     console.print(f"python {platform.python_version()} on {platform.platform()}")
     console.print(" · ".join(f"{name} {version(name)}" for name in PACKAGES))
-    cpus, gpus = os.cpu_count() or 1, torch.cuda.device_count()
+    cpus, gpus = cpu_count(), torch.cuda.device_count()
     devices = [torch.cuda.get_device_name(i) for i in range(gpus)]
     console.print(f"{cpus} CPU cores; {', '.join(devices) or 'no GPU'}")
     asked = load_study(study, storage_uri)

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 
 from circuit.tasks import TASKS
+from sparse_model.cores import cpu_count
 from sparse_model.errors import InputError
 from sparse_model.store_errors import StorageFailed, StorageUnavailable
 from sweeps import cli
@@ -291,7 +292,7 @@ def test_a_cluster_that_must_grow_is_said_to_lack_what_a_trial_needs() -> None:
 
 
 def test_this_machine_offers_the_resource_that_pruning_asks_for() -> None:
-    assert own_resources(ResourceConfig.model_validate({"pruning_resource": "pruner"})) == {"pruner": os.cpu_count()}
+    assert own_resources(ResourceConfig.model_validate({"pruning_resource": "pruner"})) == {"pruner": cpu_count()}
     assert own_resources(ResourceConfig.model_validate({})) == {}
 
 
