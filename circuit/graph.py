@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from typing import Any, Literal, NamedTuple
 
 import networkx as nx
@@ -17,6 +16,7 @@ from sparse_model import storage
 from sparse_model.config import Config
 from sparse_model.errors import InputError
 from sparse_model.model import SparseTransformer
+from sparse_model.text import decoded, parse_json, read_text
 
 SCHEMA_VERSION: Literal[2] = 2
 """Of a circuit's JSON: raised when a field is added, changes its meaning or goes. There is no reading of others."""
@@ -128,7 +128,7 @@ class Circuit(Config):
     def from_json(cls, text: str | bytes, name: str = "circuit") -> Circuit:
         """The circuit a JSON text holds; InputError, naming `name`, where it is truncated, no circuit, or of another
         version than this one's."""
-        if (version := _version(text)) is None:
+        if (version := _version(text, name)) is None:
             raise InputError(f"{name}: not a saved circuit (schema_version is missing)")
         if version != SCHEMA_VERSION:
             raise InputError(f"{name}: schema_version {version!r}; allowed: {SCHEMA_VERSION}; find the circuit anew")
@@ -146,7 +146,7 @@ class Circuit(Config):
     @classmethod
     def load(cls, uri: str) -> Circuit:
         """Read what `save` wrote; InputError where it is missing, truncated or something else."""
-        return cls.from_json(storage.read_bytes(uri), uri)
+        return cls.from_json(read_text(uri), uri)
 
     def kept_edges(self, device: torch.device) -> Edges | None:
         """The edges as an `AblatedModel` takes them; None of method node, where all between kept nodes are."""
@@ -168,12 +168,12 @@ class Circuit(Config):
             check_edges(self, model)
 
 
-def _version(text: str | bytes) -> Any:
-    """What a JSON object says of its version, if anything; as if of this one where it is no such thing."""
+def _version(text: str | bytes, name: str) -> Any:
+    """What a JSON object says of its version, if anything; as if of this one where it is no object."""
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError):
-        return SCHEMA_VERSION
+        content = parse_json(text if isinstance(text, str) else decoded(text, "content"), "content")
+    except InputError as error:
+        raise InputError(f"{name}: not a saved circuit ({error})") from None
     return content.get("schema_version") if isinstance(content, dict) else SCHEMA_VERSION
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor
 
 from circuit.ablation import Means, Pretraining
+from circuit.batches import check_pairs
 from circuit.config import PruneConfig
 from circuit.edges import count_embedding_edges, count_unembedding_edges, edges_between, edges_kept
 from circuit.evaluation import Judge
@@ -22,6 +23,7 @@ from circuit.tasks import TaskData
 from circuit.verdicts import summary
 from circuit.watch import Progress, Stopped, Watch
 from sparse_model.errors import InputError
+from sparse_model.inputs import check_tokens
 from sparse_model.model import SparseTransformer
 
 Method = Literal["node", "edge"]
@@ -104,12 +106,17 @@ def find_circuits(
 
 
 def check_length(model: SparseTransformer, task: TaskData, text: Tensor | None = None) -> None:
-    """InputError where a prompt is longer than the model's context, or than the windows (n, context) of text."""
+    """InputError where a prompt is longer than the model's context, or than the windows (n, context) of text, and for
+    prompts or text that are no tokens of the model's."""
     longest = max(task.train.tokens.shape[1], task.heldout.tokens.shape[1])
     if longest > model.config.context:
         raise InputError(
             f"task {task.name}: prompts of up to {longest} tokens; the model's context is {model.config.context}"
         )
+    for data in (task.train, task.heldout):
+        check_pairs(model, data, f"task {task.name}")
+    if text is not None:
+        check_tokens(text, model.config, longest=max(model.config.context, text.numel()), what="text")
     if text is not None and (len(text) == 0 or text.shape[1] < longest):
         raise InputError(
             f"text of {len(text)} windows of {text.shape[1]} tokens; allowed: windows of {longest} and more"

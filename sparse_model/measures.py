@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sparse_model.config import LAYER_SITES, ModelConfig
+from sparse_model.inputs import check_tokens
 from sparse_model.loss import next_token_loss
 from sparse_model.model import SparseTransformer
 from sparse_model.sites import FINAL_SITE, site_kind
@@ -29,6 +30,7 @@ def evaluate(model: SparseTransformer, batches: Iterable[Tensor]) -> dict[str, f
     watch = _Watch(model.config, model.embedding.device)
     loss = torch.zeros((), dtype=torch.float64, device=model.embedding.device)
     for batch, counts in _in_step(batches, loss.device):
+        check_tokens(batch, model.config, longest=model.config.context + 1)
         logits = model(batch[:, :-1], watch if counts else None)
         if counts:
             loss += next_token_loss(logits, batch[:, 1:], reduction="sum")

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from sparse_model.abstopk import abs_topk, gelu_topk
 from sparse_model.attention import causal_attention
 from sparse_model.config import ModelConfig, ResidualPoint
+from sparse_model.errors import InputError
+from sparse_model.inputs import check_tokens
 from sparse_model.loss import unembedding_loss
 from sparse_model.sites import FINAL_SITE, SiteFunction, site_name, site_names
 
@@ -64,18 +66,24 @@ class SparseTransformer(nn.Module):
     def forward(self, tokens: Tensor, at_site: SiteFunction | None = None, targets: Tensor | None = None) -> Tensor:
         """Logits (B, T, V) for tokens (B, T); with targets (B, T), their mean cross-entropy in nats instead.
 
-        `at_site` may look at or replace the activation of every node site.
+        `at_site` may look at or replace the activation of every node site. InputError for tokens or targets that are
+        not ids (B, T) of the vocabulary, T at most the context.
         """
         final = self.final(tokens, at_site)
         if targets is None:
             return self.logits(final, tokens)
+        check_tokens(targets, self.config, what="targets")
+        if targets.shape != tokens.shape:
+            raise InputError(f"targets of shape {tuple(targets.shape)}; allowed: {tuple(tokens.shape)}, as tokens")
         weights = self.unembedding, self.unembedding_bias, self.bigram
         return unembedding_loss(final.flatten(0, 1), *weights, tokens.flatten(), targets.flatten())
 
     def final(self, tokens: Tensor, at_site: SiteFunction | None = None) -> Tensor:
-        """Activation of the last node site, final.in, (B, T, D): everything but the unembedding."""
-        if tokens.shape[-1] > self.config.context:
-            raise ValueError(f"sequence of {tokens.shape[-1]} tokens; the model's context is {self.config.context}")
+        """Activation of the last node site, final.in, (B, T, D): everything but the unembedding.
+
+        InputError for tokens that are not ids (B, T) of the vocabulary, T at most the context.
+        """
+        check_tokens(tokens, self.config)
         x: Tensor = F.embedding(tokens, self.embedding)
         positions = None if self.positions is None else self.positions[: tokens.shape[-1]]
         if positions is not None and self.config.positions == "learned":
@@ -86,6 +94,10 @@ class SparseTransformer(nn.Module):
 
     def logits(self, final: Tensor, tokens: Tensor) -> Tensor:
         """Logits (..., V) from final.in (..., D) and the tokens (...) at the same positions."""
+        if tokens.shape != final.shape[:-1]:
+            raise InputError(
+                f"tokens of shape {tuple(tokens.shape)} with final.in {tuple(final.shape)}; allowed: the same"
+            )
         dtype = final.dtype
         logits = F.linear(final, self.unembedding.to(dtype), self.unembedding_bias.to(dtype)).float()
         return logits if self.bigram is None else logits + F.embedding(tokens, self.bigram)

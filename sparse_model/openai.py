@@ -119,9 +119,9 @@ class _Released(BaseModel):
             return f"afrac_loctypes: {place!r}; allowed: {', '.join(SITES)}{hint}"
         if self.afrac is not None and not self.afrac >= 0:
             return f"afrac: {self.afrac}; allowed: above 0, up to 1"
-        for place in sorted(self.places) if self.afrac is not None else ():
+        for place in sorted(self.places):
             width = self._width(place)
-            if int(self.afrac * width) < 1:
+            if self.afrac is not None and int(self.afrac * width) < 1:
                 return f"afrac: {self.afrac} keeps no channel of {place}, which has {width}: that is not supported here"
         return None
 

@@ -21,6 +21,7 @@ from fsspec.asyn import AsyncFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from sparse_model.errors import InputError
+from sparse_model.listing import files_below
 from sparse_model.store_errors import check_no_credentials, persistently, redacted
 from sparse_model.store_errors import refusing as refusing
 
@@ -117,6 +118,23 @@ def versions(uri: str) -> dict[str, str]:
         if entry["type"] == "file"
     }
     return {name: mark for name, mark in sorted(marks.items()) if name and not name.startswith(".")}
+
+
+def versions_below(uri: str) -> dict[str, str]:
+    """The same of files at any depth, by their path below the folder; links are followed.
+
+    Names that begin with a dot or `_` are left out, as other programs do that read tables.
+    """
+    fs, path = filesystem(uri)
+
+    def look() -> dict[str, dict[str, Any]]:
+        try:
+            return files_below(fs, path, hidden=(".", "_")).files
+        except FileNotFoundError:
+            return {}
+
+    found = persistently("list", uri, look)
+    return {name: " ".join(str(info.get(key)) for key in _MARKS) for name, info in sorted(found.items())}
 
 
 def sizes(uri: str) -> dict[str, int]:

@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial
 
 from sparse_model import storage
 from sparse_model.errors import InputError
+from sparse_model.text import read_text
 from sweeps.frontier import Frontier
 from sweeps.objectives import METRICS
 from sweeps.plot import INK, LOOKS, image_format
@@ -50,7 +51,7 @@ def optuna_study(uri: str) -> optuna.Study:
 def stored(uri: str) -> Study:
     """The study whose folder is at `uri`; InputError where none is."""
     path = storage.join(uri, "study.yaml")
-    return read_study(storage.read_bytes(path).decode(), path)
+    return read_study(read_text(path), path)
 
 
 def importances(study: optuna.Study) -> Any:

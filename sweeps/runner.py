@@ -13,6 +13,7 @@ from sparse_model import storage
 from sparse_model.data.loader import TokenDataset
 from sparse_model.data.shards import prepare
 from sparse_model.errors import InputError
+from sparse_model.text import read_text
 from sweeps.cluster import Capacity, ray_session
 from sweeps.frontier import Frontier
 from sweeps.interrupts import Interrupts, remembered_interrupts
@@ -105,7 +106,7 @@ def study_uri(study: Study) -> str:
 def stored_study(study: Study) -> Study | None:
     """The study whose results are in this study's folder, if any."""
     uri = study_uri(study)
-    return read_study(storage.read_bytes(uri).decode(), uri) if storage.exists(uri) else None
+    return read_study(read_text(uri), uri) if storage.exists(uri) else None
 
 
 def store_study(study: Study) -> None:

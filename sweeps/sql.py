@@ -30,7 +30,9 @@ def query_tables(query: str, tables: Mapping[str, Callable[[], Any]]) -> Any:
         try:
             statements = connection.extract_statements(query)
             if len(statements) != 1 or statements[0].type not in QUERIES:
-                raise InputError(f"sql: {_line(query)!r}: one query is expected (SELECT, WITH, FROM, PIVOT, DESCRIBE …)")
+                raise InputError(
+                    f"sql: {_line(query)!r}: one query is expected (SELECT, WITH, FROM, PIVOT, DESCRIBE …)"
+                )
             for name, read in tables.items():
                 if re.search(rf"\b({name}|show|information_schema)\b", query, re.IGNORECASE):
                     connection.register(name, read())

@@ -19,6 +19,7 @@ from sparse_model.data.config import CorpusConfig, TokenizerConfig
 from sparse_model.data.shard_files import CACHE_BYTES
 from sparse_model.errors import InputError
 from sparse_model.store_errors import check_no_credentials, redacted
+from sparse_model.text import decoded
 from sparse_model.workers import Parallel
 from sweeps.problems import InputErrors, Problem, pydantic_problems, shown
 from sweeps.space import Space
@@ -275,13 +276,16 @@ def shipped_studies() -> list[str]:
 
 def _find(name: str) -> tuple[str, str]:
     if name in shipped_studies():
-        return name, (resources.files("sweeps") / "studies" / f"{name}.yaml").read_text()
+        return name, (resources.files("sweeps") / "studies" / f"{name}.yaml").read_text(encoding="utf-8")
+    raw = _study_bytes(name)
+    return name, decoded(raw, f"study {redacted(name)}")
+
+
+def _study_bytes(name: str) -> bytes:
     try:
-        return name, storage.read_bytes(name).decode()
+        return storage.read_bytes(name)
     except InputError as error:
         raise InputError(f"study {redacted(name)}: {error}; shipped studies: {', '.join(shipped_studies())}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"study {name}: not a text file") from None
 
 
 def _together_problems(study: Study) -> Iterator[Problem]:

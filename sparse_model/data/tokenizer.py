@@ -76,9 +76,7 @@ class Tokenizer:
         problem = _no_version(version) or _mismatch(vocabulary, pairs)
         if problem is not None:
             raise InputError(f"{name}: {problem}")
-        return cls(
-            _byte_level(models.BPE(vocab=dict(vocabulary), merges=[(first, second) for first, second in pairs]))
-        )
+        return cls(_byte_level(models.BPE(vocab=dict(vocabulary), merges=[(first, second) for first, second in pairs])))
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

@@ -19,8 +19,9 @@ from sparse_model.data.config import CorpusConfig, SourceConfig, TokenizerConfig
 from sparse_model.data.corpora import documents, mixed_documents, parts, source_inputs, split_of
 from sparse_model.data.processes import in_turn
 from sparse_model.data.python_files import python_files
+from sparse_model.data.readers import pieces, read_texts
 from sparse_model.data.shards import prepare
-from sparse_model.data.text_files import pieces, read_texts, text_files
+from sparse_model.data.text_files import text_files
 from sparse_model.errors import InputError
 from sparse_model.storage import join, write_bytes_atomic
 

@@ -282,7 +282,10 @@ def test_one_of_two_names_without_a_value_leaves_the_other(tmp_path: Path) -> No
     ("change", "words"),
     [
         (lambda weight: weight.fill_(math.nan), "numbers that are not finite"),
-        (lambda weight: weight.fill_(-math.inf), "numbers that are not finite (nan, inf or -inf): that is not supported"),
+        (
+            lambda weight: weight.fill_(-math.inf),
+            "numbers that are not finite (nan, inf or -inf): that is not supported",
+        ),
         (lambda weight: weight.to(torch.int8), "torch.int8; allowed: floating-point"),
         (lambda weight: weight.to(torch.complex64), "torch.complex64; allowed: floating-point"),
         (lambda weight: weight.to_sparse(), "torch.sparse_coo, cpu; allowed: floating-point"),
@@ -469,8 +472,14 @@ def swapped(encoder: dict[str, int], merges: str) -> tuple[dict[str, int], str]:
         (gap, "ids from 0 on"),
         (lambda encoder, merges: ({token: str(i) for token, i in encoder.items()}, merges), "ids from 0 on"),
         (lambda encoder, merges: ([1, 2], merges), "ids from 0 on"),
-        (lambda encoder, merges: ({t: i for t, i in encoder.items() if t != END_OF_TEXT}, merges), "encoder.json lacks '<"),
-        (lambda encoder, merges: (encoder, merges.partition("\n")[2]), "vocab.bpe begins with 'Ġ Ġ'; allowed: a line with"),
+        (
+            lambda encoder, merges: ({t: i for t, i in encoder.items() if t != END_OF_TEXT}, merges),
+            "encoder.json lacks '<",
+        ),
+        (
+            lambda encoder, merges: (encoder, merges.partition("\n")[2]),
+            "vocab.bpe begins with 'Ġ Ġ'; allowed: a line with",
+        ),
         (swapped, "in the order of vocab.bpe it is"),
     ],
 )
@@ -504,7 +513,26 @@ def test_the_released_tokenizer_encodes_as_the_authors_reader_does(tmp_path: Pat
     theirs = tiktoken.Encoding("x", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: 2047})
     ours = released_tokenizer(tmp_path)
     assert (ours.vocab_size, ours.eot) == (2048, theirs.eot_token)
-    odd = ["a", " ", "\n", "\r\n", "\t", "é", "👩‍💻", "n\u0303", "٣", "Ⅷ", "\x00", "\x1c", "\x85", "\u2028", "\xa0", "中", '("', "_"]
+    odd = [
+        "a",
+        " ",
+        "\n",
+        "\r\n",
+        "\t",
+        "é",
+        "👩‍💻",
+        "n\u0303",
+        "٣",
+        "Ⅷ",
+        "\x00",
+        "\x1c",
+        "\x85",
+        "\u2028",
+        "\xa0",
+        "中",
+        '("',
+        "_",
+    ]
     odd += ["def ", "12345", "]", "/", END_OF_TEXT, "<|startoftext|>", "self."]
     rng = random.Random(0)
     for text in [*sample(), *("".join(rng.choices(odd, k=rng.randrange(30))) for _ in range(3000))]:
@@ -526,7 +554,9 @@ def test_copies_of_the_released_tokenizer_that_windows_made(change: Callable[[by
 def test_a_folder_in_another_form_says_what_is_expected(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "circuitgpt", "n_layer": 8}')
     (tmp_path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(InputError, match=r"in Hugging Face form .*; allowed: .* with beeg_config.json and final_model.pt"):
+    with pytest.raises(
+        InputError, match=r"in Hugging Face form .*; allowed: .* with beeg_config.json and final_model.pt"
+    ):
         load_openai(str(tmp_path))
     with pytest.raises(InputError, match=r"config.json: .*'circuitgpt'.* `sweeps import`"):
         from_pretrained(str(tmp_path))
