@@ -13,7 +13,7 @@ from circuit.tasks.build import Row, TaskData, batch_of
 from sparse_model import storage
 from sparse_model.data.tokenizer import Tokenizer
 from sparse_model.errors import InputError
-from sparse_model.text import parse_json, read_text
+from sparse_model.storage.text import parse_json, read_text
 
 ENDING = ".jsonl"
 TEXTS = ("prompt_a", "answer_a", "prompt_b", "answer_b")

@@ -14,11 +14,10 @@ from typing import Literal, TypeVar
 
 from sparse_model.data.config import GENERATED, PACKAGE, CorpusConfig, SourceConfig
 from sparse_model.data.idioms import programs
-from sparse_model.data.long_texts import LONGEST, cut
-from sparse_model.data.python_files import PythonFile, python_files, read_python
-from sparse_model.data.readers import TextPiece, pieces, read_texts
-from sparse_model.data.tally import Tally
-from sparse_model.data.text_files import TextFile, listed
+from sparse_model.data.readers.long_texts import LONGEST, cut
+from sparse_model.data.readers.python_files import PythonFile, python_files, read_python
+from sparse_model.data.readers.tally import Tally
+from sparse_model.data.readers.uri_files import TextFile, TextPiece, listed, pieces, read_texts
 from sparse_model.errors import InputError
 
 MEGABYTE = 1_000_000
@@ -109,8 +108,8 @@ def parts(corpus: CorpusConfig, inputs: Sequence[SourceInputs], part_bytes: int 
 def documents(source: SourceConfig, corpus: CorpusConfig) -> Iterator[str]:
     """Documents of one source, at most `source.megabytes` of them, read as one part.
 
-    Blank documents are left out, long ones cut (`sparse_model.data.long_texts`). Raises InputError for a source that is
-    missing, unreadable or empty, or too much of which is no text.
+    Blank documents are left out, long ones cut (`readers.long_texts`). Raises InputError for a source that is missing,
+    unreadable or empty, or too much of which is no text.
     """
     (whole,) = _slices(source_inputs(source, corpus), corpus, 1, PART_BYTES)
     tally = Tally()

@@ -26,14 +26,14 @@ from sparse_model.data.corpora import (
     split_of,
 )
 from sparse_model.data.loader import TOKENIZER_FILE, TokenDataset
-from sparse_model.data.long_texts import LONGEST
 from sparse_model.data.manifest import File, Manifest, is_complete, write_manifest
 from sparse_model.data.parts import Document, PartRecord, Tokenising, file_of, finished_parts, merged
 from sparse_model.data.processes import Execute, in_processes, in_turn
-from sparse_model.data.tally import SourceReport, Tally, together
+from sparse_model.data.readers.long_texts import LONGEST
+from sparse_model.data.readers.tally import SourceReport, Tally, together
 from sparse_model.data.tokenizer import Tokenizer
 from sparse_model.errors import InputError
-from sparse_model.storage import check_writable, exists, join, read_bytes, remove, write_bytes_atomic
+from sparse_model.storage.files import check_writable, exists, join, read_bytes, remove, write_bytes_atomic
 
 FORMAT = 3  # raise when the same configuration and input would give other tokens
 FEWEST_TOKENS = 1024  # of a split: a loss measured on less means nothing
