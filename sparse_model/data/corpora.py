@@ -17,7 +17,8 @@ from sparse_model.data.idioms import programs
 from sparse_model.data.readers.long_texts import LONGEST, cut
 from sparse_model.data.readers.python_files import PythonFile, python_files, read_python
 from sparse_model.data.readers.tally import Tally
-from sparse_model.data.readers.uri_files import TextFile, TextPiece, listed, pieces, read_texts
+from sparse_model.data.readers.text_files import TextPiece, pieces, read_texts
+from sparse_model.data.readers.uri_files import TextFile, listed
 from sparse_model.errors import InputError
 
 MEGABYTE = 1_000_000

@@ -99,7 +99,7 @@ def known_results(study: Study, data_key: str, retry_failed: bool) -> tuple[dict
     for row in rows:
         if row["data"] != data_key:
             raise InputError(
-                f"corpus: its text has changed since {row['trial']} was trained, or this version cuts it in another way "
+                f"corpus: its text has changed since {row['trial']} was trained, or this version cuts it otherwise "
                 f"(dataset {row['data']}, now {data_key}); give the study another name"
             )
     again = {row["trial"]: row["attempt"] + 1 for row in rows if retry_failed and row["status"] == "failed"}
