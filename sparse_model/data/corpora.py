@@ -14,7 +14,7 @@ from typing import Literal, TypeVar
 
 from sparse_model.data.config import GENERATED, PACKAGE, CorpusConfig, SourceConfig
 from sparse_model.data.idioms import programs
-from sparse_model.data.readers.long_texts import LONGEST, cut
+from sparse_model.data.readers.long_texts import cut
 from sparse_model.data.readers.python_files import PythonFile, python_files, read_python
 from sparse_model.data.readers.tally import Tally
 from sparse_model.data.readers.text_files import TextPiece, pieces, read_texts
@@ -24,7 +24,8 @@ from sparse_model.errors import InputError
 MEGABYTE = 1_000_000
 PART_BYTES = 32 * MEGABYTE  # of text: some seconds of work for one core, and about ten million tokens
 PIECES = 8  # that a large file has in each part: runs of pieces of about equal size are mixtures of about equal shares
-SAMPLES = 64  # at least so many places a limit takes text from, where a file is large
+SAMPLES = 64  # places that a limit takes text from, where a file is large
+PASSES = 4  # over a large group of rows, every one of which gives rows from all of it, to fill a limit
 NEARLY = 0.01  # of a limit: with less than that left, it is filled
 MISSES = 1000  # documents in a row that do not fit into what is left of a limit, until it counts as filled
 FINGERPRINT_PROGRAMS = 500  # about half a megabyte: no change of the generator leaves all of them alone
@@ -186,7 +187,8 @@ def _pieces(file: TextFile, inputs: SourceInputs, count: int, part_bytes: int) -
     size = max(1, part_bytes // PIECES)
     sampled = inputs.expected_bytes < sum(file.size for file in inputs.texts)
     if sampled:
-        size = min(size, max(LONGEST, inputs.expected_bytes // count // SAMPLES))
+        samples = PASSES if file.extension == ".parquet" else SAMPLES
+        size = min(size, max(1, inputs.expected_bytes // count // samples))
     return pieces(file, size, sampled=sampled)
 
 

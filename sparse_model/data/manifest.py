@@ -68,10 +68,10 @@ class Manifest(BaseModel):
     def split(self, split: Split) -> SplitManifest:
         return self.train if split == "train" else self.heldout
 
-    def described_sources(self) -> list[str]:
-        """A line a source: what it gave, what in it could not be read, what was left out."""
+    def described_sources(self, *, remarkable: bool = False) -> list[str]:
+        """A line a source: what it gave, what could not be read, what was left out; of all, or where there is such."""
         pairs = zip(self.corpus.sources, self.sources, strict=bool(self.sources))
-        return [report.described(source) for source, report in pairs]
+        return [report.described(source) for source, report in pairs if not remarkable or report.is_remarkable(source)]
 
 
 def is_complete(dataset_uri: str) -> bool:

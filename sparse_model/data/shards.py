@@ -7,6 +7,7 @@ one after the other, the bytes are the same.
 """
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 
@@ -38,6 +39,7 @@ from sparse_model.storage.files import check_writable, exists, join, read_bytes,
 FORMAT = 3  # raise when the same configuration and input would give other tokens
 FEWEST_TOKENS = 1024  # of a split: a loss measured on less means nothing
 
+log = logging.getLogger(__name__)
 Progress = Callable[[str, float], None]
 
 
@@ -82,6 +84,8 @@ def prepare(
             sources=_reports(inputs, records),
         )
         write_manifest(folder, manifest)
+        for line in manifest.described_sources(remarkable=True):
+            log.warning("%s", line)
     return TokenDataset.open(folder)
 
 

@@ -55,13 +55,15 @@ def corpus(
     asked = load_study(study, storage_uri)
     execute = in_processes(workers) if address is None else on_ray(asked.resources, address)
     data = prepared(asked, console, execute)
+    for line in data.manifest.described_sources():
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     for split in ("train", "heldout"):
         part = data.manifest.split(split)
         console.print(
             f"{split}: {part.documents:,} documents, {part.text_bytes / 1e6:.1f} MB, {part.tokens:,} tokens",
             highlight=False,
         )
-    console.print(f"dataset: {data.uri}", soft_wrap=True)
+    console.print(f"dataset: {data.uri}", markup=False, soft_wrap=True)
     return 0
 
 

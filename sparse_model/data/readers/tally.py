@@ -8,6 +8,10 @@ from collections.abc import Iterable, Mapping
 from pydantic import BaseModel, ConfigDict, Field
 
 from sparse_model.data.config import SourceConfig
+from sparse_model.storage.listing import HIDDEN_KIND
+
+NEARLY_ALL = 0.95
+"""Of a limit: a source that gave less is spoken of."""
 
 
 class SourceReport(BaseModel):
@@ -30,6 +34,11 @@ class SourceReport(BaseModel):
             f"source {source.source!r}: cannot read {self.bad} of {self.read} documents as text, more than "
             f"bad_share {source.bad_share:g} allows; the first: {self.example}"
         )
+
+    def is_remarkable(self, source: SourceConfig) -> bool:
+        """Whether there is more to say than what was asked for: files left out, bad documents, less than the limit."""
+        wanted = 0 if source.megabytes is None else source.megabytes * 1e6
+        return bool(self.bad or self.left_out.keys() - {HIDDEN_KIND} or self.bytes < NEARLY_ALL * wanted)
 
     def described(self, source: SourceConfig) -> str:
         """One line that says what a source gave and what it did not."""

@@ -34,7 +34,7 @@ def test_shipped_studies_are_sound(name: str) -> None:
 def test_quickstart_is_a_real_sweep() -> None:
     study = load_study("quickstart")
     assert study.search.trials >= 5
-    assert {source.source for source in study.corpus.sources} == {"idioms", "stdlib"}
+    assert {source.source for source in study.corpus.sources} == {"idioms", "installed:networkx"}
     assert {"model.d_model", "training.fraction", "training.anneal"} <= set(study.space.sampled("sparse"))
     assert "model.d_model" in study.space.sampled("dense")
     assert study.task_sources == load_study("quickstart").task_sources
