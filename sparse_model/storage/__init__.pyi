@@ -17,6 +17,5 @@ from .files import (
     sizes as sizes,
     upload as upload,
     versions as versions,
-    versions_below as versions_below,
     write_bytes_atomic as write_bytes_atomic,
 )

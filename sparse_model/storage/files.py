@@ -109,20 +109,11 @@ def listdir(uri: str) -> list[str]:
     return sorted(name for name in names if not name.startswith("."))
 
 
-def versions(uri: str) -> dict[str, str]:
-    """Names of the files directly below a folder, each with a mark that changes when its content does."""
-    marks = {
-        str(entry["name"]).rsplit("/", 1)[-1]: " ".join(str(entry.get(key)) for key in _MARKS)
-        for entry in _entries(uri)
-        if entry["type"] == "file"
-    }
-    return {name: mark for name, mark in sorted(marks.items()) if name and not name.startswith(".")}
+def versions(uri: str, deep: bool = False) -> dict[str, str]:
+    """Names of the files directly below a folder, each with a mark that changes when its content does.
 
-
-def versions_below(uri: str) -> dict[str, str]:
-    """The same of files at any depth, by their path below the folder; links are followed.
-
-    Names that begin with a dot or `_` are left out, as other programs do that read tables.
+    `deep`: of files at any depth, by their path below the folder, links followed, but for names that begin with a dot or
+    `_`: other programs leave those out too where they read tables.
     """
     fs, path = filesystem(uri)
 
@@ -132,8 +123,13 @@ def versions_below(uri: str) -> dict[str, str]:
         except FileNotFoundError:
             return {}
 
-    found = persistently("list", uri, look)
-    return {name: " ".join(str(info.get(key)) for key in _MARKS) for name, info in sorted(found.items())}
+    if deep:
+        found = persistently("list", uri, look)
+    else:
+        files = (entry for entry in _entries(uri) if entry["type"] == "file")
+        found = {str(entry["name"]).rsplit("/", 1)[-1]: entry for entry in files}
+    marks = {name: " ".join(str(info.get(key)) for key in _MARKS) for name, info in sorted(found.items())}
+    return {name: mark for name, mark in marks.items() if name and not name.startswith(".")}
 
 
 def sizes(uri: str) -> dict[str, int]:

@@ -149,7 +149,7 @@ def read_sources(root: str, table: str) -> list[Source]:
 
 def row_files(root: str, table: str) -> list[str]:
     """Paths below a table's folder of the files with its rows; InputError where there are only files of other kinds."""
-    found = list(storage.versions_below(table_uri(root, table)))
+    found = list(storage.versions(table_uri(root, table), True))
     names = [name for name in found if name.endswith(ENDING)]
     if found and not names:
         raise InputError(f"{root}: frontier/{table} has no {ENDING} file, but {found[0]}; allowed: {ENDING} files")

@@ -137,7 +137,7 @@ class Frontier:
     def _unchanged(self, uri: str, name: str, columns: Sequence[str] | None) -> Any:
         """A table of one study, read again only when one of its files has changed."""
         key = (uri, name, columns and tuple(columns))
-        marks = storage.versions_below(table_uri(uri, name))
+        marks = storage.versions(table_uri(uri, name), True)
         if key not in self._read or self._read[key][0] != marks:
             self._read[key] = (marks, read_table(uri, name, columns))
         return self._read[key][1]
