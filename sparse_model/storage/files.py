@@ -112,15 +112,15 @@ def listdir(uri: str) -> list[str]:
 def versions(uri: str, deep: bool = False) -> dict[str, str]:
     """Names of the files directly below a folder, each with a mark that changes when its content does.
 
-    `deep`: of files at any depth, by their path below the folder, links followed, but for names that begin with a dot or
-    `_`: other programs leave those out too where they read tables.
+    `deep`: of files at any depth, by their path below the folder, links followed, but for names that begin with a dot
+    or `_`: other programs leave those out too where they read tables.
     """
     fs, path = filesystem(uri)
 
     def look() -> dict[str, dict[str, Any]]:
         try:
             return files_below(fs, path, hidden=(".", "_")).files
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return {}
 
     if deep:
@@ -148,7 +148,7 @@ def _entries(uri: str) -> list[dict[str, Any]]:
     def look() -> list[dict[str, Any]]:
         try:
             return list(fs.ls(path, detail=True))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):  # below a file there is nothing
             return []
 
     return persistently("list", uri, look)

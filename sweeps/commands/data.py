@@ -29,9 +29,9 @@ def tasks() -> int:
     console = terminal()
     for task in TASKS.values():
         pair = example(task)
-        console.print(f"[bold]{task.name}[/bold]  {task.description}")
+        console.print(f"[bold]{task.name}[/bold]  {task.description}", markup=True)
         for prompt, completion in ((pair.prompt_a, pair.completion_a), (pair.prompt_b, pair.completion_b)):
-            console.print(indent(f"{prompt} ⟶ {completion!r}", "    "), markup=False, soft_wrap=True)
+            console.print(indent(f"{prompt} ⟶ {completion!r}", "    "), soft_wrap=True)
             console.print()
     return 0
 
@@ -56,14 +56,14 @@ def corpus(
     execute = in_processes(workers) if address is None else on_ray(asked.resources, address)
     data = prepared(asked, console, execute)
     for line in data.manifest.described_sources():
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(line, highlight=False, soft_wrap=True)
     for split in ("train", "heldout"):
         part = data.manifest.split(split)
         console.print(
             f"{split}: {part.documents:,} documents, {part.text_bytes / 1e6:.1f} MB, {part.tokens:,} tokens",
             highlight=False,
         )
-    console.print(f"dataset: {data.uri}", markup=False, soft_wrap=True)
+    console.print(f"dataset: {data.uri}", soft_wrap=True)
     return 0
 
 
@@ -76,7 +76,7 @@ def tokenizer(
     console = terminal()
     cut = prepared(load_study(study, storage_uri), console).tokenizer
     for token in cut.encode(text):
-        console.print(f"{token:>6}  {cut.token_text(token)!r}", markup=False)
+        console.print(f"{token:>6}  {cut.token_text(token)!r}")
     return 0
 
 

@@ -31,14 +31,14 @@ def doctor(
     """
     console = terminal()
     console.print(f"python {platform.python_version()} on {platform.platform()}")
-    console.print(" · ".join(f"{name} {version(name)}" for name in PACKAGES))
+    console.print(" · ".join(f"{name} {version(name)}" for name in PACKAGES), soft_wrap=True)
     cpus, gpus = cpu_count(), torch.cuda.device_count()
     devices = [torch.cuda.get_device_name(i) for i in range(gpus)]
-    console.print(f"{cpus} CPU cores; {', '.join(devices) or 'no GPU'}")
+    console.print(f"{cpus} CPU core{'s' * (cpus != 1)}; {', '.join(devices) or 'no GPU'}")
     asked = load_study(study, storage_uri)
     console.print(f"study {asked.name}: sound")
     storage.check_writable(asked.storage)
-    console.print(f"storage {asked.storage}: writable")
+    console.print(f"storage {asked.storage}: writable", soft_wrap=True)
     if address is None:
         fits = capacity(asked.resources, {"CPU": cpus, "GPU": gpus}, can_grow=False)
         console.print(f"resources: {fits.concurrency} of {asked.resources.concurrency} trials at a time fit here")

@@ -28,7 +28,9 @@ def import_(
         warnings.simplefilter("always")
         model, its_tokenizer = load_openai(folder, tokenizer)
     for warning in ignored:
-        Console(stderr=True).print(f"warning: {warning.message}", markup=False, highlight=False, soft_wrap=True)
+        Console(stderr=True).print(
+            f"warning: {warning.message}", markup=False, emoji=False, highlight=False, soft_wrap=True
+        )
     if its_tokenizer is None:
         raise InputError(f"{folder}: no encoder.json and vocab.bpe here; name their folder with --tokenizer")
     storage.check_writable(out)

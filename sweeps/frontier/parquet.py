@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -203,7 +204,9 @@ def _filled(table: str, rows: Any) -> Any:
     if table == "circuits":
         return _coalesced(rows, "method", pa.scalar("node"))
     retried = pc.if_else(pc.fill_null(rows["retried"], False), 1, 0).cast(pa.int64())
-    sized = pc.and_(pc.fill_null(pc.equal(rows["status"], "ok"), False), pc.is_valid(rows["circuit_edges"]))
+    edges = pc.fill_null(rows["circuit_edges"], math.inf)
+    is_size = pc.and_(pc.is_finite(edges), pc.greater_equal(edges, 0))
+    sized = pc.and_(pc.fill_null(pc.equal(rows["status"], "ok"), False), is_size)
     return _coalesced(_coalesced(rows, "attempt", retried), "eligible", sized)
 
 

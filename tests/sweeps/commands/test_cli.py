@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -252,6 +253,22 @@ def test_tasks_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     assert all(name in said for name in TASKS)
     assert said.count("⟶") == 2 * len(TASKS)
+
+
+def test_a_terminal_without_our_characters_is_told_their_numbers() -> None:
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": "C"}
+    done = subprocess.run([sys.executable, "-m", "sweeps", "tasks"], env=environment, capture_output=True, check=True)
+    assert b"\\u27f6" in done.stdout
+    assert not done.stderr
+
+
+def test_brackets_and_colons_in_a_name_are_no_markup(
+    study_text: Text, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, store = tmp_path / "s.yaml", tmp_path / "a[bold]b :warning: 日本語"
+    path.write_text(study_text())
+    assert status_of(["doctor", str(path), "--storage", str(store)]) == 0
+    assert f"storage {store}: writable" in capsys.readouterr().out
 
 
 def test_doctor(study_text: Text, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

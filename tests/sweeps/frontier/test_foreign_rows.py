@@ -186,6 +186,15 @@ def test_an_optional_column_that_cannot_be_read_is_empty_and_said(
     assert "left empty" in record
 
 
+@pytest.mark.parametrize("edges", [float("inf"), float("-inf"), float("nan"), -3.0])
+def test_what_is_no_size_is_not_on_the_front(edges: float, tmp_path: Path) -> None:
+    rows = pd.DataFrame({"trial": ["a", "b"], "kind": "sparse", "status": "ok", "val_loss": [1.0, 2.0]})
+    rows["circuit_edges"] = [edges, 5.0]
+    rows.to_parquet(folder(tmp_path) / "rows.parquet")
+    assert Frontier(str(tmp_path)).pareto()["trial"].to_pylist() == ["b"]
+    assert status_of(["frontier", str(tmp_path), "--plot", str(tmp_path / "x.png")]) == 0
+
+
 @pytest.mark.parametrize(
     ("column", "values"),
     [("val_loss", pa.array(["low"])), ("val_loss", pa.array([True])), ("kind", pa.array([["sparse"]]))],
