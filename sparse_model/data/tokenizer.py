@@ -103,7 +103,11 @@ class Tokenizer:
         return self._backend.get_vocab_size()
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text; never contains `eot`."""
+        """Token ids of a text; never contains `eot`. InputError for a text that is not valid Unicode."""
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise InputError(f"text: character {error.start} is not valid Unicode ({error.reason})") from None
         return self._backend.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:

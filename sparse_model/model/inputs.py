@@ -14,11 +14,13 @@ from sparse_model.model.config import ModelConfig
 TOKEN_TYPES = (torch.int64, torch.int32)
 
 
-def check_tokens(tokens: object, config: ModelConfig, *, longest: int | None = None, what: str = "tokens") -> None:
+def check_tokens(
+    tokens: object, config: ModelConfig, *, longest: int | None = None, what: str = "tokens", ids: bool = True
+) -> None:
     """InputError unless these are tokens (B, T) of the vocabulary, T being at most the context (or `longest`).
 
-    Two reductions of integers, beside a forward pass. On a GPU they would have to be waited for: there ids are checked
-    outside of training only.
+    `ids`: whether to look at the ids themselves, two reductions of integers. A GPU would have to be waited for, so
+    steps of training, whose tokens come from a dataset, do not; nor does anything that records gradients there.
     """
     longest = config.context if longest is None else longest
     if not isinstance(tokens, Tensor):
@@ -32,7 +34,7 @@ def check_tokens(tokens: object, config: ModelConfig, *, longest: int | None = N
         raise InputError(f"{what} of {tokens.dtype}; allowed: {', '.join(map(str, TOKEN_TYPES))}")
     if tokens.shape[1] > longest:
         raise InputError(f"{what}: sequence of {tokens.shape[1]} tokens; the model's context is {config.context}")
-    if _are_ids_at_hand(tokens):
+    if ids and not tokens.is_meta and not (tokens.is_cuda and torch.is_grad_enabled()):
         check_ids(tokens, config, what)
 
 
@@ -41,9 +43,3 @@ def check_ids(ids: Tensor, config: ModelConfig, what: str = "tokens") -> None:
     low, high = (int(bound) for bound in ids.aminmax())
     if low < 0 or high >= config.vocab_size:
         raise InputError(f"{what}: id {low if low < 0 else high}; allowed: 0 to {config.vocab_size - 1}")
-
-
-def _are_ids_at_hand(tokens: Tensor) -> bool:
-    if tokens.is_meta or torch.compiler.is_compiling():
-        return False
-    return not (tokens.is_cuda and (torch.is_grad_enabled() or torch.cuda.is_current_stream_capturing()))

@@ -73,7 +73,7 @@ class SparseTransformer(nn.Module):
         final = self.final(tokens, at_site)
         if targets is None:
             return self.logits(final, tokens)
-        check_tokens(targets, self.config, what="targets")
+        check_tokens(targets, self.config, what="targets", ids=not self._is_learning())
         if targets.shape != tokens.shape:
             raise InputError(f"targets of shape {tuple(targets.shape)}; allowed: {tuple(tokens.shape)}, as tokens")
         weights = self.unembedding, self.unembedding_bias, self.bigram
@@ -84,7 +84,7 @@ class SparseTransformer(nn.Module):
 
         InputError for tokens that are not ids (B, T) of the vocabulary, T at most the context.
         """
-        check_tokens(tokens, self.config)
+        check_tokens(tokens, self.config, ids=not self._is_learning())
         x: Tensor = F.embedding(tokens, self.embedding)
         positions = None if self.positions is None else self.positions[: tokens.shape[-1]]
         if positions is not None and self.config.positions == "learned":
@@ -92,6 +92,10 @@ class SparseTransformer(nn.Module):
         for layer in self.layers:
             x = layer(x, positions, self.compute_dtype, at_site)
         return _visit(at_site, FINAL_SITE, self.final_norm(x).to(self.compute_dtype))
+
+    def _is_learning(self) -> bool:
+        """Whether this may be a step of training, in which nothing is asked of the device."""
+        return self.training and torch.is_grad_enabled()
 
     def logits(self, final: Tensor, tokens: Tensor) -> Tensor:
         """Logits (..., V) from final.in (..., D) and the tokens (...) at the same positions."""

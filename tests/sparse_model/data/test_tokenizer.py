@@ -112,6 +112,11 @@ def test_files_of_earlier_versions_are_read() -> None:
     assert again.encode("x" + END_OF_TEXT) == TOKENIZER.encode("x" + END_OF_TEXT)
 
 
+def test_half_a_character_is_refused() -> None:
+    with pytest.raises(InputError, match=r"text: character 1 is not valid Unicode"):
+        TOKENIZER.encode("h\udce9llo")
+
+
 def test_ids_that_are_no_tokens_are_refused() -> None:
     for token in (-1, 600, 10**12):
         with pytest.raises(InputError, match=f"token {token} does not exist: allowed are 0 to 599"):
