@@ -37,9 +37,9 @@ from circuit.tasks import PairBatch, build_task, task_named
 from sparse_model.model.transformer import SparseTransformer
 from sparse_model.saved.pretrained import from_pretrained
 from sweeps.cli import status_of
-from sweeps.commands.data import prepared
+from sweeps.commands.opening import prepared
 from sweeps.study.study import load_study
-from sweeps.trial.task_circuits import pretraining
+from sweeps.trial.task_circuits import summarise_training_text
 
 TASKS = ("single_double_quote", "bracket_counting", "if_equals", "lambda_func")
 KEYS = ("recipe_seconds", "ours_seconds", "speedup", "recipe_edges", "ours_edges", "edges_ratio")
@@ -53,7 +53,7 @@ def main() -> None:
     folder = options.model or trained_here(options)
     model, tokenizer = from_pretrained(folder, options.device)
     model.requires_grad_(False)
-    means = pretraining(model, prepared(study, Console(stderr=True))).means
+    means = summarise_training_text(model, prepared(study, Console(stderr=True))).means
     print(explained(options, model))
     print(f"{'':28}{'recipe s':>10}{'ours s':>8}{'speedup':>9}{'recipe':>8}{'ours':>7}{'ratio':>7}  edge-pruned: both")
     figures = {}

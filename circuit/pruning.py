@@ -12,7 +12,7 @@ from torch import Tensor
 from circuit.ablated.ablation import Means, Pretraining
 from circuit.ablated.batches import check_pairs
 from circuit.graph.edges import count_embedding_edges, count_unembedding_edges, edges_between, edges_kept
-from circuit.graph.record import Circuit, fingerprint, stored_means
+from circuit.graph.record import Circuit, decimal_means, fingerprint
 from circuit.proofs.faithfulness import Controls, necessity
 from circuit.proofs.resample import resampled_losses
 from circuit.proofs.stability import stability
@@ -93,7 +93,7 @@ def find_circuits(
             **_structure(model, task, solution),
             **_proofs(heldout, found, target, method),
             resample_losses=_resampled(train, pretraining, task, solution, config.seed),
-            means=stored_means(means) if solution else {},
+            means=decimal_means(means) if solution else {},
             summary="",
             seconds=0,
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from typing import Any, Literal, NamedTuple
 
-import networkx as nx
 import numpy as np
 import torch
 from pydantic import Field, ValidationError, model_validator
@@ -18,7 +17,7 @@ from sparse_model.model.config import Config
 from sparse_model.model.transformer import SparseTransformer
 from sparse_model.storage.text import decoded, parse_json, read_text
 
-SCHEMA_VERSION: Literal[2] = 2
+CIRCUIT_VERSION: Literal[2] = 2
 """Of a circuit's JSON: raised when a field is added, changes its meaning or goes. There is no reading of others."""
 
 
@@ -58,7 +57,7 @@ class Circuit(Config):
     """
 
     format: Literal["circuit-sweeps/circuit"] = Field("circuit-sweeps/circuit", description="what the JSON holds")
-    schema_version: Literal[2] = Field(SCHEMA_VERSION, description="of this object's JSON; see docs/circuit_json.md")
+    schema_version: Literal[2] = Field(CIRCUIT_VERSION, description="of this object's JSON; see docs/circuit_json.md")
     task: str = Field(description="name of the task")
     model: str = Field(description="fingerprint of the model's configuration and weights")
     method: Literal["node", "edge"] = Field(
@@ -130,8 +129,8 @@ class Circuit(Config):
         version than this one's."""
         if (version := _version(text, name)) is None:
             raise InputError(f"{name}: not a saved circuit (schema_version is missing)")
-        if version != SCHEMA_VERSION:
-            raise InputError(f"{name}: schema_version {version!r}; allowed: {SCHEMA_VERSION}; find the circuit anew")
+        if version != CIRCUIT_VERSION:
+            raise InputError(f"{name}: schema_version {version!r}; allowed: {CIRCUIT_VERSION}; find the circuit anew")
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
@@ -157,16 +156,6 @@ class Circuit(Config):
             pairs.setdefault(edge.target.site, []).append((edge.target.channel, edge.source.channel))
         return {site: torch.tensor(found, device=device) for site, found in pairs.items()}
 
-    def require(self, model: SparseTransformer) -> None:
-        """InputError unless `model` is the one the circuit was found in, and has the circuit's sites and edges."""
-        from circuit.graph.edges import check_edges  # which builds on this file
-
-        actual = fingerprint(model)
-        if actual != self.model:
-            raise InputError(f"model {actual}; the circuit of {self.task} is of model {self.model}")
-        if self.status == "ok":
-            check_edges(self, model)
-
 
 def _version(text: str | bytes, name: str) -> Any:
     """What a JSON object says of its version, if anything; as if of this one where it is no object."""
@@ -174,7 +163,7 @@ def _version(text: str | bytes, name: str) -> Any:
         content = parse_json(text if isinstance(text, str) else decoded(text, "content"), "content")
     except InputError as error:
         raise InputError(f"{name}: not a saved circuit ({error})") from None
-    return content.get("schema_version") if isinstance(content, dict) else SCHEMA_VERSION
+    return content.get("schema_version") if isinstance(content, dict) else CIRCUIT_VERSION
 
 
 def fingerprint(model: SparseTransformer) -> str:
@@ -186,7 +175,7 @@ def fingerprint(model: SparseTransformer) -> str:
     return digest.hexdigest()[:16]
 
 
-def stored_means(means: Means) -> dict[str, tuple[float, ...]]:
+def decimal_means(means: Means) -> dict[str, tuple[float, ...]]:
     """Means as the shortest decimals that read back as the same float32."""
     return {name: tuple(float(str(x)) for x in np.asarray(mean.cpu())) for name, mean in means.items()}
 
@@ -194,18 +183,3 @@ def stored_means(means: Means) -> dict[str, tuple[float, ...]]:
 def means_of(circuit: Circuit, device: torch.device) -> Means:
     """The means a circuit was found with, bit for bit."""
     return {name: torch.tensor(mean, dtype=torch.float32, device=device) for name, mean in circuit.means.items()}
-
-
-def to_networkx(circuit: Circuit) -> nx.DiGraph[Node]:
-    """Directed graph of `Node`s (attributes site, channel) and edges (matrix, layer, weight).
-
-    Residual stream and attention pattern are not edges: a path goes on where the next sublayer reads the same channel.
-    """
-    graph: nx.DiGraph[Node] = nx.DiGraph(task=circuit.task, model=circuit.model)
-    for site, channels in circuit.nodes.items():
-        for channel in channels:
-            graph.add_node(Node(site, channel), site=site, channel=channel)
-    for edge in circuit.edges:
-        attributes: dict[str, Any] = {"matrix": edge.matrix, "layer": edge.layer, "weight": edge.weight}
-        graph.add_edge(edge.source, edge.target, **attributes)
-    return graph

@@ -20,7 +20,7 @@ from circuit.search.evaluation import Judge
 Baseline = Literal["attribution", "integrated", "random"]
 BASELINES: tuple[Baseline, ...] = ("attribution", "integrated", "random")
 
-STEPS = 8
+PATH_STEPS = 8
 """Of integrated gradients, between all nodes at their means and none."""
 
 
@@ -34,12 +34,12 @@ def scores(judge: Judge, baseline: Baseline, seed: int = 0) -> Tensor:
     if baseline == "random":
         generator = torch.Generator().manual_seed(seed)
         return torch.rand(judge.index.total, generator=generator).to(judge.sides.device)
-    steps = [1.0] if baseline == "attribution" else [(step + 0.5) / STEPS for step in range(STEPS)]
+    steps = [1.0] if baseline == "attribution" else [(step + 0.5) / PATH_STEPS for step in range(PATH_STEPS)]
     everything = judge.everything().float()
     return torch.stack([attributions(judge, openness * everything) for openness in steps]).mean(0).abs()
 
 
-def sizes(judge: Judge, order: Tensor, targets: Iterable[float]) -> dict[float, int | None]:
+def sizes_along(judge: Judge, order: Tensor, targets: Iterable[float]) -> dict[float, int | None]:
     """Edges of the circuit of fewest highest nodes of `order` (N,) that reaches each target; None where not all of
     them do."""
     return {target: _size(judge, bisect_nodes(judge, order, target)) for target in targets}

@@ -1,4 +1,4 @@
-"""Scores on a task: of a whole model, and of a circuit that was saved."""
+"""What circuits of one model are judged by: their loss and accuracy on one set of prompts."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from circuit.ablated.ablation import Means, zero_means
+from circuit.ablated.ablation import Means
 from circuit.ablated.batches import all_batches
 from circuit.ablated.calibration import IDENTITY, Calibration, calibrated_loss, task_loss
 from circuit.ablated.compact import AblatedModel, Edges
-from circuit.graph.record import Circuit, means_of
 from circuit.search.masks import NodeIndex
 from circuit.search.watch import SILENT, Watch
 from circuit.tasks import PairBatch
@@ -65,17 +64,3 @@ class Judge:
         lead = calibration.scale * margins + calibration.shift * self.sides
         accuracy = float((lead.sign() + 1).mean() / 2)
         return Score(float(task_loss(margins, self.sides, calibration)), accuracy)
-
-
-def task_scores(model: SparseTransformer, data: PairBatch) -> Score:
-    """Score of the whole model, its logits as they are. In float32; only the answer position's two logits."""
-    judge = Judge(model, zero_means(model), data)
-    return judge.score(judge.everything())
-
-
-def circuit_score(model: SparseTransformer, circuit: Circuit, data: PairBatch) -> Score:
-    """Score of a circuit under its calibration; InputError if it is of another model."""
-    circuit.require(model)
-    judge = Judge(model, means_of(circuit, model.embedding.device), data)
-    edges = circuit.kept_edges(judge.sides.device)
-    return judge.score(judge.index.flat(circuit.nodes), Calibration(circuit.scale, circuit.shift), edges)

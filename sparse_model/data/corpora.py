@@ -13,7 +13,7 @@ from itertools import chain, islice
 from typing import Literal, TypeVar
 
 from sparse_model.data.config import GENERATED, PACKAGE, CorpusConfig, SourceConfig
-from sparse_model.data.idioms import programs
+from sparse_model.data.idioms.programs import programs
 from sparse_model.data.readers.long_texts import cut
 from sparse_model.data.readers.python_files import PythonFile, python_files, read_python
 from sparse_model.data.readers.tally import Tally

@@ -31,23 +31,23 @@ from sparse_model.data.manifest import File, Manifest, is_complete, write_manife
 from sparse_model.data.parts import Document, PartRecord, Tokenising, file_of, finished_parts, merged
 from sparse_model.data.processes import Execute, in_processes, in_turn
 from sparse_model.data.readers.long_texts import LONGEST
-from sparse_model.data.readers.tally import SourceReport, Tally, together
+from sparse_model.data.readers.tally import SourceReport, Tally, summed_reports
 from sparse_model.data.tokenizer import Tokenizer
 from sparse_model.errors import InputError
 from sparse_model.storage.files import check_writable, exists, join, read_bytes, remove, write_bytes_atomic
 
-FORMAT = 3  # raise when the same configuration and input would give other tokens
+DATASET_FORMAT = 3  # raise when the same configuration and input would give other tokens
 FEWEST_TOKENS = 1024  # of a split: a loss measured on less means nothing
 
-log = logging.getLogger(__name__)
-Progress = Callable[[str, float], None]
+_log = logging.getLogger(__name__)
+TellShare = Callable[[str, float], None]
 
 
 def prepare(
     corpus: CorpusConfig,
     tokenizer: TokenizerConfig,
     root: str,
-    progress: Progress | None = None,
+    progress: TellShare | None = None,
     *,
     execute: Execute | None = None,
     part_bytes: int = PART_BYTES,
@@ -85,7 +85,7 @@ def prepare(
         )
         write_manifest(folder, manifest)
         for line in manifest.described_sources(remarkable=True):
-            log.warning("%s", line)
+            _log.warning("%s", line)
     return TokenDataset.open(folder)
 
 
@@ -98,7 +98,7 @@ def _default(corpus: CorpusConfig, root: str) -> Execute:
     return in_turn if any(uri.startswith("memory:") for uri in uris) else in_processes()
 
 
-def _inspect(corpus: CorpusConfig, report: Progress) -> list[SourceInputs]:
+def _inspect(corpus: CorpusConfig, report: TellShare) -> list[SourceInputs]:
     inputs = []
     for done, source in enumerate(corpus.sources):
         report("corpus", done / len(corpus.sources))
@@ -112,7 +112,7 @@ def dataset_key(
 ) -> str:
     """The name of a dataset: what its tokens follow from, and nothing else. Where files are is not in it."""
     entries = [
-        f"{FORMAT} {part_bytes}",
+        f"{DATASET_FORMAT} {part_bytes}",
         tokenizers.__version__,
         corpus.model_dump_json(include={"seed", "heldout_fraction"}),
         tokenizer.model_dump_json(),
@@ -146,7 +146,7 @@ class Reading:
         return first
 
 
-def _tokenizer(folder: str, reading: Reading, config: TokenizerConfig, report: Progress) -> tuple[Tokenizer, File]:
+def _tokenizer(folder: str, reading: Reading, config: TokenizerConfig, report: TellShare) -> tuple[Tokenizer, File]:
     """The tokenizer, as an earlier preparation left it or trained now, and its file.
 
     It is trained on the first training documents; those are then in memory, and not read again with the others.
@@ -175,7 +175,7 @@ def _beginning(documents: Iterator[Document], size: float) -> Iterator[Document]
 
 
 def _tokenise(
-    work: Tokenising, plan: Sequence[Part], reading: Reading, execute: Execute, report: Progress
+    work: Tokenising, plan: Sequence[Part], reading: Reading, execute: Execute, report: TellShare
 ) -> list[PartRecord]:
     """Records of all parts. A corpus of one part is tokenised here and now, from the documents already read."""
     if len(plan) == 1:
@@ -197,7 +197,8 @@ def _reports(inputs: Sequence[SourceInputs], records: Sequence[PartRecord]) -> t
     """Of each source, over all parts."""
     ordered = sorted(records, key=lambda record: record.index)
     return tuple(
-        together((record.sources[index] for record in ordered), given.left_out) for index, given in enumerate(inputs)
+        summed_reports((record.sources[index] for record in ordered), given.left_out)
+        for index, given in enumerate(inputs)
     )
 
 

@@ -21,7 +21,7 @@ from sparse_model.data.tokenizer import Tokenizer
 from sparse_model.errors import InputError
 from sparse_model.model.config import LayerSite, ModelConfig, ResidualPoint
 from sparse_model.model.transformer import SparseTransformer
-from sparse_model.saved.pretrained import FORMAT as OURS, check_tensor
+from sparse_model.saved.pretrained import MODEL_FORMAT, check_tensor
 from sparse_model.storage.text import read_json, read_text
 
 CONFIG, WEIGHTS, ENCODER, MERGES = "beeg_config.json", "final_model.pt", "encoder.json", "vocab.bpe"
@@ -163,7 +163,7 @@ def _refuse_other_forms(uri: str) -> None:
     if storage.exists(storage.join(uri, CONFIG)) or not storage.exists(storage.join(uri, "config.json")):
         return
     content = read_json(storage.join(uri, "config.json"))
-    ours = isinstance(content, dict) and content.get("format") == OURS["format"]
+    ours = isinstance(content, dict) and content.get("format") == MODEL_FORMAT["format"]
     said = "a model of ours, to be used as it is" if ours else "in Hugging Face form (config.json, model.safetensors)"
     raise InputError(f"{uri}: {said}; allowed: a folder as the authors released it, with {CONFIG} and {WEIGHTS}")
 

@@ -22,7 +22,7 @@ from sparse_model.model.config import ModelConfig
 from sparse_model.model.transformer import SparseTransformer
 from sparse_model.storage.text import read_json
 
-FORMAT = {"format": "circuit-sweeps/sparse-transformer", "version": 1}
+MODEL_FORMAT = {"format": "circuit-sweeps/sparse-transformer", "version": 1}
 
 
 def save_pretrained(model: SparseTransformer, tokenizer: Tokenizer, uri: str) -> None:
@@ -63,7 +63,7 @@ def _config(model: SparseTransformer, tokenizer: Tokenizer) -> dict[str, object]
         "model_type": "sparse_transformer",
         "dtype": "float32",
         "eos_token_id": tokenizer.eot,
-        **FORMAT,
+        **MODEL_FORMAT,
         "compute_dtype": str(model.compute_dtype).removeprefix("torch."),
         "model": model.config.model_dump(mode="json"),
     }
@@ -102,15 +102,15 @@ def _read_config(uri: str) -> ModelConfig:
     if not storage.exists(path) and storage.exists(storage.join(uri, "beeg_config.json")):
         raise InputError(f"{uri}: a checkpoint as the paper's authors released it; `sweeps import` makes a model of it")
     content = read_json(path)
-    if not isinstance(content, dict) or content.get("format") != FORMAT["format"]:
+    if not isinstance(content, dict) or content.get("format") != MODEL_FORMAT["format"]:
         kind = content.get("model_type") if isinstance(content, dict) else None
         said = f"a model of type {kind!r}" if kind else "no configuration of a model"
         raise InputError(
             f"{path}: not the configuration of a saved model ({said}); allowed: a folder that `sweeps train`, "
-            f"`sweeps import` or a trial wrote, whose format is {FORMAT['format']!r}"
+            f"`sweeps import` or a trial wrote, whose format is {MODEL_FORMAT['format']!r}"
         )
-    if content.get("version") != FORMAT["version"]:
-        raise InputError(f"{path}: version {content.get('version')!r}; allowed: {FORMAT['version']}")
+    if content.get("version") != MODEL_FORMAT["version"]:
+        raise InputError(f"{path}: version {content.get('version')!r}; allowed: {MODEL_FORMAT['version']}")
     try:
         return ModelConfig.model_validate(content.get("model"))
     except ValidationError as error:

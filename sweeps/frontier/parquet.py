@@ -25,7 +25,7 @@ from sparse_model.errors import InputError
 from sweeps.frontier.columns import converted, partition_values, without_nan
 from sweeps.frontier.rows import SCHEMA_VERSION, TABLES, table_uri
 
-ENDING = ".parquet"
+ROW_ENDING = ".parquet"
 COMPACTED = "compacted-"
 """How names of compacted files begin; trials' keys begin otherwise."""
 RECORD = b"contains"
@@ -35,7 +35,7 @@ NEEDED = {
     "circuits": ("trial", "task", "target_loss", "status", "edges"),
 }
 """Columns without which rows say nothing."""
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 TRIES = 20
 """Times a folder is listed again because a file listed was gone when it was to be read (it was compacted)."""
@@ -67,7 +67,7 @@ class Source:
                 raise InputError(f"{self.root}: {self.name} is not of `sweeps frontier --compact`: name it differently")
             record: dict[str, int] = json.loads(metadata[RECORD])
             return record
-        stem = self.name.removesuffix(ENDING)
+        stem = self.name.removesuffix(ROW_ENDING)
         if self.is_nested:  # its name says nothing: those of others may be the same
             return {stem: 0}
         trial, plus, attempt = stem.rpartition("+")
@@ -122,7 +122,7 @@ class Source:
             reason = " ".join(str(error).split())
             if name in NEEDED[table]:
                 raise InputError(f"{self.root}: {found} ({reason})") from None
-            log.warning("%s: %s: left empty (%s)", self.root, found, reason)
+            _log.warning("%s: %s: left empty (%s)", self.root, found, reason)
             return pa.nulls(len(content), kind)
 
 
@@ -151,9 +151,11 @@ def read_sources(root: str, table: str) -> list[Source]:
 def row_files(root: str, table: str) -> list[str]:
     """Paths below a table's folder of the files with its rows; InputError where there are only files of other kinds."""
     found = list(storage.versions(table_uri(root, table), True))
-    names = [name for name in found if name.endswith(ENDING)]
+    names = [name for name in found if name.endswith(ROW_ENDING)]
     if found and not names:
-        raise InputError(f"{root}: frontier/{table} has no {ENDING} file, but {found[0]}; allowed: {ENDING} files")
+        raise InputError(
+            f"{root}: frontier/{table} has no {ROW_ENDING} file, but {found[0]}; allowed: {ROW_ENDING} files"
+        )
     return names
 
 

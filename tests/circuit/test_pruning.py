@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, strategies as st
+from toys import whole_score
 
 from circuit.ablated.calibration import Calibration
 from circuit.graph.record import Circuit
@@ -18,7 +19,7 @@ from circuit.pruning import find_circuit, find_circuits
 from circuit.search.config import PruneConfig
 from circuit.search.discretise import bisect_nodes, fewest, grown
 from circuit.search.elimination import _Circuit, eliminate
-from circuit.search.evaluation import Judge, task_scores
+from circuit.search.evaluation import Judge
 from circuit.search.masks import learn_masks
 from circuit.search.parts import Parts
 from circuit.tasks import TaskData
@@ -47,7 +48,7 @@ def test_proofs_of_the_planted_circuit(found: Circuit, planted: Any) -> None:
     assert found.loss <= 0.15
     assert found.heldout_loss <= 0.15
     assert found.heldout_accuracy == 1.0
-    assert found.unpruned_loss == pytest.approx(task_scores(planted.model, planted.task.train).loss, abs=1e-6)
+    assert found.unpruned_loss == pytest.approx(whole_score(planted.model, planted.task.train).loss, abs=1e-6)
     assert found.necessity_loss is not None
     assert found.necessity_loss > 0.9 * math.log(2)
 

@@ -7,7 +7,7 @@ lower-case and short, so that a vocabulary of 2048 holds each as one token.
 from collections.abc import Sequence
 from typing import Literal, TypeVar
 
-Choice = TypeVar("Choice")
+Drawn = TypeVar("Drawn")
 Kind = Literal["int", "bool", "str", "list", "dict", "set", "text", "file", "function", "element"]
 
 
@@ -16,7 +16,7 @@ def skewed(words: str, power: float = 0.6) -> tuple[str, ...]:
     return tuple(word for rank, word in enumerate(words.split(), 1) for _ in range(max(1, round(24 / rank**power))))
 
 
-def weighted(choices: Sequence[tuple[int, Choice]]) -> tuple[Choice, ...]:
+def weighted(choices: Sequence[tuple[int, Drawn]]) -> tuple[Drawn, ...]:
     """Table holding each choice as often as its weight says."""
     return tuple(choice for weight, choice in choices for _ in range(weight))
 

@@ -76,7 +76,7 @@ class Tally:
         )
 
 
-def together(reports: Iterable[SourceReport], left_out: Mapping[str, int] | None = None) -> SourceReport:
+def summed_reports(reports: Iterable[SourceReport], left_out: Mapping[str, int] | None = None) -> SourceReport:
     """The figures of a source over all parts, in their order."""
     listed = list(reports)
     return SourceReport(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from circuit.search.attribution import attributions
-from circuit.search.baselines import BASELINES, STEPS, scores, sizes
+from circuit.search.baselines import BASELINES, PATH_STEPS, scores, sizes_along
 from circuit.search.evaluation import Judge
 from circuit.search.masks import NodeIndex
 from circuit.tasks import PairBatch
@@ -63,7 +63,7 @@ def test_attributions_are_finite_differences_of_the_models_own_loss(case: Case, 
 
 def test_integrated_gradients_add_up_to_what_ablating_everything_costs(case: Case) -> None:
     judge = case.judge
-    steps = [(step + 0.5) / (8 * STEPS) for step in range(8 * STEPS)]
+    steps = [(step + 0.5) / (8 * PATH_STEPS) for step in range(8 * PATH_STEPS)]
     path = torch.stack([attributions(judge, openness * judge.everything().float()) for openness in steps]).mean(0)
     whole, nothing = (judge.score(keep).loss for keep in (judge.everything(), ~judge.everything()))
     assert float(path.sum()) == pytest.approx(nothing - whole, abs=0.02 * abs(nothing - whole) + 1e-4)
@@ -73,9 +73,9 @@ def test_integrated_gradients_add_up_to_what_ablating_everything_costs(case: Cas
 def test_rankings_go_through_the_same_bisection_and_count(planted: Any) -> None:
     judge = Judge(planted.model, planted.means, planted.task.train)
     perfect = judge.index.flat(planted.nodes).float()
-    assert sizes(judge, perfect, (0.15, 1e-12)) == {0.15: 4, 1e-12: None}
+    assert sizes_along(judge, perfect, (0.15, 1e-12)) == {0.15: 4, 1e-12: None}
     for baseline in BASELINES:
-        size = sizes(judge, scores(judge, baseline), (0.15,))[0.15]
+        size = sizes_along(judge, scores(judge, baseline), (0.15,))[0.15]
         assert size is not None
         assert size >= 4
     assert torch.equal(scores(judge, "random", 3), scores(judge, "random", 3))

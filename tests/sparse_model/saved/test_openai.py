@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 from torch import Tensor
 
-from sparse_model.data.idioms import programs
+from sparse_model.data.idioms.programs import programs
 from sparse_model.data.tokenizer import END_OF_TEXT, PATTERN, Tokenizer
 from sparse_model.errors import InputError
 from sparse_model.saved.openai import SITES, load_openai, read_tokenizer
