@@ -28,7 +28,7 @@ from sparse_model.storage.text import decoded, parse_json
 
 READ_AHEAD = 2 * 2**20  # of a file in an object store, which would else fetch tens of megabytes at a time
 FILES_AT_ONCE = 64  # fetched together, where the store can: one after the other, waiting is most of the time
-BYTES_AT_ONCE = 2**18
+READ_BLOCK = 2**18
 WHOLE = 10 * LONGEST  # bytes of a file of text that is never cut between lines for reading: most are shorter
 MOST_PIECES = 4096  # of a file
 MOST_PASSES = 8  # over a group of rows that is read as a whole in the end
@@ -149,14 +149,14 @@ def _long_text(piece: TextPiece, tally: Tally) -> Iterator[str]:
 def _blocks(file: IO[bytes], piece: TextPiece) -> Iterator[bytes]:
     """The bytes of the lines that begin in a piece, in blocks."""
     place = _first_line(file, piece)
-    while piece.stop < 0 and (block := file.read(BYTES_AT_ONCE)):
+    while piece.stop < 0 and (block := file.read(READ_BLOCK)):
         yield block
     last = b"\n"
-    while place < piece.stop and (last := file.read(min(BYTES_AT_ONCE, piece.stop - place))):
+    while place < piece.stop and (last := file.read(min(READ_BLOCK, piece.stop - place))):
         place += len(last)
         yield last
     while (
-        last and not last.endswith(b"\n") and (last := file.readline(BYTES_AT_ONCE))
+        last and not last.endswith(b"\n") and (last := file.readline(READ_BLOCK))
     ):  # the line that goes on behind `stop`
         yield last
 
@@ -166,7 +166,7 @@ def _first_line(file: IO[bytes], piece: TextPiece) -> int:
     if not piece.start:
         return 0
     place = file.seek(piece.start - 1)
-    while line := file.readline(BYTES_AT_ONCE):
+    while line := file.readline(READ_BLOCK):
         place += len(line)
         if line.endswith(b"\n") or 0 <= piece.stop <= place:
             break
@@ -214,7 +214,7 @@ def _parquet_rows(piece: TextPiece, text_field: str, tally: Tally) -> Iterator[s
     file = piece.file
     with _opened(file) as opened:
         # of a column of a row group, which may be all of the file, only a block at a time
-        table = pyarrow.parquet.ParquetFile(opened, buffer_size=BYTES_AT_ONCE, pre_buffer=False)
+        table = pyarrow.parquet.ParquetFile(opened, buffer_size=READ_BLOCK, pre_buffer=False)
         _check_column(table, text_field, file.uri)
         groups = list(range(table.num_row_groups)[piece.start : None if piece.stop < 0 else piece.stop])
         before = sum(table.metadata.row_group(group).num_rows for group in range(piece.start))
@@ -277,7 +277,7 @@ def _opened_text(file: TextFile) -> Iterator[IO[bytes]]:
     with (
         _opened(file) as opened,
         OPENERS[file.compression](opened) as plain,
-        io.BufferedReader(plain, BYTES_AT_ONCE) as lines,
+        io.BufferedReader(plain, READ_BLOCK) as lines,
     ):
         yield lines
 

@@ -64,7 +64,7 @@ def test_pieces_of_a_file_of_text_are_the_file(sizes: list[int], piece_bytes: in
     (file,) = listed("memory://long/a.txt").files
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(text_files, "WHOLE", 20)
-        patch.setattr(text_files, "BYTES_AT_ONCE", block)
+        patch.setattr(text_files, "READ_BLOCK", block)
         cuts = pieces(file, piece_bytes)
         assert len(cuts) == -(-len(text.encode()) // piece_bytes)
         assert "".join(read_texts(cuts, "text")) == text
