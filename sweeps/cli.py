@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from sparse_model.errors import InputError
 from sparse_model.storage.store_errors import StorageFailed, StorageUnavailable, redacted
-from sweeps.commands import circuit, cluster, curves, data, doctor, frontier, importing, one, run, search
+from sweeps.commands import circuit, cluster, curves, data, doctor, frontier, importing, one, run, search, tasks
 
 sweeps_app = typer.Typer(
     name="sweeps",
@@ -25,7 +25,7 @@ for command in (
     *(cluster.plan_command, cluster.submit_command, cluster.status_command),
     *(frontier.frontier_command, curves.curves_command, curves.baselines_command, search.search_command),
     *(one.train_command, one.prune_command),
-    *(data.tasks_command, data.corpus_command, data.tokenizer_command),
+    *(tasks.tasks_command, data.corpus_command, data.tokenizer_command),
     importing.import_command,
 ):
     sweeps_app.command(command.__name__.removesuffix("_command"))(command)

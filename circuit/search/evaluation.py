@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -30,10 +31,20 @@ class Judge:
     """What models with some nodes ablated make of one set of prompts.
 
     `keep` is boolean (N,) over all nodes of the model, in the order of `NodeIndex`. `watch` is told what is judged.
+    Calibrations multiply logits by `max_scale` at the most.
     """
 
-    def __init__(self, model: SparseTransformer, means: Means, data: PairBatch, watch: Watch = SILENT) -> None:
+    def __init__(
+        self,
+        model: SparseTransformer,
+        means: Means,
+        data: PairBatch,
+        watch: Watch = SILENT,
+        *,
+        max_scale: float | None = None,
+    ) -> None:
         self.model, self.means, self.index, self.watch = model, means, NodeIndex(model), watch
+        self.max_scale = math.inf if max_scale is None else max_scale
         self.data, self.batches = data, all_batches(data, model.embedding.device)
         self.sides = torch.cat([batch.sides for batch in self.batches])
 
@@ -50,7 +61,7 @@ class Judge:
 
     def calibrated(self, keep: Tensor, edges: Edges | None = None) -> tuple[float, Calibration]:
         """Task loss after calibration, and the calibration."""
-        loss, calibration = calibrated_loss(self.margins(keep, edges), self.sides)
+        loss, calibration = calibrated_loss(self.margins(keep, edges), self.sides, self.max_scale)
         self.watch.judged(int(keep.sum()), loss)
         return loss, calibration
 
@@ -64,3 +75,10 @@ class Judge:
         lead = calibration.scale * margins + calibration.shift * self.sides
         accuracy = float((lead.sign() + 1).mean() / 2)
         return Score(float(task_loss(margins, self.sides, calibration)), accuracy)
+
+
+def model_score(model: SparseTransformer, data: PairBatch) -> Score:
+    """Score of the whole model, its logits as they are. In float32; only the answer position's two logits."""
+    means = {site: torch.zeros(width, device=model.embedding.device) for site, width in NodeIndex(model).widths.items()}
+    judge = Judge(model, means, data)  # nothing is at its mean
+    return judge.score(judge.everything())

@@ -1,5 +1,5 @@
 """The 20 tasks (METHOD section 5): what they are (`TASKS`) and how their prompts become tokens (`build_task`); tasks
-of one's own from files.
+of one's own from files; what gives their answers away (`audited`).
 """
 
 import lazy_loader

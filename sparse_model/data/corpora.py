@@ -13,7 +13,7 @@ from itertools import chain, islice
 from typing import Literal, TypeVar
 
 from sparse_model.data.config import GENERATED, PACKAGE, CorpusConfig, SourceConfig
-from sparse_model.data.idioms.programs import programs
+from sparse_model.data.idioms.programs import IDIOMS_VERSION, programs
 from sparse_model.data.readers.long_texts import cut
 from sparse_model.data.readers.python_files import PythonFile, python_files, read_python
 from sparse_model.data.readers.tally import Tally
@@ -75,14 +75,15 @@ class Part:
 def source_inputs(source: SourceConfig, corpus: CorpusConfig) -> SourceInputs:
     """What `parts` would cut up now, found without reading more than it must.
 
-    The fingerprint covers, of generated programs, the first ones; of Python files, names and contents, and the
-    interpreter's version unless they are of one package; of a URI, names below the source, sizes and contents (as the
-    store tags them, where it does: then nothing is read). So the same files elsewhere are the same source. Raises
-    InputError for a source that is missing or unreadable.
+    The fingerprint covers, of generated programs, their version and the first ones; of Python files, names and
+    contents, and the interpreter's version unless they are of one package; of a URI, names below the source, sizes and
+    contents (as the store tags them, where it does: then nothing is read). So the same files elsewhere are the same
+    source. Raises InputError for a source that is missing or unreadable.
     """
     limit = math.inf if source.megabytes is None else source.megabytes * MEGABYTE
     if source.source == GENERATED:
-        return SourceInputs(source, _hash(list(islice(programs(corpus.seed), FINGERPRINT_PROGRAMS))), int(limit))
+        first = [f"{GENERATED} {IDIOMS_VERSION}", *islice(programs(corpus.seed), FINGERPRINT_PROGRAMS)]
+        return SourceInputs(source, _hash(first), int(limit))
     if source.is_python:
         python = tuple(python_files(source.source))
         version = "" if PACKAGE.fullmatch(source.source) else platform.python_version()

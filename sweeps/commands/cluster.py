@@ -35,7 +35,7 @@ def plan_command(
 
     \b
     sweeps plan quickstart
-    sweeps plan paper.yaml --flops 1e14 --price 2.50
+    sweeps plan paper.yaml --flops 4e14 --price 2.50
     sweeps plan bigger.yaml --like s3://bucket/results/smaller
     """
     if like is not None and (flops is not None or prune_seconds is not None):
@@ -69,6 +69,7 @@ def plan_command(
         "cluster": f"{at_once * resources.devices} {device}s and {cores} "
         f"cores{sharing} for pruning; {found.training_gb:,.2f} GB per device for weights and optimiser of the largest "
         "model",
+        "sampler": f"told {asked.unsolved_edges:,} edges of a task without a circuit that counts",
         "storage": f"{found.storage_gb:,.3g} GB, and up to {found.peak_checkpoint_gb:,.3g} GB of checkpoints meanwhile",
     }
     if price is not None:

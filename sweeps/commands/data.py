@@ -1,13 +1,11 @@
-"""`sweeps tasks`, `sweeps corpus` and `sweeps tokenizer`: look at what models are trained on and asked."""
+"""`sweeps corpus` and `sweeps tokenizer`: look at what models are trained on."""
 
 from __future__ import annotations
 
-from textwrap import indent
 from typing import Annotated
 
 import typer
 
-from circuit.tasks import TASKS, example
 from sparse_model.data.processes import in_processes
 from sparse_model.errors import InputError
 from sweeps.commands.opening import prepared
@@ -15,18 +13,6 @@ from sweeps.commands.options import StorageOption, StudyArgument
 from sweeps.engine.tokens import on_ray
 from sweeps.show.text import terminal
 from sweeps.study.study import load_study
-
-
-def tasks_command() -> int:
-    """List the tasks, each with a pair of prompts and, after ⟶, what completes them (its first token is the answer)."""
-    console = terminal()
-    for task in TASKS.values():
-        pair = example(task)
-        console.print(f"[bold]{task.name}[/bold]  {task.description}", markup=True)
-        for prompt, completion in ((pair.prompt_a, pair.completion_a), (pair.prompt_b, pair.completion_b)):
-            console.print(indent(f"{prompt} ⟶ {completion!r}", "    "), soft_wrap=True)
-            console.print()
-    return 0
 
 
 def corpus_command(

@@ -22,7 +22,7 @@ from sweeps.show.text import terminal
 from sweeps.study.space import Space, TrialConfig
 from sweeps.study.study import load_study
 from sweeps.study.yamlfile import parse_yaml
-from sweeps.trial.task_circuits import settings
+from sweeps.trial.task_circuits import harder_accuracy, settings
 
 
 def train_command(
@@ -78,6 +78,15 @@ def prune_command(
     out: Annotated[str | None, typer.Option(help="write the circuit into this JSON file")] = None,
     method: Annotated[Method, typer.Option(help="prune nodes alone, or edges as well")] = "node",
     target: Annotated[float | None, typer.Option(help="task loss in nats, instead of the study's target")] = None,
+    solved_loss: Annotated[
+        float | None,
+        typer.Option(
+            help="own loss of the whole model up to which the task is solved, in nats, instead of the study's"
+        ),
+    ] = None,
+    max_scale: Annotated[
+        float | None, typer.Option(help="what calibration may multiply logits by at the most; default: the study's")
+    ] = None,
     restarts: Annotated[
         int | None,
         typer.Option(min=1, help="search from this many seeds and combine them, instead of the study's number"),
@@ -91,7 +100,7 @@ def prune_command(
     device: DeviceOption = None,
     storage_uri: StorageOption = None,
 ) -> int:
-    """Find the circuit of one task in one model, and prove it. Exits 1 if the model cannot do the task.
+    """Find the circuit of one task in one model, and prove it. Exits 1 if there is none to be found.
 
     Mean activations are taken over the study's training text, in the model's own tokens.
     """
@@ -99,14 +108,19 @@ def prune_command(
     if out is not None:
         storage.check_writable(storage.parent(out))
     asked = load_study(study, storage_uri)
-    config = settings(asked, target, stability=stability, restarts=restarts or asked.pruning.restarts)
+    given = {"restarts": restarts, "solved_loss": solved_loss, "max_scale": max_scale}
+    changes = {name: value for name, value in given.items() if value is not None}
+    config = settings(asked, target, stability=stability, **changes)
     trained, tokenizer, known = opened(model, asked, device_named(device))
     prompts = task_data(task, tokenizer, pairs=config.pairs, seed=config.seed)
     with Show(Console(stderr=True)) as show:
         circuit = find_circuit(
             trained, prompts, known.means, config, method=method, text=known.text, progress=searching(show)
         )
-    describe(circuit, terminal())
+    console = terminal()
+    describe(circuit, console)
+    if (harder := harder_accuracy(trained, tokenizer, task, config)) is not None:
+        console.print(f"{harder:.1%} of the task's harder variant right by the whole model")
     if out is not None:
         circuit.save(out)
     return 0 if circuit.status == "ok" else 1

@@ -282,6 +282,18 @@ def test_doctor(study_text: Text, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "1000 CPU cores" in capsys.readouterr().err
 
 
+def test_doctor_tries_the_kernels_of_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Here there is none, so what it tries fails, and so does a machine without a C compiler before that."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda i: "a GPU")
+    assert status_of(["doctor", "smoke"]) == 2
+    assert "GPU 0: a kernel fails" in capsys.readouterr().err
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CC", raising=False)
+    assert status_of(["doctor", "smoke"]) == 2
+    assert "no C compiler" in capsys.readouterr().err
+
+
 def test_capacity() -> None:
     two = ResourceConfig.model_validate({"workers": 2, "concurrency": 3})
     assert capacity(two, {"CPU": 8, HOLDER: 9}, can_grow=False).concurrency == 3

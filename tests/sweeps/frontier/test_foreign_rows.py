@@ -16,7 +16,7 @@ import pytest
 
 from sparse_model.errors import InputError
 from sweeps.cli import status_of
-from sweeps.frontier.compaction import compact
+from sweeps.frontier.compaction import compact_rows
 from sweeps.frontier.queries import Frontier
 from sweeps.frontier.rows import write_trial_row
 
@@ -81,7 +81,7 @@ def test_files_of_one_name_in_several_folders_are_all_read(tmp_path: Path) -> No
     assert [row[0] for row in read(tmp_path, "trial")] == ["a", "b", "c d/é", "part"]
     before = {path: path.read_bytes() for path in tmp_path.rglob("kind=*/*.parquet")}
     write_trial_row(str(tmp_path), {"trial": "more", "study": "s", "kind": "dense", "status": "ok", "val_loss": 3.0})
-    assert [done.files for done in compact(str(tmp_path))] == [2]
+    assert [done.files for done in compact_rows(str(tmp_path))] == [2]
     assert {path: path.read_bytes() for path in tmp_path.rglob("kind=*/*.parquet")} == before
     assert len(read(tmp_path, "trial")) == 5
 
