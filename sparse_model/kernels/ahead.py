@@ -6,9 +6,7 @@ A file of kernels lists what it wants compiled in a function `<file>_variants`, 
 from __future__ import annotations
 
 import importlib
-import os
 import re
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -70,22 +68,6 @@ def compile_ahead(variant: Variant, capability: int) -> Resources:
     target = GPUTarget("cuda", capability, 32)
     compiled = triton.compile(source, target=target, options={"num_warps": variant.num_warps})
     return _resources(compiled.asm["ptx"], capability, int(compiled.metadata.shared))
-
-
-def missing_compiler() -> bool:
-    """Whether this machine lacks the C compiler that Triton needs to launch what it compiles."""
-    return not (os.environ.get("CC") or any(map(shutil.which, ("gcc", "clang"))))
-
-
-def run_one(device: str) -> None:
-    """Compile a kernel on a GPU and compare what it gives; raises RuntimeError if it differs, or what Triton raises."""
-    import torch
-
-    from sparse_model.kernels.topk import triton_topk
-
-    x = torch.arange(-8.0, 8.0, device=device).bfloat16()
-    if triton_topk(x[None], 4).count_nonzero() != 4:
-        raise RuntimeError(f"a kernel gives wrong values on {device}")
 
 
 def _resources(ptx: str, capability: int, shared: int) -> Resources:

@@ -12,7 +12,7 @@ import typer
 from sparse_model import storage
 from sparse_model.cores import cpu_count
 from sparse_model.errors import InputError
-from sparse_model.kernels.ahead import missing_compiler, run_one
+from sparse_model.kernels.check import missing_compiler, run_one
 from sweeps.engine.session import capacity, offered_at
 from sweeps.show.text import terminal
 from sweeps.study.study import load_study
