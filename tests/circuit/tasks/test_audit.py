@@ -62,7 +62,7 @@ def test_training_prompts_hold_no_word_that_is_for_held_out_ones(
     for name, data in built.items():
         for prompt in prompts_of(data.train, tokenizer):
             said = {piece for word in words_of(prompt.text) for piece in word.split("_")}
-            assert not said & names.HELDOUT_WORDS, f"{name}: {prompt.text}"
+            assert not said & names.HELDOUT_NAMES, f"{name}: {prompt.text}"
 
 
 @pytest.mark.parametrize("name", TASKS)
