@@ -105,7 +105,7 @@ class ModelConfig(Config):
         return k if kind in self.sparse_sites and k < width else None
 
 
-RUN_ONLY = ("compile", "cuda_graph", "log_every", "eval_every", "checkpoint_every")
+RUN_ONLY = ("micro_batch", "compile", "cuda_graph", "log_every", "eval_every", "checkpoint_every")
 """Fields of a `TrainConfig` that decide how a run is done and reported, and not to which weights it leads."""
 
 
@@ -138,6 +138,12 @@ class TrainConfig(Config):
         "auto",
         description="of activations; weights stay float32. auto: bfloat16 on GPUs and on processors that have "
         "instructions for it, else float32; decided when a run starts, and kept when it is continued",
+    )
+    micro_batch: int | None = Field(
+        None,
+        ge=1,
+        description="sequences per forward pass and worker, whose gradients are added up. By default all of a "
+        "worker's, on a GPU as many as its memory is estimated to hold; halved when memory runs out all the same",
     )
     compile: bool = Field(False, description="compile the layers (torch.compile); on GPUs only, no effect elsewhere")
     cuda_graph: bool = Field(

@@ -88,7 +88,7 @@ class SparseTransformer(nn.Module):
     def logits(self, final: Tensor, tokens: Tensor) -> Tensor:
         """Logits (..., V) from final.in (..., D) and the tokens (...) at the same positions."""
         dtype = final.dtype
-        logits = F.linear(final, self.unembedding.to(dtype), self.unembedding_bias.to(dtype)).float()
+        logits = F.linear(final, self.unembedding.to(dtype)).float() + self.unembedding_bias
         return logits if self.bigram is None else logits + F.embedding(tokens, self.bigram)
 
     @torch.no_grad()
@@ -228,7 +228,8 @@ class Norm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.kind == "rms":
             return rms_norm(x) if self.gain is None else rms_norm(x) * self.gain
-        return F.layer_norm(x, (self.width,), self.gain, self.offset)
+        gain, offset = (None if p is None else p.to(x.dtype) for p in (self.gain, self.offset))
+        return F.layer_norm(x, (self.width,), gain, offset)
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
