@@ -80,6 +80,7 @@ def plain_step(config: ModelConfig, tokens: Tensor, dtype: torch.dtype) -> Calla
 
 def our_step(config: ModelConfig, recipe: TrainConfig, tokens: Tensor) -> tuple[Callable[[], None], SparseOptimizer]:
     model = SparseTransformer(config, getattr(torch, recipe.dtype)).to(DEVICE)
+    model.bigram_by_rows = True  # as training has it on a CPU
     optimizer = SparseOptimizer(model, recipe, n_steps=1000)
 
     def step() -> None:

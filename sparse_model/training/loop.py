@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import BaseModel
 from torch import Tensor
 
 from sparse_model.data.loader import TokenDataset
@@ -33,6 +34,7 @@ from sparse_model.training.passes import Passes
 from sparse_model.training.precision import ComputeType, resolved
 
 Metrics = dict[str, float]
+SECTIONS: dict[str, type[BaseModel]] = {"model": ModelConfig, "training": TrainConfig}
 Report = Callable[[Metrics], None]
 
 
@@ -135,6 +137,8 @@ class Run:
                 layer.compile()
         numel = sum(p.numel() for p in self.model.parameters())
         rows = rows_at_once(model_config, recipe, numel, self.kind, self.device)
+        # workers that add up their gradients have different rows
+        self.model.bigram_by_rows = self.device.type == "cpu" and world_size() == 1
         self.passes = Passes(self.model, rows, sharded=is_sharded(self.model))
         as_graph = recipe.cuda_graph and on_gpu
         self.optimizer = SparseOptimizer(self.model, recipe, self.n_steps, capturable=as_graph)
@@ -241,13 +245,15 @@ class Run:
         }
 
     def _refuse_other(self, run: dict[str, Any]) -> None:
+        # what a checkpoint of an earlier version does not know was then as it is by default
+        known = {name: config.model_json_schema()["properties"] for name, config in SECTIONS.items()}
         for section, own in self._identity().items():
             theirs = run.get(section, {})
             for field, value in own.items():
-                if theirs.get(field) != value:
+                before = theirs.get(field, known.get(section, {}).get(field, {}).get("default"))
+                if before != value:
                     raise OtherRun(
-                        f"{section}.{field} {theirs.get(field)!r}, now {value!r}; "
-                        "allowed: the same run again, or an empty folder"
+                        f"{section}.{field} {before!r}, now {value!r}; allowed: the same run again, or an empty folder"
                     )
 
     def _learn(self, tokens: Tensor) -> Tensor:

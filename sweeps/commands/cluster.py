@@ -65,8 +65,8 @@ def plan(
         "wall clock": f"about {found.hours:,.2f} hours with {at_once} trials at a time",
         "cluster": f"{at_once * resources.devices} {device}s and {cores} cores{sharing} for pruning",
         "memory": f"{found.memory.gb:,.2f} GB per {worker} in training, at most: {found.memory.state_gb:,.2f} for "
-        f"weights, gradients and moments, {found.memory.activations_gb:,.2f} for activations of {found.memory.micro_batch} "
-        f"sequences at a time{fewer}",
+        f"weights, gradients and moments, {found.memory.activations_gb:,.2f} for activations of "
+        f"{found.memory.micro_batch} sequences at a time{fewer}",
         "storage": f"{found.storage_gb:,.3g} GB, and up to {found.peak_checkpoint_gb:,.3g} GB of checkpoints meanwhile",
     }
     if price is not None:

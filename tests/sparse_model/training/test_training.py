@@ -168,6 +168,20 @@ def test_rows_per_pass_by_a_devices_memory():
     assert 80e9 < needed < 110e9  # a batch of the paper's does not fit an H100
 
 
+def test_a_checkpoint_of_an_earlier_version_goes_on_with_what_was_not_yet_a_choice(data, tmp_path):
+    train(MODEL, RECIPE, data, checkpoints=Checkpoints(str(tmp_path)))
+    shutil.rmtree(max(tmp_path.glob("step-*")))
+    manifest = max(tmp_path.glob("step-*")) / "manifest.json"
+    content = json.loads(manifest.read_text())
+    for section, field in (("training", "decay"), ("training", "rms_over"), ("model", "initial")):
+        del content["progress"]["run"][section][field]
+    manifest.write_text(json.dumps(content))
+    other = RECIPE.model_copy(update={"decay": "matrices"})
+    with pytest.raises(InputError, match=r"training\.decay 'all', now 'matrices'"):
+        train(MODEL, other, data, checkpoints=Checkpoints(str(tmp_path)))
+    assert train(MODEL, RECIPE, data, checkpoints=Checkpoints(str(tmp_path))).metrics["step"] == 40
+
+
 class Killed(Exception):
     pass
 
