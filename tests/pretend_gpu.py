@@ -221,6 +221,7 @@ def pretend_gpu() -> Iterator[torch.device]:
         patch.setattr("sparse_model.model.abstopk._triton_add", selected_and_added)
         patch.setattr("sparse_model.model.norm._has_kernel", lambda x: False)
         patch.setattr("sparse_model.model.attention._has_kernel", lambda x, d_head: False)
+        patch.setattr("circuit.ablated.compact._by_products", lambda x: False)
         patch.setattr("sparse_model.sparsity.projection._project_on_gpu", project_matrices)
         patch.setattr(Optimizer, "_group_tensors_by_device_and_dtype", staticmethod(_grouped))
         yield GPU
