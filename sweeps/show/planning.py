@@ -72,7 +72,7 @@ class Plan:
     peak_checkpoint_gb: float
 
 
-def assumed(study: Study, flops: float | None, prune_seconds: float | None) -> Throughput:
+def assumed_throughput(study: Study, flops: float | None, prune_seconds: float | None) -> Throughput:
     """The throughput as stated, and where not, as assumed for the study's kind of device."""
     gpu = study.resources.gpus_per_worker > 0
     source = (
@@ -81,7 +81,7 @@ def assumed(study: Study, flops: float | None, prune_seconds: float | None) -> T
     return Throughput(flops or (GPU_FLOPS if gpu else CPU_CORE_FLOPS), prune_seconds or PRUNE_SECONDS, source)
 
 
-def measured(uri: str) -> Throughput:
+def measured_throughput(uri: str) -> Throughput:
     """The throughput of the study at `uri` from its rows; InputError where none of them tells."""
     found = Frontier(uri)
     rows = [
@@ -94,11 +94,11 @@ def measured(uri: str) -> Throughput:
     return Throughput(flops, fmean(seconds) if seconds else PRUNE_SECONDS, f"measured over {len(rows)} trials of {uri}")
 
 
-def plan(study: Study, throughput: Throughput) -> Plan:
+def plan_study(study: Study, throughput: Throughput) -> Plan:
     """The plan of a study. FLOPs are counted as if dense, as rows count them."""
     configs = sample(study)
     trials = study.search.trials * len(study.seeds)
-    sizes = [parameters(config.model) for config in configs]
+    sizes = [count_parameters(config.model) for config in configs]
     flops = trials * fmean(config.training.tokens * flops_per_token(config.model) for config in configs)
     circuits = trials * len(study.task_sources) * len(study.target_losses) * len(methods(study.pruning))
     device_hours = flops / throughput.flops / 3600
@@ -114,18 +114,18 @@ def plan(study: Study, throughput: Throughput) -> Plan:
         prune_core_hours=prune_hours * study.resources.cpus_per_pruning_task,
         hours=device_hours / devices + prune_hours / pruning,
         storage_gb=(trials * (fmean(sizes) * BYTES_PER_WEIGHT["model"] + ROW_BYTES) + circuits * CIRCUIT_BYTES) / 1e9,
-        memory=max((memory(config, study) for config in configs), key=lambda taken: taken.gb),
+        memory=max((training_memory(config, study) for config in configs), key=lambda taken: taken.gb),
         peak_checkpoint_gb=2 * at_once * max(sizes) * BYTES_PER_WEIGHT["checkpoint"] / 1e9,
     )
 
 
-def memory(config: TrialConfig, study: Study) -> Memory:
+def training_memory(config: TrialConfig, study: Study) -> Memory:
     """Of one trial: activations of `micro_batch` sequences, or else of all that a worker has of a batch."""
     resources, recipe = study.resources, config.training
     rows = max(1, recipe.batch_size // resources.workers)
     at_once = min(rows, recipe.micro_batch or rows)
     low = recipe.dtype == "bfloat16" or (recipe.dtype == "auto" and resources.gpus_per_worker > 0)
-    state = state_bytes(parameters(config.model), resources.parallel, resources.workers)
+    state = state_bytes(count_parameters(config.model), resources.parallel, resources.workers)
     return Memory(state / 1e9, at_once * activation_bytes(config.model, 2 if low else 4) / 1e9, at_once)
 
 
@@ -139,7 +139,7 @@ def sample(study: Study) -> Sequence[TrialConfig]:
     return [study.space.config(drawn.ask(str(i)), 0) for i in range(min(SAMPLE, study.search.trials))]
 
 
-def parameters(config: ModelConfig) -> int:
+def count_parameters(config: ModelConfig) -> int:
     """Parameters of a model, zeros and bigram table included; none of them is allocated."""
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in SparseTransformer(config, torch.float32).parameters())
