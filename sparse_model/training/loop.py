@@ -14,11 +14,11 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import BaseModel
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from sparse_model.data.loader import TokenDataset
-from sparse_model.distributed.sharding import sharded_model
+from sparse_model.distributed.sharding import is_sharded, sharded_model
 from sparse_model.distributed.workers import Parallel, gathered, rank, summed, world_size
 from sparse_model.errors import InputError
 from sparse_model.model.config import RUN_ONLY, ModelConfig, TrainConfig
@@ -28,10 +28,13 @@ from sparse_model.training.batches import Batches
 from sparse_model.training.checkpoint import CheckpointStore, NoCheckpoints, OtherRun, RunState, Tensors
 from sparse_model.training.cuda_graph import RecordedWork, StepWork
 from sparse_model.training.measures import evaluate, flops_per_token
+from sparse_model.training.memory import rows_at_once
 from sparse_model.training.optimizer import SparseOptimizer, learning_rate
+from sparse_model.training.passes import Passes
 from sparse_model.training.precision import ComputeType, resolved
 
 Metrics = dict[str, float]
+SECTIONS: dict[str, type[BaseModel]] = {"model": ModelConfig, "training": TrainConfig}
 Report = Callable[[Metrics], None]
 
 
@@ -132,10 +135,14 @@ class Run:
         if recipe.compile and on_gpu:
             for layer in self.model.layers:
                 layer.compile()
-        replicated = self.kind == "ddp" and world_size() > 1
-        self.parallel = DistributedDataParallel(self.model) if replicated else self.model
+        numel = sum(p.numel() for p in self.model.parameters())
+        rows = rows_at_once(model_config, recipe, numel, self.kind, self.device)
+        # workers that add up their gradients have different rows
+        self.model.bigram_by_rows = self.device.type == "cpu" and world_size() == 1
+        self.passes = Passes(self.model, rows, sharded=is_sharded(self.model))
         as_graph = recipe.cuda_graph and on_gpu
         self.optimizer = SparseOptimizer(self.model, recipe, self.n_steps, capturable=as_graph)
+        self.optimizer.state()  # moments take their memory before any activations do
         self.work: StepWork = RecordedWork(self._learn) if as_graph else self._learn
         self.batches = Batches(self._rows, self.device)
 
@@ -238,21 +245,22 @@ class Run:
         }
 
     def _refuse_other(self, run: dict[str, Any]) -> None:
+        # what a checkpoint of an earlier version does not know was then as it is by default
+        known = {name: config.model_json_schema()["properties"] for name, config in SECTIONS.items()}
         for section, own in self._identity().items():
             theirs = run.get(section, {})
             for field, value in own.items():
-                if theirs.get(field) != value:
+                before = theirs.get(field, known.get(section, {}).get(field, {}).get("default"))
+                if before != value:
                     raise OtherRun(
-                        f"{section}.{field} {theirs.get(field)!r}, now {value!r}; "
-                        "allowed: the same run again, or an empty folder"
+                        f"{section}.{field} {before!r}, now {value!r}; allowed: the same run again, or an empty folder"
                     )
 
     def _learn(self, tokens: Tensor) -> Tensor:
         """Move the weights by the gradient of a batch (B, T + 1); gives its loss."""
-        loss: Tensor = self.parallel(tokens[:, :-1], targets=tokens[:, 1:])
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss = self.passes(tokens)
         self.optimizer.update()
-        return loss.detach()
+        return loss
 
     def _rows(self, step: int) -> npt.NDArray[np.int64]:
         recipe, T = self.recipe, self.model.config.context
