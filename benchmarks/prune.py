@@ -29,10 +29,10 @@ from torch import Tensor
 
 from circuit.ablation import Means
 from circuit.batches import POSITIONS, answer_batch
-from circuit.compact import AblatedModel
+from circuit.compact import AblatedModel, Gates
 from circuit.config import PruneConfig
 from circuit.evaluation import Judge
-from circuit.search import edge_circuits, eliminated, node_circuits
+from circuit.search import edge_circuits, minimise, node_circuits
 from circuit.tasks import PairBatch, build_task, task_named
 from sparse_model.model import SparseTransformer
 from sparse_model.pretrained import from_pretrained
@@ -127,7 +127,7 @@ def compared(
     once = PAPER.steps * step + evaluations * evaluation
     edge_seconds, cut = timed(lambda: edge_circuits(ours, config))
     nodes = judge.index.flat({site: channels.tolist() for site, channels in best.kept.items()})
-    theirs = {options.target: eliminated(judge, nodes, config.model_copy(update={"eliminate": False}), options.target)}
+    theirs = {options.target: minimise(judge, nodes, config.model_copy(update={"eliminate": False}), options.target)}
     ours_edges = ours[options.target].size[0]
     return {
         "recipe_seconds": options.tuning * once,
@@ -164,7 +164,7 @@ def answers_only(model: SparseTransformer, data: PairBatch, means: Means) -> For
         order = data.length[rows].argsort(stable=True)
         size = max(1, POSITIONS * len(rows) // int(data.length[rows].sum()))
         batches = [answer_batch(data, part, model.embedding.device) for part in rows[order].split(size)]
-        return torch.cat([whole.margins(batch, gates) for batch in batches])[order.argsort()]
+        return torch.cat([whole.margins(batch, Gates(gates)) for batch in batches])[order.argsort()]
 
     return forward
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from circuit.calibration import IDENTITY, Calibration, task_loss
-from circuit.compact import AblatedModel
+from circuit.compact import AblatedModel, Gates
 from circuit.evaluation import Judge
 
 
@@ -21,8 +21,12 @@ def attributions(judge: Judge, gates: Tensor, calibration: Calibration = IDENTIT
     whole = AblatedModel(judge.model, judge.means, judge.index.channels(judge.everything()))
     gates = gates.detach().float().requires_grad_()
     total = torch.zeros_like(gates)
-    for batch in judge.batches:
-        loss = task_loss(whole.margins(batch, judge.index.split(gates)), batch.sides, calibration)
-        (gradient,) = torch.autograd.grad(loss, gates)
-        total -= gradient * len(batch.sides) / len(judge.sides)
+    for world in judge.worlds:
+        if bool(world.rest.all()):
+            continue
+        opened = torch.where(world.rest, 1.0, gates)
+        for batch in world.batches:
+            loss = task_loss(whole.margins(batch, Gates(judge.index.split(opened))), batch.sides, calibration)
+            (gradient,) = torch.autograd.grad(loss, gates, retain_graph=True)
+            total -= gradient * len(batch.sides) / len(judge.sides)
     return total

@@ -53,10 +53,9 @@ def calibrated_loss(margins: Tensor, sides: Tensor) -> tuple[float, Calibration]
     return float(task_loss(margins.double(), sides, fit)), fit
 
 
-def calibrated_losses(margins: Tensor, sides: Tensor) -> Tensor:
-    """(M,) losses of margins (M, N), each after a fit of its own, on the CPU in float64."""
-    every, side = _doubles(margins), _doubles(sides)
-    return torch.from_numpy(_logistic(_fitted(every, side), every, side))
+def calibrations(margins: Tensor, sides: Tensor) -> Tensor:
+    """(M, 2) scales and shifts of margins (M, N), each row fitted by itself, on the CPU in float64."""
+    return torch.from_numpy(_fitted(_doubles(margins), _doubles(sides)))
 
 
 def softened(fit: Calibration, margins: Tensor, sides: Tensor, loss: float) -> Calibration:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from sparse_model.config import Config
@@ -24,6 +26,11 @@ class PruneConfig(Config):
         ge=1,
         description="prompt pairs a task is searched on, and as many held out; with 64 circuits fit these pairs and "
         "lose two to three times the target on others",
+    )
+    ablation: Literal["all", "subsets"] = Field(
+        "all",
+        description="what a circuit must hold against: all other nodes ablated at once; or subsets: any of them as "
+        "well, and none (studies then also look for circuits by method faithful)",
     )
     steps: int = Field(200, ge=1, description="optimiser steps of mask learning")
     batch_pairs: int = Field(8, ge=1, description="prompt pairs per step; all of them if there are fewer")
@@ -69,4 +76,4 @@ class PruneConfig(Config):
         True, description="after bisection, remove every node, and for method edge every edge, that can be spared"
     )
     edges: bool = Field(True, description="whether studies also look for circuits by method edge")
-    seed: int = Field(0, ge=0, lt=2**32, description="of the initial noise, the batches and the shuffled control")
+    seed: int = Field(0, ge=0, lt=2**64, description="of the initial noise, the batches, subsets and controls")

@@ -55,7 +55,7 @@ def bisect_nodes(judge: Judge, tau: Tensor, target: float, among: Tensor | None 
     return first(fewest(reaches, learned + 1, len(order)))
 
 
-def grown(judge: Judge, keep: Tensor, target: float, among: Tensor) -> Tensor:
+def grow(judge: Judge, keep: Tensor, target: float, among: Tensor) -> Tensor:
     """`keep` (N,), which misses the target, with those nodes of `among` (N,), which reaches it, that it lacks.
 
     Nodes are added for which the loss falls the most per gate, as far as first order tells: anew after every
@@ -66,7 +66,7 @@ def grown(judge: Judge, keep: Tensor, target: float, among: Tensor) -> Tensor:
         _, calibration = judge.calibrated(keep)
         off = (among & ~keep).nonzero().squeeze(1)
         assert len(off), "the nodes to choose from reach the target"
-        worth = attributions(judge, keep, calibration)[off]
+        worth = attributions(judge.sample, keep, calibration)[off]
         count = max(LEAST_GROWTH, round(GROWTH * int(keep.sum())))
         best = off[worth.argsort(descending=True, stable=True)[:count]]
         larger = keep.index_fill(0, best, True)

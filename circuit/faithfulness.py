@@ -12,7 +12,7 @@ from circuit.discretise import bisect_nodes
 from circuit.evaluation import Judge
 from circuit.exploration import explore
 from circuit.masks import learn_masks
-from circuit.search import Solution, combined, edge_circuits, eliminated
+from circuit.search import Solution, combine, edge_circuits, minimise
 from circuit.tasks import PairBatch
 from circuit.watch import SILENT, Watch
 from sparse_model.model import SparseTransformer
@@ -48,7 +48,7 @@ class Controls:
         self.found: dict[float, Solution] = {}
         if self.loss is not None:
             self.found = {target: self._smallest(target) for target in sorted(targets) if self.loss <= target}
-        self.cut = edge_circuits(self.found, config)
+        self.cut = edge_circuits(self.judge, self.found, config)
 
     def edges(self, target: float, method: str) -> int | None:
         """Edges of the circuit for shuffled answers; None where there is none."""
@@ -66,5 +66,5 @@ class Controls:
 
     def _smallest(self, target: float) -> Solution:
         kept = (bisect_nodes(self.judge, tau, target) for tau in self.tau)
-        found = [eliminated(self.judge, nodes, self.config, target) for nodes in kept if nodes is not None]
-        return combined(found, self.config, target)
+        found = [minimise(self.judge, nodes, self.config, target) for nodes in kept if nodes is not None]
+        return combine(self.judge, found, self.config, target)

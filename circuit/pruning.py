@@ -138,7 +138,7 @@ def _search(
     nodes = node_circuits(train, config, solved)
     circuits: dict[str, dict[float, Solution]] = {"node": nodes, "edge": {}}
     if "edge" in methods:
-        circuits["edge"] = edge_circuits(nodes, config)
+        circuits["edge"] = edge_circuits(train, nodes, config)
     watch.stage = "control"
     controls = Controls(model, task.train, means, config, list(nodes), watch)
     watch.stage = "stability"
@@ -164,7 +164,7 @@ def _structure(model: SparseTransformer, task: TaskData, solution: Solution | No
     if solution is None:
         nothing = dict.fromkeys(("n_nodes", "n_edges", "n_embedding_edges", "n_unembedding_edges"), 0)
         return {"nodes": {}, "edges": (), **nothing}
-    kept = solution.parts.judge.index.channels(solution.nodes)
+    kept = solution.parts.index.channels(solution.nodes)
     edges = edges_kept(edges_between(model, kept), solution.edges)
     return {
         "nodes": {site: tuple(channels.tolist()) for site, channels in kept.items() if len(channels)},

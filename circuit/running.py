@@ -18,7 +18,7 @@ from circuit.calibration import Calibration, task_loss
 from circuit.compact import AblatedModel, Edges, Visit
 from circuit.evaluation import Score
 from circuit.graph import Circuit, Edge, Node, means_of
-from circuit.masks import NodeIndex
+from circuit.nodes import NodeIndex
 from circuit.tasks import PairBatch
 from sparse_model.errors import InputError
 from sparse_model.model import SparseTransformer

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from circuit.compact import Edges
 from circuit.config import PruneConfig
-from circuit.discretise import bisect_nodes, grown
+from circuit.discretise import bisect_nodes, grow
 from circuit.elimination import eliminate
 from circuit.evaluation import Judge
 from circuit.exploration import explore
@@ -56,13 +56,16 @@ class Solution(NamedTuple):
         return int(self.keep[self.parts.n_nodes :].sum()), int(self.nodes.sum())
 
 
-def node_circuits(judge: Judge, config: PruneConfig, targets: Iterable[float]) -> dict[float, Solution]:
+def node_circuits(
+    judge: Judge, config: PruneConfig, targets: Iterable[float], among: Tensor | None = None
+) -> dict[float, Solution]:
     """The smallest circuits found that reach each target, pruned by nodes, on what `judge` judges by.
 
     Masks of the whole model are learned for the strictest target and for `config.target_loss`. Targets that not even
-    the whole model reaches are left out.
+    the whole model reaches are left out. `among` (N,), if it is given, are the nodes to choose from.
     """
-    whole = judge.calibrated(judge.everything())[0]
+    among = judge.everything() if among is None else among
+    whole = judge.calibrated(among)[0]
     targets = sorted(target for target in targets if whole <= target)
     found: dict[float, Solution] = {}
     inside: Solution | None = None
@@ -70,30 +73,30 @@ def node_circuits(judge: Judge, config: PruneConfig, targets: Iterable[float]) -
         here = config.model_copy(update={"target_loss": target})
         candidates: list[Solution] = []
         if inside is None or target == config.target_loss:
-            candidates.append(combined(_explored(judge, here), config, target))
+            candidates.append(combine(judge, _explore(judge, here, among), config, target))
         if inside is not None:
-            candidates.append(_shrunk(inside, config, target))
+            candidates.append(_shrink(judge, inside, config, target))
             steps = max(1, round(INSIDE * config.steps))
-            nodes = _learned_nodes(judge, here.model_copy(update={"steps": steps}), inside.nodes)
+            nodes = learn_nodes(judge, here.model_copy(update={"steps": steps}), inside.nodes)
             if not torch.equal(nodes, inside.nodes):
-                candidates.append(eliminated(judge, nodes, config, target))
+                candidates.append(minimise(judge, nodes, config, target))
         found[target] = inside = smallest(candidates)
     return found
 
 
-def _explored(judge: Judge, config: PruneConfig) -> list[Solution]:
-    """Circuits of the whole model from every search that the configuration's budget allows."""
+def _explore(judge: Judge, config: PruneConfig, among: Tensor) -> list[Solution]:
+    """Circuits among nodes (N,) from every search that the configuration's budget allows."""
     found: list[Solution] = []
 
     def search(start: PruneConfig) -> float:
-        found.append(learned(judge, start, judge.everything()))
+        found.append(minimise(judge, learn_nodes(judge, start, among), start, start.target_loss))
         return math.log1p(found[-1].size[0])
 
     explore(config, search)
     return found
 
 
-def combined(found: Sequence[Solution], config: PruneConfig, target: float) -> Solution:
+def combine(judge: Judge, found: Sequence[Solution], config: PruneConfig, target: float) -> Solution:
     """The smallest circuit there is in any of those found, or in one of them together with the smallest before it.
 
     Greedy removal ends where no part can be spared. Among the parts of two such circuits there often is a way on to a
@@ -101,34 +104,32 @@ def combined(found: Sequence[Solution], config: PruneConfig, target: float) -> S
     """
     best = found[0]
     for other in found[1:]:
-        judge, both = best.parts.judge, best.nodes | other.nodes
+        both = best.nodes | other.nodes
         candidates = [best, other]
         if config.eliminate and judge.calibrated(both)[0] <= target:
-            candidates.append(eliminated(judge, both, config, target))
+            candidates.append(minimise(judge, both, config, target))
         best = smallest(candidates)
     return best
 
 
-def learned(judge: Judge, config: PruneConfig, among: Tensor) -> Solution:
-    """The circuit of `config.target_loss` among nodes (N,) that reach it: masks, bisection, elimination."""
-    return eliminated(judge, _learned_nodes(judge, config, among), config, config.target_loss)
+def learn_nodes(judge: Judge, config: PruneConfig, among: Tensor) -> Tensor:
+    """Nodes of those `among` (N,) that reach `config.target_loss`, as masks and bisection find them.
 
-
-def _learned_nodes(judge: Judge, config: PruneConfig, among: Tensor) -> Tensor:
-    """Where the masks miss the target they have dropped nodes too many, which is made up for."""
+    Where the masks miss the target they have dropped nodes too many, which is made up for.
+    """
     target = config.target_loss
     tau = learn_masks(judge.model, judge.data, judge.means, config, judge.at(target), among, judge.watch)
     nodes = bisect_nodes(judge, tau, target, tau > 0)
-    return grown(judge, tau > 0, target, among) if nodes is None else nodes
+    return grow(judge, tau > 0, target, among) if nodes is None else nodes
 
 
-def eliminated(judge: Judge, nodes: Tensor, config: PruneConfig, target: float) -> Solution:
+def minimise(judge: Judge, nodes: Tensor, config: PruneConfig, target: float) -> Solution:
     """The circuit of nodes (N,) that reach the target, without those it can spare if `config` asks for that."""
-    parts = Parts(judge, nodes)
-    return _shrunk(Solution(parts, parts.everything()), config, target)
+    parts = Parts(judge.model, nodes)
+    return _shrink(judge, Solution(parts, parts.everything()), config, target)
 
 
-def edge_circuits(found: Mapping[float, Solution], config: PruneConfig) -> dict[float, Solution]:
+def edge_circuits(judge: Judge, found: Mapping[float, Solution], config: PruneConfig) -> dict[float, Solution]:
     """The same circuits pruned by edges as well: weights that the target loss does not need carry means only.
 
     Searches start from all edges of a node circuit for the strictest target, for `config.target_loss`, and wherever the
@@ -138,10 +139,10 @@ def edge_circuits(found: Mapping[float, Solution], config: PruneConfig) -> dict[
     inside: Solution | None = None
     started_at, pays = math.inf, True
     for target, solution in found.items():
-        candidates = [_shrunk(inside, config, target)] if inside else []
+        candidates = [_shrink(judge, inside, config, target)] if inside else []
         if target == config.target_loss or (pays and solution.size[0] < SMALLER * started_at):
-            parts = Parts(solution.parts.judge, solution.nodes, edges=True)
-            candidates.append(_shrunk(Solution(parts, parts.everything()), config, target))
+            parts = Parts(judge.model, solution.nodes, edges=True)
+            candidates.append(_shrink(judge, Solution(parts, parts.everything()), config, target))
             started_at, pays = solution.size[0], smallest(candidates) is candidates[-1]
         cut[target] = inside = smallest(candidates)
     return cut
@@ -152,7 +153,7 @@ def smallest(candidates: Sequence[Solution]) -> Solution:
     return min(candidates, key=lambda solution: solution.size)
 
 
-def _shrunk(solution: Solution, config: PruneConfig, target: float) -> Solution:
+def _shrink(judge: Judge, solution: Solution, config: PruneConfig, target: float) -> Solution:
     if not config.eliminate:
         return solution
-    return solution._replace(keep=eliminate(solution.parts, solution.keep, target))
+    return solution._replace(keep=eliminate(judge, solution.parts, solution.keep, target))

@@ -24,7 +24,7 @@ def stability(judge: Judge, config: PruneConfig, found: Found) -> dict[tuple[str
     searches = [found]
     for i in range(1, config.stability + 1):
         nodes = node_circuits(judge, _reseeded(config, i), targets)
-        searches.append({"node": nodes, "edge": edge_circuits(nodes, config) if found["edge"] else {}})
+        searches.append({"node": nodes, "edge": edge_circuits(judge, nodes, config) if found["edge"] else {}})
     return {
         (method, target): mean_overlap([search[method][target].nodes for search in searches])
         for method, circuits in found.items()
@@ -45,4 +45,4 @@ def _overlap(a: Tensor, b: Tensor) -> float:
 
 
 def _reseeded(config: PruneConfig, i: int) -> PruneConfig:
-    return config.model_copy(update={"seed": config.seed + i * config.restarts})
+    return config.model_copy(update={"seed": (config.seed + i * config.restarts) % 2**64})

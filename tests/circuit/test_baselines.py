@@ -12,7 +12,7 @@ from torch import Tensor
 from circuit.attribution import attributions
 from circuit.baselines import BASELINES, STEPS, scores, sizes
 from circuit.evaluation import Judge
-from circuit.masks import NodeIndex
+from circuit.nodes import NodeIndex
 from circuit.tasks import PairBatch
 from sparse_model.config import ModelConfig
 from sparse_model.model import SparseTransformer

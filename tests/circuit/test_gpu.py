@@ -15,11 +15,12 @@ from circuit.ablation import Means, mean_activations
 from circuit.baselines import BASELINES, scores, sizes
 from circuit.batches import all_batches
 from circuit.binarise import binarise
-from circuit.compact import AblatedModel
+from circuit.compact import AblatedModel, Gates
 from circuit.config import PruneConfig
 from circuit.contexts import contexts
 from circuit.evaluation import Judge
-from circuit.masks import NodeIndex, _Learner
+from circuit.masks import _Learner
+from circuit.nodes import NodeIndex
 from circuit.pruning import find_circuits
 from circuit.running import CircuitModel, changed, effects, nodes_of
 from circuit.tasks import TaskData
@@ -37,7 +38,7 @@ def test_compacted_models_of_every_kind(variant: str) -> None:
         compact = AblatedModel(model, means, {site: kept.to(device) for site, kept in nodes.items()})
         index = NodeIndex(model)
         gates = torch.linspace(0, 1, index.total).to(device).requires_grad_()
-        found = [compact.margins(batch, index.split(gates)) for batch in all_batches(pairs, device)]
+        found = [compact.margins(batch, Gates(index.split(gates))) for batch in all_batches(pairs, device)]
         (gradient,) = torch.autograd.grad(torch.cat(found).square().sum(), gates)
         return torch.cat([*found, gradient]).detach().cpu()
 

@@ -14,7 +14,7 @@ from circuit.config import PruneConfig
 from circuit.edges import count_edges, count_embedding_edges, count_unembedding_edges, edges_between
 from circuit.evaluation import circuit_score
 from circuit.graph import Circuit, Node, fingerprint, to_networkx
-from circuit.masks import NodeIndex
+from circuit.nodes import NodeIndex
 from circuit.pruning import find_circuit
 from circuit.tasks import PairBatch
 from sparse_model.config import ModelConfig

@@ -10,7 +10,9 @@ import torch
 
 from circuit.config import PruneConfig
 from circuit.evaluation import Judge
-from circuit.masks import Adam, NodeIndex, best_state, clipped, gates_of, learn_masks
+from circuit.learning import Adam, clipped, gates_of
+from circuit.masks import best_state, learn_masks
+from circuit.nodes import NodeIndex
 from circuit.watch import Update, Watch
 
 

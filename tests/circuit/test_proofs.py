@@ -58,7 +58,7 @@ def test_at_strength_0_it_is_mean_ablation_of_nodes_and_of_edges(variant: str) -
     model, data = random_model(variant, 0.5), random_pairs()
     means = mean_activations(model, [torch.randint(0, 30, (8, 16))])
     judge = Judge(model, means, data)
-    parts = Parts(judge, judge.index.flat({n: c.tolist() for n, c in random_nodes(model, 0.4).items()}), edges=True)
+    parts = Parts(model, judge.index.flat({n: c.tolist() for n, c in random_nodes(model, 0.4).items()}), edges=True)
     keep = parts.everything()
     keep[parts.n_nodes :: 3] = False
     nodes, edges = keep[: parts.n_nodes] | parts.nodes, parts.edges(keep)

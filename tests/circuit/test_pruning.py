@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 
 from circuit.calibration import Calibration
 from circuit.config import PruneConfig
-from circuit.discretise import bisect_nodes, fewest, grown
+from circuit.discretise import bisect_nodes, fewest, grow
 from circuit.elimination import _Circuit, eliminate
 from circuit.evaluation import Judge, task_scores
 from circuit.graph import Circuit
 from circuit.masks import learn_masks
+from circuit.branches import Branches
 from circuit.parts import Parts
 from circuit.pruning import find_circuit, find_circuits
 from circuit.tasks import TaskData
@@ -116,14 +117,14 @@ def test_growth_brings_back_the_planted_nodes_that_were_lost_and_few_others(plan
     whole = judge.index.flat(planted.nodes)
     spare = int((~whole).nonzero()[-1])
     keep = whole.index_fill(0, whole.nonzero().flatten()[-lost:], False).index_fill(0, torch.tensor(spare), True)
-    larger = grown(judge, keep, 0.15, judge.everything())
+    larger = grow(judge, keep, 0.15, judge.everything())
     assert judge.calibrated(larger)[0] <= 0.15
     assert bool((larger | ~whole).all())
     assert bool((larger | ~keep).all()), "what was kept is kept"
     if lost == 1:
         assert int(larger.sum()) == int(whole.sum()) + 1, "one gate is enough, and first order sees which"
     among = whole.index_fill(0, torch.tensor(spare), True)
-    assert torch.equal(grown(judge, keep, 0.15, among), among), "from nothing else"
+    assert torch.equal(grow(judge, keep, 0.15, among), among), "from nothing else"
 
 
 def test_masks_that_dropped_too_much_are_made_up_for(planted: Any) -> None:
@@ -136,8 +137,8 @@ def test_masks_that_dropped_too_much_are_made_up_for(planted: Any) -> None:
 
 def test_elimination_leaves_the_planted_nodes_of_all(planted: Any) -> None:
     judge = Judge(planted.model, planted.means, planted.task.train)
-    parts = Parts(judge, judge.everything())
-    keep = eliminate(parts, parts.everything(), 0.15)
+    parts = Parts(judge.model, judge.everything())
+    keep = eliminate(judge, parts, parts.everything(), 0.15)
     assert torch.equal(keep[: parts.n_nodes], judge.index.flat(planted.nodes))
 
 
@@ -161,18 +162,19 @@ def test_what_is_left_is_minimal(planted: Any, edges: bool, monkeypatch: pytest.
     monkeypatch.setattr("circuit.elimination.AT_ONCE", 1)
     noise, prompts = torch.Generator().manual_seed(0), 2 * planted.task.train.n_pairs
     monkeypatch.setattr(
-        Parts, "changes", lambda self, keep, singles: torch.randn(len(singles), prompts, generator=noise)
+        Branches, "changes", lambda self, keep, singles: torch.randn(len(singles), prompts, generator=noise)
     )
     judge = Judge(planted.model, planted.means, planted.task.train)
     generator = torch.Generator().manual_seed(2)
     nodes = judge.index.flat(planted.nodes) | (torch.rand(judge.index.total, generator=generator) < 0.2)
-    parts = Parts(judge, nodes, edges)
-    target = parts.calibrated(parts.everything())[0] * 1.5
-    keep = eliminate(parts, parts.everything(), target)
-    assert parts.calibrated(keep)[0] <= target
+    parts = Parts(judge.model, nodes, edges)
+    branches = Branches(judge, parts)
+    target = branches.calibrated(parts.everything())[0] * 1.5
+    keep = eliminate(judge, parts, parts.everything(), target)
+    assert branches.calibrated(keep)[0] <= target
     assert int(keep.sum()) < int(parts.everything().sum())
     for part in parts.removable(keep).nonzero().flatten():
-        assert parts.calibrated(parts.closed(keep.index_fill(0, part, False)))[0] > target
+        assert branches.calibrated(parts.closed(keep.index_fill(0, part, False)))[0] > target
 
 
 def test_parts_are_tried_again_after_others_have_gone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,7 +192,7 @@ def _tried(monkeypatch: pytest.MonkeyPatch, rounds: int) -> Any:
     monkeypatch.setattr("circuit.elimination.ROUNDS", rounds)
 
     class Circuit(_Circuit):
-        def __init__(self, parts: Any, keep: torch.Tensor, target: float) -> None:
+        def __init__(self, judge: Any, parts: Any, keep: torch.Tensor, target: float) -> None:
             self.trunk = SimpleNamespace(keep=keep)  # type: ignore[assignment]
 
         def shed(self) -> None:
@@ -213,26 +215,26 @@ def _tried(monkeypatch: pytest.MonkeyPatch, rounds: int) -> Any:
             return self.keep
 
     monkeypatch.setattr("circuit.elimination._Circuit", Circuit)
-    parts: Any = None
-    return eliminate(parts, torch.tensor([True] * 3), 0.5).tolist()
+    nothing: Any = None
+    return eliminate(nothing, nothing, torch.tensor([True] * 3), 0.5).tolist()
 
 
 def test_a_circuit_that_reaches_the_target_only_by_rounding_is_not_taken(
     planted: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     judge = Judge(planted.model, planted.means, planted.task.train)
-    parts = Parts(judge, judge.everything())
-    smallest = int(eliminate(parts, parts.everything(), 0.15).sum())
-    exactly = Parts.calibrated
+    parts = Parts(judge.model, judge.everything())
+    smallest = int(eliminate(judge, parts, parts.everything(), 0.15).sum())
+    exactly = Branches.calibrated
 
-    def other(self: Parts, keep: torch.Tensor) -> Any:
+    def other(self: Branches, keep: torch.Tensor) -> Any:
         loss, calibration = exactly(self, keep)
         return (0.1501 if int(keep.sum()) == smallest else loss), calibration
 
-    monkeypatch.setattr(Parts, "calibrated", other)
-    keep = eliminate(parts, parts.everything(), 0.15)
+    monkeypatch.setattr(Branches, "calibrated", other)
+    keep = eliminate(judge, parts, parts.everything(), 0.15)
     assert smallest < int(keep.sum()) < int(parts.everything().sum())
-    assert parts.calibrated(keep)[0] <= 0.15
+    assert judge.calibrated(keep[: parts.n_nodes])[0] <= 0.15
 
 
 def test_curve_is_monotone_and_every_circuit_reaches_its_target(planted: Any) -> None:
@@ -262,8 +264,10 @@ def test_parts_that_change_the_expected_loss_least_go_first() -> None:
     loss = float(F.softplus(-margins).mean())
     circuit = object.__new__(_Circuit)
     saved = torch.tensor([1000, 0, 5, 0])
-    parts = SimpleNamespace(judge=SimpleNamespace(sides=torch.ones(4)), saved=lambda keep: saved)
-    circuit.parts, circuit.target, circuit.loss = parts, loss + 0.05, loss  # type: ignore[assignment]
+    circuit.parts, circuit.target, circuit.loss = SimpleNamespace(saved=lambda keep: saved), loss + 0.05, loss  # type: ignore[assignment]
+    judge = SimpleNamespace(sides=torch.ones(4), of_leads=lambda lead: F.softplus(-lead).mean(-1))
+    circuit.judge = SimpleNamespace(sample=judge)  # type: ignore[assignment]
+    circuit.branches = SimpleNamespace(sampled=lambda trunk: trunk.margins)  # type: ignore[assignment]
     circuit.trunk = SimpleNamespace(keep=torch.tensor([True] * 4), margins=margins)  # type: ignore[assignment]
     circuit.calibration = Calibration(1.0, 0.0)
     order, affordable = circuit.cheapest_first(torch.arange(4), changes)
