@@ -77,3 +77,7 @@ class PruneConfig(Config):
     )
     edges: bool = Field(True, description="whether studies also look for circuits by method edge")
     seed: int = Field(0, ge=0, lt=2**64, description="of the initial noise, the batches, subsets and controls")
+
+    def against(self, ablation: Literal["all", "subsets"]) -> PruneConfig:
+        """The same search for circuits that hold against another ablation."""
+        return self.model_copy(update={"ablation": ablation})

@@ -30,8 +30,7 @@ ROUNDS = 2
 """How many times at the most every part is tried by itself."""
 
 HOPELESS = 2.0
-"""Times the target that the estimated loss without a part may be for the part to be tried by itself, where each try
-takes a forward pass in several worlds."""
+"""Times the target that the estimated loss without a part may be for the part to be tried in several worlds."""
 
 RECUT = 0.8
 """Share of its parts that a circuit may shrink to before the model is cut down to it anew."""
@@ -45,7 +44,10 @@ def eliminate(judge: Judge, parts: Parts, keep: Tensor, target: float) -> Tensor
     """
     circuit = _Circuit(judge, parts, keep, target)
     circuit.shed()
-    queue, needed = circuit.worth_trying(), 0
+    if len(judge.worlds) > 1:
+        circuit.try_each()
+        return circuit.checked()
+    queue, needed = circuit.cheapest_first(*circuit.estimates())[0], 0
     tries = ROUNDS * len(queue)
     while needed < len(queue) and tries > 0:
         looked_at = queue[:AT_ONCE]
@@ -109,14 +111,13 @@ class _Circuit:
         together = self.judge.sample.of_leads(lead) <= most
         return singles[order], int(together.cumprod(0).sum())
 
-    def worth_trying(self) -> Tensor:
-        """The parts (n,) to try by themselves, the cheapest first: all of them, or in several worlds those without
-        which the loss is not expected to be far above the target."""
+    def try_each(self) -> None:
+        """Once, every single part without which the loss is not expected to be far above the target: in several worlds
+        each try takes a forward pass of most of the model."""
         singles, changes = self.estimates()
-        if len(self.judge.worlds) > 1:
-            hopeful = self._expected(changes)[1] <= HOPELESS * self.target
-            singles, changes = singles[hopeful], changes[hopeful]
-        return self.cheapest_first(singles, changes)[0]
+        hopeful = self._expected(changes)[1] <= HOPELESS * self.target
+        for part in self.cheapest_first(singles[hopeful], changes[hopeful])[0]:
+            self.removed(part[None])
 
     def _expected(self, changes: Tensor) -> tuple[Tensor, Tensor]:
         """Calibrated margins (P',) of the circuit, and the losses (n,) that changes (n, P') of its margins lead to."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,8 +23,12 @@ from circuit.evaluation import Judge
 from circuit.exploration import explore
 from circuit.masks import learn_masks
 from circuit.parts import Parts
+from circuit.subsets import ROUNDS, ROUNDS_AFTER, Worlds
 
-VERSION = 2
+Method = Literal["node", "edge", "faithful"]
+"""What is pruned: nodes; edges as well; or nodes, by a circuit that holds whatever subset of the rest is ablated."""
+
+VERSION = 3
 """Of the search: raised when it comes to find other circuits, so that sizes kept from before are not taken for its."""
 
 INSIDE = 0.25
@@ -56,13 +60,21 @@ class Solution(NamedTuple):
         return int(self.keep[self.parts.n_nodes :].sum()), int(self.nodes.sum())
 
 
+def find(
+    judge: Judge, config: PruneConfig, method: Method, targets: Iterable[float], among: Tensor | None = None
+) -> dict[float, Solution]:
+    """The smallest circuits found by a method that reach each target, on what `judge` judges by; `among` (N,), if it is
+    given, are the nodes to choose from. Targets that not even all of these reach are left out."""
+    nodes = node_circuits(judge, config.against("subsets" if method == "faithful" else "all"), targets, among)
+    return edge_circuits(judge, nodes, config) if method == "edge" else nodes
+
+
 def node_circuits(
     judge: Judge, config: PruneConfig, targets: Iterable[float], among: Tensor | None = None
 ) -> dict[float, Solution]:
-    """The smallest circuits found that reach each target, pruned by nodes, on what `judge` judges by.
+    """Circuits pruned by nodes, held against `config.ablation`.
 
-    Masks of the whole model are learned for the strictest target and for `config.target_loss`. Targets that not even
-    the whole model reaches are left out. `among` (N,), if it is given, are the nodes to choose from.
+    Masks of the whole model are learned for the strictest target and for `config.target_loss`.
     """
     among = judge.everything() if among is None else among
     whole = judge.calibrated(among)[0]
@@ -73,27 +85,55 @@ def node_circuits(
         here = config.model_copy(update={"target_loss": target})
         candidates: list[Solution] = []
         if inside is None or target == config.target_loss:
-            candidates.append(combine(judge, _explore(judge, here, among), config, target))
+            candidates.append(_explore(judge, here, among))
         if inside is not None:
-            candidates.append(_shrink(judge, inside, config, target))
-            steps = max(1, round(INSIDE * config.steps))
-            nodes = learn_nodes(judge, here.model_copy(update={"steps": steps}), inside.nodes)
-            if not torch.equal(nodes, inside.nodes):
-                candidates.append(minimise(judge, nodes, config, target))
+            candidates += _inside(judge, here, inside)
         found[target] = inside = smallest(candidates)
     return found
 
 
-def _explore(judge: Judge, config: PruneConfig, among: Tensor) -> list[Solution]:
-    """Circuits among nodes (N,) from every search that the configuration's budget allows."""
+def _explore(judge: Judge, config: PruneConfig, among: Tensor) -> Solution:
+    """The smallest circuit among nodes (N,) from every search that the configuration's budget allows."""
     found: list[Solution] = []
 
     def search(start: PruneConfig) -> float:
-        found.append(minimise(judge, learn_nodes(judge, start, among), start, start.target_loss))
+        found.append(_search_once(judge, start, among))
         return math.log1p(found[-1].size[0])
 
     explore(config, search)
-    return found
+    return smallest(found) if config.ablation == "subsets" else combine(judge, found, config, config.target_loss)
+
+
+def _search_once(judge: Judge, config: PruneConfig, among: Tensor) -> Solution:
+    """Masks, bisection, elimination; in subsets with growth before and after."""
+    target = config.target_loss
+    if config.ablation == "all":
+        return minimise(judge, learn_nodes(judge, config, among), config, target)
+    worlds = Worlds(judge, config.seed, among)
+    tau = learn_masks(judge.model, judge.data, judge.means, config, judge.at(target), among, judge.watch)
+    nodes = bisect_nodes(worlds.judge, tau, target, among)
+    return _hold(worlds, tau > 0 if nodes is None else nodes, config)
+
+
+def _hold(worlds: Worlds, nodes: Tensor, config: PruneConfig) -> Solution:
+    """The circuit of nodes (N,) that holds in subsets, grown where it fails and without what it can spare."""
+    judge, target = worlds.plain, config.target_loss
+    nodes = worlds.harden(nodes, target, ROUNDS)
+    nodes = worlds.harden(minimise(worlds.judge, nodes, config, target).nodes, target, ROUNDS_AFTER)
+    parts = Parts(judge.model, nodes)
+    return Solution(parts, parts.everything())
+
+
+def _inside(judge: Judge, config: PruneConfig, last: Solution) -> list[Solution]:
+    """Circuits inside one that was found for a stricter target: cut down further, and from masks of its own."""
+    target = config.target_loss
+    if config.ablation == "subsets":
+        return [last, _hold(Worlds(judge, config.seed, judge.everything()), last.nodes, config)]
+    candidates = [_shrink(judge, last, config, target)]
+    nodes = learn_nodes(judge, config.model_copy(update={"steps": max(1, round(INSIDE * config.steps))}), last.nodes)
+    if not torch.equal(nodes, last.nodes):
+        candidates.append(minimise(judge, nodes, config, target))
+    return candidates
 
 
 def combine(judge: Judge, found: Sequence[Solution], config: PruneConfig, target: float) -> Solution:

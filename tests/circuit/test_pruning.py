@@ -215,8 +215,8 @@ def _tried(monkeypatch: pytest.MonkeyPatch, rounds: int) -> Any:
             return self.keep
 
     monkeypatch.setattr("circuit.elimination._Circuit", Circuit)
-    nothing: Any = None
-    return eliminate(nothing, nothing, torch.tensor([True] * 3), 0.5).tolist()
+    judge: Any = SimpleNamespace(worlds=[None])
+    return eliminate(judge, judge, torch.tensor([True] * 3), 0.5).tolist()
 
 
 def test_a_circuit_that_reaches_the_target_only_by_rounding_is_not_taken(
