@@ -1,6 +1,6 @@
 """Time and size of circuits, the paper's recipe beside ours: `python benchmarks/prune.py --model FOLDER`.
 
-(a) the recipe done plainly (paper_recipe.py), hyper-parameter tuning included; (b) `circuit.search`. Both find
+(a) the recipe done plainly (paper_recipe.py), hyper-parameter tuning included; (b) `circuit.search.targets`. Both find
 node-pruned circuits of the same model, on the same prompts, at the same target loss, without controls. What method
 edge makes of either circuit is shown apart.
 
@@ -27,19 +27,19 @@ from rich.console import Console
 from timing import synchronize
 from torch import Tensor
 
-from circuit.ablation import Means
-from circuit.batches import POSITIONS, answer_batch
-from circuit.compact import AblatedModel, Gates
-from circuit.config import PruneConfig
-from circuit.evaluation import Judge
-from circuit.search import edge_circuits, minimise, node_circuits
+from circuit.ablated.ablation import Means
+from circuit.ablated.batches import POSITIONS, answer_batch
+from circuit.ablated.compact import AblatedModel, Gates
+from circuit.search.config import PruneConfig
+from circuit.search.evaluation import Judge
+from circuit.search.targets import edge_circuits, minimise, node_circuits
 from circuit.tasks import PairBatch, build_task, task_named
-from sparse_model.model import SparseTransformer
-from sparse_model.pretrained import from_pretrained
-from sweeps.circuits import pretraining
+from sparse_model.model.transformer import SparseTransformer
+from sparse_model.saved.pretrained import from_pretrained
 from sweeps.cli import status_of
 from sweeps.commands.data import prepared
-from sweeps.study import load_study
+from sweeps.study.study import load_study
+from sweeps.trial.task_circuits import pretraining
 
 TASKS = ("single_double_quote", "bracket_counting", "if_equals", "lambda_func")
 KEYS = ("recipe_seconds", "ours_seconds", "speedup", "recipe_edges", "ours_edges", "edges_ratio")
@@ -125,7 +125,7 @@ def compared(
     assert best.kept is not None
     step, evaluation = plain_seconds(model, data, means, options.timed_steps)
     once = PAPER.steps * step + evaluations * evaluation
-    edge_seconds, cut = timed(lambda: edge_circuits(ours, config))
+    edge_seconds, cut = timed(lambda: edge_circuits(judge, ours, config))
     nodes = judge.index.flat({site: channels.tolist() for site, channels in best.kept.items()})
     theirs = {options.target: minimise(judge, nodes, config.model_copy(update={"eliminate": False}), options.target)}
     ours_edges = ours[options.target].size[0]
@@ -139,7 +139,7 @@ def compared(
         "recipe_edges": float(best.edges or 0),
         "ours_edges": float(ours_edges),
         "edges_ratio": max(1, ours_edges) / max(1, best.edges or 0),
-        "recipe_edges_edge_pruned": float(edge_circuits(theirs, config)[options.target].size[0]),
+        "recipe_edges_edge_pruned": float(edge_circuits(judge, theirs, config)[options.target].size[0]),
         "ours_edges_edge_pruned": float(cut[options.target].size[0]),
         "ours_seconds_edge_pruning": edge_seconds,
     }

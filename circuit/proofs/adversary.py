@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from circuit.batches import AnswerBatch
-from circuit.learning import Adam, BatchOrder, gates_of
+from circuit.ablated.batches import AnswerBatch
 from circuit.proofs.kept import Kept
 from circuit.proofs.subsets import Drawn, losses_beside
+from circuit.search.learning import Adam, BatchOrder, gates_of
 from circuit.tasks import PairBatch
 
 STARTS = 20

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from circuit.batches import AnswerBatch
-from circuit.compact import AblatedModel, blocks
+from circuit.ablated.batches import AnswerBatch
+from circuit.ablated.compact import AblatedModel, blocks
 from circuit.proofs.kept import Ablated, Kept
-from sparse_model.sites import site_name
+from sparse_model.model.sites import site_name
 
 Values = Mapping[str, Tensor]
 """Site -> (B, T, S) values of its kept channels, or (B, 1, S) at the answer positions alone."""
@@ -130,9 +130,7 @@ def _heads(kept: Kept, layer: int, circuit: Values, whole: Values, batch: Answer
     return found
 
 
-def _pattern(
-    kept: Kept, values: Values, layer: int, head: int, sites: tuple[str, str], batch: AnswerBatch
-) -> Tensor:
+def _pattern(kept: Kept, values: Values, layer: int, head: int, sites: tuple[str, str], batch: AnswerBatch) -> Tensor:
     """(B, T) attention of a head from the answer position, the share of a sink in front where there is one."""
     d_head, attention = kept.model.config.d_head, blocks(kept.model)[layer].attn
     query, key = (_filled(kept, site, values[site])[..., head * d_head : (head + 1) * d_head] for site in sites)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from circuit.config import PruneConfig
-from circuit.evaluation import Judge
 from circuit.proofs.kept import Kept
-from circuit.search import Method, find
+from circuit.search.config import PruneConfig
+from circuit.search.evaluation import Judge
+from circuit.search.targets import Method, find
 
 MOST = 8
 """Circuits after which no other is looked for."""

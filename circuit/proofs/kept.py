@@ -14,14 +14,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from circuit.ablation import Means
-from circuit.batches import AnswerBatch
-from circuit.calibration import Calibration
-from circuit.compact import AblatedModel, Edges, Gates
-from circuit.graph import Circuit, means_of
-from circuit.nodes import NodeIndex
-from circuit.parts import Parts
-from sparse_model.model import SparseTransformer
+from circuit.ablated.ablation import Means
+from circuit.ablated.batches import AnswerBatch
+from circuit.ablated.calibration import Calibration
+from circuit.ablated.compact import AblatedModel, Edges, Gates
+from circuit.ablated.nodes import NodeIndex
+from circuit.graph.record import Circuit, means_of
+from circuit.search.parts import Parts
+from sparse_model.model.transformer import SparseTransformer
 
 
 class Ablated(NamedTuple):

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import torch
 
-from circuit.batches import AnswerBatch
-from circuit.calibration import calibrate, task_loss
+from circuit.ablated.batches import AnswerBatch
+from circuit.ablated.calibration import calibrate, task_loss
 from circuit.proofs.kept import Kept
 
 

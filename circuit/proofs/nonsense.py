@@ -14,15 +14,16 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from circuit.ablation import mean_activations
-from circuit.config import PruneConfig
-from circuit.discretise import bisect_nodes
-from circuit.evaluation import Judge
-from circuit.exploration import explore
-from circuit.masks import learn_masks
-from circuit.search import Method, Solution, combine, edge_circuits, judged, minimise
+from circuit.ablated.ablation import mean_activations
+from circuit.search.config import PruneConfig
+from circuit.search.discretise import bisect_nodes
+from circuit.search.evaluation import Judge
+from circuit.search.exploration import explore
+from circuit.search.masks import learn_masks
+from circuit.search.subsets import Worlds
+from circuit.search.targets import Method, Solution, combine, edge_circuits, minimise
 from circuit.tasks import PairBatch
-from sparse_model.model import SparseTransformer
+from sparse_model.model.transformer import SparseTransformer
 
 PAIRS_OF_TOKENS = 5
 """How many times answers are replaced."""
@@ -67,15 +68,12 @@ def control_edges(judge: Judge, config: PruneConfig, method: Method) -> int | No
 
     Unlike a search for the circuit of a task it goes on where the whole model misses the target: masks may reach it.
     """
-    target, found = config.target_loss, list[Solution]()
-    asked = judged(judge, config, method)
+    target, found, everything = config.target_loss, list[Solution](), judge.everything()
+    asked = Worlds(judge, config.seed, everything).judge if method == "faithful" else judge
 
     def search(start: PruneConfig) -> float:
-        everything = judge.everything()
-        start = start.model_copy(update={"ablation": "subsets" if method == "faithful" else "all"})
-        tau = learn_masks(
-            judge.model, judge.data, judge.means, start, asked.at(target), everything, judge.watch
-        )
+        start = start.against("subsets" if method == "faithful" else "all")
+        tau = learn_masks(judge.model, judge.data, judge.means, start, asked.at(target), everything, judge.watch)
         nodes = bisect_nodes(asked, tau, target)
         if nodes is not None:
             found.append(minimise(asked, nodes, start, target))

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from circuit.batches import AnswerBatch
-from circuit.calibration import task_loss
+from circuit.ablated.batches import AnswerBatch
+from circuit.ablated.calibration import task_loss
 from circuit.proofs.kept import Kept
 
 PROBABILITIES = (1.0, 0.9, 0.75, 0.5, 0.25)

@@ -8,12 +8,12 @@ import typer
 from rich.console import Console
 
 from sparse_model import storage
-from sweeps.cluster import prepare_environment
-from sweeps.frontier import Frontier
-from sweeps.plot import plot_frontier
-from sweeps.progress import Show, StudyProgress
-from sweeps.study import Study, load_study, shipped_studies
-from sweeps.table import frontier_table, terminal
+from sweeps.engine.session import prepare_environment
+from sweeps.frontier.queries import Frontier
+from sweeps.show.plot import plot_frontier
+from sweeps.show.progress import Show, StudyProgress
+from sweeps.show.text import frontier_table, terminal
+from sweeps.study.study import Study, load_study, shipped_studies
 
 
 def run(
@@ -33,7 +33,7 @@ def run(
     Exits 1 if no trial of the study ended well, 2 on bad input (nothing is run), 130 when interrupted.
     """
     prepare_environment()
-    from sweeps.runner import run_study
+    from sweeps.engine.runner import run_study
 
     asked = load_study(study, storage_uri)
     console = terminal()

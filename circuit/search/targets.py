@@ -1,0 +1,200 @@
+"""The search for the smallest circuits of one task at one or many target losses (METHOD 6).
+
+Targets are taken from the strictest on. The circuit of a looser target is searched for inside that of the stricter
+one, so sizes never grow as the target loosens, and one search gives the whole curve.
+
+Shapes: N nodes of a model, in the order of `NodeIndex`; `keep` (N + E,), see `Parts`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from circuit.ablated.compact import Edges
+from circuit.search.config import PruneConfig
+from circuit.search.discretise import bisect_nodes, grow
+from circuit.search.elimination import eliminate
+from circuit.search.evaluation import Judge
+from circuit.search.exploration import explore
+from circuit.search.masks import learn_masks
+from circuit.search.parts import Parts
+from circuit.search.subsets import ROUNDS, Worlds
+
+Method = Literal["node", "edge", "faithful"]
+"""What is pruned: nodes; edges as well; or nodes, by a circuit that holds whatever subset of the rest is ablated."""
+
+VERSION = 3
+"""Of the search: raised when it comes to find other circuits, so that sizes kept from before are not taken for its."""
+
+INSIDE = 0.25
+"""Share of the steps of mask learning that a search inside a stricter circuit takes: little is left to learn."""
+
+SMALLER = 0.9
+"""Share of its edges that a node circuit has shrunk to where its edges are worth another search from all of them."""
+
+
+class Solution(NamedTuple):
+    """A circuit as a part of its `parts`."""
+
+    parts: Parts
+    keep: Tensor
+
+    @property
+    def nodes(self) -> Tensor:
+        """(N,) kept nodes."""
+        return self.keep[: self.parts.n_nodes]
+
+    @property
+    def edges(self) -> Edges | None:
+        """Kept edges; None where the nodes say which they are."""
+        return self.parts.edges(self.keep)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Edges, then nodes: what circuits are compared by."""
+        return int(self.keep[self.parts.n_nodes :].sum()), int(self.nodes.sum())
+
+
+def find(
+    judge: Judge, config: PruneConfig, method: Method, targets: Iterable[float], among: Tensor | None = None
+) -> dict[float, Solution]:
+    """The smallest circuits found by a method that reach each target, on what `judge` judges by; `among` (N,), if it is
+    given, are the nodes to choose from. Targets that not even all of these reach are left out."""
+    nodes = node_circuits(judge, config.against("subsets" if method == "faithful" else "all"), targets, among)
+    return edge_circuits(judge, nodes, config) if method == "edge" else nodes
+
+
+def node_circuits(
+    judge: Judge, config: PruneConfig, targets: Iterable[float], among: Tensor | None = None
+) -> dict[float, Solution]:
+    """Circuits pruned by nodes, held against `config.ablation`.
+
+    Masks of the whole model are learned for the strictest target and for `config.target_loss`.
+    """
+    among = judge.everything() if among is None else among
+    whole = judge.calibrated(among)[0]
+    targets = sorted(target for target in targets if whole <= target)
+    found: dict[float, Solution] = {}
+    inside: Solution | None = None
+    for target in targets:
+        here = config.model_copy(update={"target_loss": target})
+        candidates: list[Solution] = []
+        if inside is None or target == config.target_loss:
+            candidates.append(_explore(judge, here, among))
+        if inside is not None:
+            candidates += _inside(judge, here, inside)
+        found[target] = inside = smallest(candidates)
+    return found
+
+
+def _explore(judge: Judge, config: PruneConfig, among: Tensor) -> Solution:
+    """The smallest circuit among nodes (N,) from every search that the configuration's budget allows."""
+    found: list[Solution] = []
+
+    def search(start: PruneConfig) -> float:
+        found.append(_search_once(judge, start, among))
+        return math.log1p(found[-1].size[0])
+
+    explore(config, search)
+    return smallest(found) if config.ablation == "subsets" else combine(judge, found, config, config.target_loss)
+
+
+def _search_once(judge: Judge, config: PruneConfig, among: Tensor) -> Solution:
+    """Masks, bisection, elimination; in subsets with growth before and after."""
+    target = config.target_loss
+    if config.ablation == "all":
+        return minimise(judge, learn_nodes(judge, config, among), config, target)
+    worlds = Worlds(judge, config.seed, among)
+    tau = learn_masks(judge.model, judge.data, judge.means, config, judge.at(target), among, judge.watch)
+    nodes = bisect_nodes(worlds.judge, tau, target, among)
+    return _hold(worlds, tau > 0 if nodes is None else nodes, config)
+
+
+def _hold(worlds: Worlds, nodes: Tensor, config: PruneConfig) -> Solution:
+    """The circuit of nodes (N,) that holds in subsets, grown where it fails and without what it can spare."""
+    judge, target = worlds.plain, config.target_loss
+    for rounds in ROUNDS:
+        nodes = worlds.harden(nodes, target, rounds)
+        nodes = minimise(worlds.judge, nodes, config, target).nodes
+    parts = Parts(judge.model, nodes)
+    return Solution(parts, parts.everything())
+
+
+def _inside(judge: Judge, config: PruneConfig, last: Solution) -> list[Solution]:
+    """Circuits inside one that was found for a stricter target: cut down further, and from masks of its own."""
+    target = config.target_loss
+    if config.ablation == "subsets":
+        return [last, _hold(Worlds(judge, config.seed, judge.everything()), last.nodes, config)]
+    candidates = [_shrink(judge, last, config, target)]
+    nodes = learn_nodes(judge, config.model_copy(update={"steps": max(1, round(INSIDE * config.steps))}), last.nodes)
+    if not torch.equal(nodes, last.nodes):
+        candidates.append(minimise(judge, nodes, config, target))
+    return candidates
+
+
+def combine(judge: Judge, found: Sequence[Solution], config: PruneConfig, target: float) -> Solution:
+    """The smallest circuit there is in any of those found, or in one of them together with the smallest before it.
+
+    Greedy removal ends where no part can be spared. Among the parts of two such circuits there often is a way on to a
+    smaller one, for a fraction of what another search takes.
+    """
+    best = found[0]
+    for other in found[1:]:
+        both = best.nodes | other.nodes
+        candidates = [best, other]
+        if config.eliminate and judge.calibrated(both)[0] <= target:
+            candidates.append(minimise(judge, both, config, target))
+        best = smallest(candidates)
+    return best
+
+
+def learn_nodes(judge: Judge, config: PruneConfig, among: Tensor) -> Tensor:
+    """Nodes of those `among` (N,) that reach `config.target_loss`, as masks and bisection find them.
+
+    Where the masks miss the target they have dropped nodes too many, which is made up for.
+    """
+    target = config.target_loss
+    tau = learn_masks(judge.model, judge.data, judge.means, config, judge.at(target), among, judge.watch)
+    nodes = bisect_nodes(judge, tau, target, tau > 0)
+    return grow(judge, tau > 0, target, among) if nodes is None else nodes
+
+
+def minimise(judge: Judge, nodes: Tensor, config: PruneConfig, target: float) -> Solution:
+    """The circuit of nodes (N,) that reach the target, without those it can spare if `config` asks for that."""
+    parts = Parts(judge.model, nodes)
+    return _shrink(judge, Solution(parts, parts.everything()), config, target)
+
+
+def edge_circuits(judge: Judge, found: Mapping[float, Solution], config: PruneConfig) -> dict[float, Solution]:
+    """The same circuits pruned by edges as well: weights that the target loss does not need carry means only.
+
+    Searches start from all edges of a node circuit for the strictest target, for `config.target_loss`, and wherever the
+    node circuit has become clearly smaller since, as long as that gives fewer edges than a search inside the last.
+    """
+    cut: dict[float, Solution] = {}
+    inside: Solution | None = None
+    started_at, pays = math.inf, True
+    for target, solution in found.items():
+        candidates = [_shrink(judge, inside, config, target)] if inside else []
+        if target == config.target_loss or (pays and solution.size[0] < SMALLER * started_at):
+            parts = Parts(judge.model, solution.nodes, edges=True)
+            candidates.append(_shrink(judge, Solution(parts, parts.everything()), config, target))
+            started_at, pays = solution.size[0], smallest(candidates) is candidates[-1]
+        cut[target] = inside = smallest(candidates)
+    return cut
+
+
+def smallest(candidates: Sequence[Solution]) -> Solution:
+    """The one of fewest edges, of those the one of fewest nodes."""
+    return min(candidates, key=lambda solution: solution.size)
+
+
+def _shrink(judge: Judge, solution: Solution, config: PruneConfig, target: float) -> Solution:
+    if not config.eliminate:
+        return solution
+    return solution._replace(keep=eliminate(judge, solution.parts, solution.keep, target))
