@@ -33,7 +33,7 @@ from timing import medians_ms
 from train_step import D_HEAD, PEAK_FLOPS, SHAPES, PlainGPT, restoring
 
 from sparse_model.model.abstopk import abs_topk, gelu_topk, norm_topk
-from sparse_model.model.attention import attention_with_sink
+from sparse_model.model.attention import attention_with_sink, side_by_side
 from sparse_model.model.config import ModelConfig, TrainConfig
 from sparse_model.model.transformer import SparseTransformer
 from sparse_model.sparsity.projection import keep_mask, project, projected_groups
@@ -139,7 +139,7 @@ def check_topk() -> Any:
                 upstream = torch.randn_like(ours)
                 ours.backward(upstream)
                 theirs.backward(upstream)
-                yield f"{kind} {dtype} {width}", difference(ours, theirs), allowed
+                yield f"{kind} {dtype} {width}", difference(ours.detach(), theirs.detach()), allowed
                 yield (
                     f"{kind} {dtype} {width} gradient",
                     difference(x.grad, other.grad),
@@ -186,6 +186,30 @@ def check_sink() -> Any:
         column = sink.double().view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
         expected = torch.cat([scores, column], -1).softmax(-1)[..., :-1] @ v.double()
         yield f"sink {dtype}", difference(attention_with_sink(q, k, v, sink), expected), allowed
+        yield from check_attention(dtype, allowed)
+
+
+def check_attention(dtype: torch.dtype, allowed: float) -> Any:
+    """Values and gradients of attention as the model calls it, beside the plain form in float64."""
+    for T, H, K, with_sink in ((256, 8, 16, False), (100, 3, 32, True), (65, 2, 64, False), (40, 2, 128, True)):
+        qkv = torch.randn(2, T, 3, H * K, device=DEVICE).to(dtype).requires_grad_()
+        sink = torch.linspace(-2, 4, H, device=DEVICE).requires_grad_() if with_sink else None
+        exact = qkv.detach().double().requires_grad_()
+        column = torch.full((H,), -torch.inf, device=DEVICE) if sink is None else sink.detach()
+        column = column.double().requires_grad_()
+        q, k, v = (z.unflatten(-1, (H, K)).transpose(1, 2) for z in exact.unbind(2))
+        future = torch.ones(T, T, dtype=torch.bool, device=DEVICE).triu(1)
+        scores = ((q @ k.transpose(-1, -2)) / K**0.5).masked_fill(future, -torch.inf)
+        scores = torch.cat([scores, column.view(1, -1, 1, 1).expand(2, H, T, 1)], -1)
+        expected = (scores.softmax(-1)[..., :-1] @ v).transpose(1, 2).flatten(-2)
+        ours, upstream = side_by_side(qkv, K, sink), torch.randn(2, T, H * K, device=DEVICE)
+        ours.backward(upstream.to(dtype))
+        expected.backward(upstream.double())
+        label = f"attention {dtype} {T} x {K}{' sink' if with_sink else ''}"
+        yield label, difference(ours.detach(), expected.detach()), allowed
+        yield f"{label} gradient", difference(qkv.grad, exact.grad), allowed
+        if sink is not None:
+            yield f"{label} gradient of the sink", difference(sink.grad, column.grad), allowed
 
 
 KERNEL_CHECKS = {"abstopk": check_topk, "projection": check_projection, "sink": check_sink}

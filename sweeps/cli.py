@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from sparse_model.errors import InputError
 from sparse_model.storage.store_errors import StorageFailed, StorageUnavailable, redacted
-from sweeps.commands import circuit, cluster, curves, data, doctor, frontier, importing, one, run, search
+from sweeps.commands import circuit, cluster, curves, data, doctor, frontier, importing, one, run, search, tasks
 
 app = typer.Typer(
     name="sweeps",
@@ -24,7 +24,7 @@ for command in (
     *(cluster.plan, cluster.submit, cluster.status),
     *(frontier.frontier, curves.curves, curves.baselines, search.search),
     *(one.train, one.prune),
-    *(data.tasks, data.corpus, data.tokenizer),
+    *(tasks.tasks, data.corpus, data.tokenizer),
 ):
     app.command()(command)
 app.command("import")(importing.import_)

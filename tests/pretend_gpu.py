@@ -218,5 +218,6 @@ def pretend_gpu() -> Iterator[torch.device]:
         patch.setattr("sparse_model.model.abstopk._triton", selected)
         patch.setattr("sparse_model.model.abstopk._triton_norm", normed_and_selected)
         patch.setattr("sparse_model.model.abstopk._triton_add", selected_and_added)
+        patch.setattr("sparse_model.model.attention._has_kernel", lambda x, d_head: False)
         patch.setattr("sparse_model.sparsity.projection._project_on_gpu", projected)
         yield GPU

@@ -8,6 +8,8 @@ answer with the lower token id, and so the margins of prompts where that is righ
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -37,25 +39,25 @@ def task_loss(margins: Tensor, sides: Tensor, calibration: Calibration = IDENTIT
     return F.softplus(-(calibration.scale * margins + calibration.shift * sides)).mean()
 
 
-def calibrate(margins: Tensor, sides: Tensor) -> Calibration:
-    """The scale (not negative) and shift of least loss for margins and sides (N,), from (1, 0).
+def calibrate(margins: Tensor, sides: Tensor, max_scale: float = math.inf) -> Calibration:
+    """The scale (not negative, at most `max_scale`) and shift of least loss for margins and sides (N,), from (1, 0).
 
     The problem is convex with two unknowns, so the paper's 16 L-BFGS steps are 16 Newton steps here: the same optimum,
     in a millisecond. Where every prompt is right under some fit there is no optimum, and the 16 steps are the limit.
     """
-    scale, shift = _fitted(_doubles(margins)[None], _doubles(sides))[0]
+    scale, shift = _fitted(_doubles(margins)[None], _doubles(sides), max_scale)[0]
     return Calibration(float(scale), float(shift))
 
 
-def calibrated_loss(margins: Tensor, sides: Tensor) -> tuple[float, Calibration]:
+def calibrated_loss(margins: Tensor, sides: Tensor, max_scale: float = math.inf) -> tuple[float, Calibration]:
     """Loss after fitting, and the fit."""
-    fit = calibrate(margins, sides)
+    fit = calibrate(margins, sides, max_scale)
     return float(task_loss(margins.double(), sides, fit)), fit
 
 
-def calibrations(margins: Tensor, sides: Tensor) -> Tensor:
+def calibrations(margins: Tensor, sides: Tensor, max_scale: float = math.inf) -> Tensor:
     """(M, 2) scales and shifts of margins (M, N), each row fitted by itself, on the CPU in float64."""
-    return torch.from_numpy(_fitted(_doubles(margins), _doubles(sides)))
+    return torch.from_numpy(_fitted(_doubles(margins), _doubles(sides), max_scale))
 
 
 def softened(fit: Calibration, margins: Tensor, sides: Tensor, loss: float) -> Calibration:
@@ -76,12 +78,25 @@ def _doubles(values: Tensor) -> Array:
     return values.detach().cpu().double().numpy()
 
 
-def _fitted(margins: Array, sides: Array) -> Array:
-    """Scales and shifts (M, 2) for margins (M, N) with sides (N,)."""
-    weights = np.tile([1.0, 0.0], (len(margins), 1))
+def _fitted(margins: Array, sides: Array, max_scale: float) -> Array:
+    """Scales and shifts (M, 2) for margins (M, N) with sides (N,).
+
+    The loss is convex, so where the free optimum has too large a scale, the best one allowed is the largest: then only
+    the shift is left to fit.
+    """
+    weights = _descended(np.tile([1.0, 0.0], (len(margins), 1)), margins, sides, _newton_steps)
+    weights[~(weights[:, 0] > 0)] = 0.0, _log_odds(sides)
+    if (large := weights[:, 0] > max_scale).any():
+        start = np.stack([np.full(int(large.sum()), max_scale), np.zeros(int(large.sum()))], 1)
+        weights[large] = _descended(start, margins[large], sides, _shift_steps)
+    return weights
+
+
+def _descended(weights: Array, margins: Array, sides: Array, newton_steps: Callable[..., Array]) -> Array:
+    """Weights (M, 2) after Newton steps, each halved until the loss no longer rises."""
     losses = _logistic(weights, margins, sides)
     for _ in range(STEPS):
-        steps, before = _newton_steps(weights, margins, sides), losses
+        steps, before = newton_steps(weights, margins, sides), losses
         losses = _logistic(weights + steps, margins, sides)
         while (worse := losses > before).any():  # ends: once a step rounds to nothing the losses are equal
             steps[worse] /= 2
@@ -89,7 +104,6 @@ def _fitted(margins: Array, sides: Array) -> Array:
         weights = weights + steps
         if np.array_equal(losses, before):
             break
-    weights[~(weights[:, 0] > 0)] = 0.0, _log_odds(sides)
     return weights
 
 
@@ -110,6 +124,14 @@ def _newton_steps(weights: Array, margins: Array, sides: Array) -> Array:
     curvature = (features * (wrong * (1 - wrong))[:, None]) @ features.transpose(0, 2, 1) / margins.shape[1]
     # margins may be all alike, or all saturated: then the curvature has no inverse
     steps: Array = np.linalg.solve(curvature + 1e-9 * np.eye(2), -gradient[:, :, None])[:, :, 0]
+    return steps
+
+
+def _shift_steps(weights: Array, margins: Array, sides: Array) -> Array:
+    """The same with the scale held."""
+    wrong = np.exp(-np.logaddexp(0, _lead(weights, margins, sides)))
+    steps = np.zeros_like(weights)
+    steps[:, 1] = (sides * wrong).mean(1) / ((wrong * (1 - wrong)).mean(1) + 1e-9)
     return steps
 
 

@@ -18,7 +18,7 @@ from sparse_model.errors import InputError
 from sparse_model.model.config import Config
 from sparse_model.model.transformer import SparseTransformer
 
-SCHEMA_VERSION: Literal[2] = 2
+SCHEMA_VERSION: Literal[3] = 3
 """Of a circuit's JSON: raised when a field is added, changes its meaning or goes. There is no reading of others."""
 
 
@@ -53,19 +53,21 @@ class Circuit(Config):
     """A task, a model, and the nodes that do the task when all others are held at their means.
 
     Losses are two-way cross-entropies in nats. `loss`, `heldout_loss` and `heldout_accuracy` are of the circuit under
-    its `scale` and `shift`; `unpruned_loss` and `necessity_loss` are of the model's own logits. Of an unsolved task or
-    a stopped search there are no nodes, and `loss` is what the calibrated unpruned model reaches.
+    its `scale` and `shift`; `uncalibrated_loss` is of its logits as they are, `unpruned_loss` and `necessity_loss` of
+    the model's own. Of any other status than ok there are no nodes, and `loss` is what the calibrated whole model
+    reaches.
     """
 
     format: Literal["circuit-sweeps/circuit"] = Field("circuit-sweeps/circuit", description="what the JSON holds")
-    schema_version: Literal[2] = Field(SCHEMA_VERSION, description="of this object's JSON; see docs/circuit_json.md")
+    schema_version: Literal[3] = Field(SCHEMA_VERSION, description="of this object's JSON; see docs/circuit_json.md")
     task: str = Field(description="name of the task")
     model: str = Field(description="fingerprint of the model's configuration and weights")
     method: Literal["node", "edge"] = Field(
         "node", description="what is pruned: nodes, with all weights between the kept ones as edges, or edges as well"
     )
-    status: Literal["ok", "unsolved", "stopped"] = Field(
-        description="unsolved: the unpruned model does not do the task; stopped: the search was told to"
+    status: Literal["ok", "unsolved", "unreached", "stopped"] = Field(
+        description="unsolved: the whole model does not do the task; unreached: it does, but not even all of it "
+        "reaches the target; stopped: the search was told to"
     )
     target_loss: float = Field(description="calibrated loss on the training pairs that had to be reached")
     nodes: dict[str, tuple[int, ...]] = Field(description="kept channels by node site; sites without any left out")
@@ -83,7 +85,10 @@ class Circuit(Config):
     loss: float = Field(description="on the training pairs")
     heldout_loss: float = Field(description="on held-out pairs")
     heldout_accuracy: float = Field(description="share of held-out prompts whose right answer wins")
-    unpruned_loss: float = Field(description="of the whole model on the training pairs, without calibration")
+    uncalibrated_loss: float = Field(description="on held-out pairs with the logits as they are")
+    unpruned_loss: float = Field(
+        description="of the whole model on held-out pairs, its logits as they are: what tells whether a task is solved"
+    )
     necessity_loss: float | None = Field(
         description="on held-out pairs with the circuit ablated and everything else intact; chance is 0.693"
     )

@@ -23,8 +23,9 @@ Values = Mapping[str, Tensor]
 
 
 class Agreement(NamedTuple):
-    """Share of prompts on which circuit and whole model decide alike, of all and of the `wrong` ones that the whole model
-    gets wrong (None of none); mean KL divergence in nats of the circuit's two-answer distribution from the model's."""
+    """Share of prompts on which circuit and whole model decide alike, of all and of the `wrong` ones that the whole
+    model gets wrong (None of none); mean KL divergence in nats of the circuit's two-answer distribution from the
+    model's."""
 
     alike: float
     divergence: float

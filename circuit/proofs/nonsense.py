@@ -1,7 +1,7 @@
 """Two controls: circuits for consistent nonsense, and circuits of a model with its weights shuffled (METHOD 11).
 
 Nonsense keeps a task's cue and replaces its answers by other tokens of like frequency, the same one for each answer
-throughout. A search that finds a small circuit for it would find one for anything. What it is given are the very prompts,
+throughout. A search that finds a small circuit for it would find one for anything. It is given the very prompts,
 configuration and budget of the real search.
 """
 

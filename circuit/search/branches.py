@@ -123,8 +123,8 @@ class Branches:
         return torch.cat([part[::step] for part, step in zip(parts, steps, strict=True)])
 
     def changes(self, keep: Tensor, removed: Tensor) -> Tensor:
-        """First-order estimates (n, P') of how every margin of `Judge.sample` changes when one of the kept parts `removed`
-        (n,), given by their numbers, is removed."""
+        """First-order estimates (n, P') of how every margin of `Judge.sample` changes when one of the kept parts
+        `removed` (n,), given by their numbers, is removed."""
         return torch.cat([self._changes(keep, removed, world) for world in self.judge.sample.worlds]).T
 
     def _changes(self, keep: Tensor, removed: Tensor, world: World) -> Tensor:

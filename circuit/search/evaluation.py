@@ -61,6 +61,7 @@ class Judge:
     `keep` is boolean (N,) over all nodes of the model, in the order of `NodeIndex`. `watch` is told what is judged.
     Where there are several `worlds`, their prompts, one world after the other, have one calibration in common; a loss
     is then the mean over all prompts, or that of a world divided by the world's limit, whichever is largest.
+    Calibrations multiply logits by `max_scale` at the most.
     """
 
     def __init__(
@@ -70,9 +71,11 @@ class Judge:
         data: PairBatch,
         watch: Watch = SILENT,
         worlds: Sequence[World] = (),
+        *,
+        max_scale: float | None = None,
     ) -> None:
         self.model, self.means, self.index, self.watch = model, means, NodeIndex(model), watch
-        self.data = data
+        self.data, self.max_scale = data, math.inf if max_scale is None else max_scale
         device = model.embedding.device
         nothing = torch.zeros(self.index.total, dtype=torch.bool, device=device)
         self.worlds = list(worlds) or [World(nothing, all_batches(data, device))]
@@ -81,12 +84,12 @@ class Judge:
 
     def among(self, worlds: Sequence[World]) -> Judge:
         """The same of other worlds."""
-        return Judge(self.model, self.means, self.data, self.watch, worlds)
+        return Judge(self.model, self.means, self.data, self.watch, worlds, max_scale=self.max_scale)
 
     @cached_property
     def sample(self) -> Judge:
-        """The same by at most `SAMPLED` prompts of each of several worlds: enough to tell what may go or is lacking, not
-        to decide it."""
+        """The same by at most `SAMPLED` prompts of each of several worlds: enough to tell what may go or is lacking,
+        not to decide it."""
         if len(self.worlds) == 1:
             return self
         return self.among([world.sampled(every_prompt(world)) for world in self.worlds])
@@ -108,12 +111,12 @@ class Judge:
 
     def fitted(self, margins: Tensor) -> tuple[float, Calibration]:
         """Loss of margins (P,) after calibration, and the calibration."""
-        fit = calibrate(margins, self.sides)
+        fit = calibrate(margins, self.sides, self.max_scale)
         return float(self.of_leads(fit.scale * margins.double() + fit.shift * self.sides)), fit
 
     def losses(self, margins: Tensor) -> Tensor:
         """(M,) losses of margins (M, P), each after a calibration of its own, on the CPU in float64."""
-        scale, shift = calibrations(margins, self.sides).T[..., None]
+        scale, shift = calibrations(margins, self.sides, self.max_scale).T[..., None]
         return self.of_leads(scale * margins.cpu().double() + shift * self.sides.cpu())
 
     def of_leads(self, lead: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ learned then cannot lean on all of them being at their means at once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import compress
 
@@ -125,6 +126,8 @@ class _Learner:
             adam.step(gradient, lr)
         with torch.no_grad():
             self.tau.clamp_(-1, 1)
+            if self.config.max_scale is not None:
+                self.fit[0].clamp_(max=math.log(self.config.max_scale))
         self.price.steer(value)
         return value
 

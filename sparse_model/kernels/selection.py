@@ -151,12 +151,12 @@ def _plan(matrices: tuple[tuple[int, int, int, int, bool], ...], device: torch.d
 
 
 @triton.jit
-def _sizes(bits):  # type: ignore[no-untyped-def]
+def _sizes(bits):
     return bits & 0x7FFFFFFF
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _lane_minima_without_ties(  # type: ignore[no-untyped-def]
+@triton.jit
+def _lane_minima_without_ties(
     weight, C, lane, exists, length, missing, BY_COLUMN: tl.constexpr, LANES: tl.constexpr, STEP: tl.constexpr
 ):
     """The edges of lanes by magnitudes alone, in a quarter of the time; and whether ties leave any of them unclear."""
@@ -198,10 +198,8 @@ def _lane_minima_without_ties(  # type: ignore[no-untyped-def]
     return tl.maximum(edge, 0).to(tl.int64) << 31, unclear
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _lane_minima(  # type: ignore[no-untyped-def]
-    pointers, shapes, alive, tiles, BY_COLUMN: tl.constexpr, LANES: tl.constexpr, STEP: tl.constexpr
-):
+@triton.jit
+def _lane_minima(pointers, shapes, alive, tiles, BY_COLUMN: tl.constexpr, LANES: tl.constexpr, STEP: tl.constexpr):
     """For each lane the smallest of its `minimum` largest entries: magnitude, and how near to the lane's start."""
     g = tl.load(tiles + tl.program_id(0) * 3)
     first = tl.load(tiles + tl.program_id(0) * 3 + 1)
@@ -256,7 +254,7 @@ def _lane_minima(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _searched(size, row, column, inside, alive, place, by_column):  # type: ignore[no-untyped-def]
+def _searched(size, row, column, inside, alive, place, by_column):
     """Magnitudes, ABSENT where there is no entry or one that is kept for its lane's sake; and which those are."""
     lane = tl.where(by_column != 0, column, row)
     along = tl.where(by_column != 0, row, column)
@@ -267,7 +265,7 @@ def _searched(size, row, column, inside, alive, place, by_column):  # type: igno
 
 
 @triton.jit
-def _nth_largest(keys, n):  # type: ignore[no-untyped-def]
+def _nth_largest(keys, n):
     """The n-th largest of keys held in registers, 0 where fewer than n are present, LARGEST where n is below 1."""
     low, high = tl.full([], 0, tl.int32), tl.full([], LARGEST, tl.int32)
     for _ in range(31):
@@ -278,8 +276,8 @@ def _nth_largest(keys, n):  # type: ignore[no-untyped-def]
     return low
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _bracket(  # type: ignore[no-untyped-def]
+@triton.jit
+def _bracket(
     pointers, shapes, alive, wanted, bounds, SAMPLED: tl.constexpr, SMALL: tl.constexpr, DEVIATIONS: tl.constexpr
 ):
     """Two magnitudes of each matrix, both inclusive, between which its threshold very probably lies."""
@@ -309,8 +307,8 @@ def _bracket(  # type: ignore[no-untyped-def]
     tl.store(bounds + g * 2 + 1, high)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _tile(pointers, shapes, alive, tiles, TALL: tl.constexpr, WIDE: tl.constexpr, ALIGNED: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit
+def _tile(pointers, shapes, alive, tiles, TALL: tl.constexpr, WIDE: tl.constexpr, ALIGNED: tl.constexpr):
     """This program's tile: its matrix, addresses, flat indices, which exist, bits, searched keys, and what is alive."""
     g = tl.load(tiles + tl.program_id(0))
     address = tl.load(pointers + g)
@@ -342,8 +340,8 @@ def _tile(pointers, shapes, alive, tiles, TALL: tl.constexpr, WIDE: tl.constexpr
     return g, weight, index, inside, bits, tl.where(inside & (kept == 0), size, ABSENT), kept
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _gather(  # type: ignore[no-untyped-def]
+@triton.jit
+def _gather(
     pointers, shapes, alive, tiles, bounds, regions, counts, keys_ptr, places_ptr,
     TALL: tl.constexpr, WIDE: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
@@ -366,8 +364,8 @@ def _gather(  # type: ignore[no-untyped-def]
         tl.store(places_ptr + region + slot, tl.broadcast_to(index, (TALL, WIDE)), mask=fits)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _threshold(  # type: ignore[no-untyped-def]
+@triton.jit
+def _threshold(
     pointers, shapes, alive, wanted, bounds, counts, regions, keys_ptr, places_ptr, cuts,
     WHOLE: tl.constexpr, SCANNED: tl.constexpr,
 ):  # fmt: skip
@@ -451,10 +449,8 @@ def _threshold(  # type: ignore[no-untyped-def]
         tl.store(cuts + g * 2 + 1, last)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _scanned(  # type: ignore[no-untyped-def]
-    start, total, keys_ptr, weight, C, alive, place, by_column, WHOLE: tl.constexpr, SCANNED: tl.constexpr
-):
+@triton.jit
+def _scanned(start, total, keys_ptr, weight, C, alive, place, by_column, WHOLE: tl.constexpr, SCANNED: tl.constexpr):
     """The next keys of a search: those that were gathered, or those of the whole matrix."""
     i = start + tl.arange(0, SCANNED)
     inside = i < total
@@ -466,10 +462,8 @@ def _scanned(  # type: ignore[no-untyped-def]
     return keys
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _zero_the_rest(  # type: ignore[no-untyped-def]
-    pointers, shapes, alive, tiles, cuts, TALL: tl.constexpr, WIDE: tl.constexpr, ALIGNED: tl.constexpr
-):
+@triton.jit
+def _zero_the_rest(pointers, shapes, alive, tiles, cuts, TALL: tl.constexpr, WIDE: tl.constexpr, ALIGNED: tl.constexpr):
     g, weight, index, inside, bits, keys, kept = _tile(pointers, shapes, alive, tiles, TALL, WIDE, ALIGNED)
     threshold, last = tl.load(cuts + g * 2), tl.load(cuts + g * 2 + 1)
     kept = kept | (keys > threshold) | ((keys == threshold) & (index <= last))

@@ -38,19 +38,19 @@ _OCTAVE = {torch.bfloat16: 1 << 7, torch.float16: 1 << 10, torch.float32: 1 << 2
 
 def triton_topk(x: Tensor, k: int, gelu: bool = False) -> Tensor:
     """abs_topk(x, k) of x (..., C), or abs_topk(gelu(x), k), with its gradient; entries tied with the k-th stay."""
-    sparse: Tensor = _TopK.apply(x, k, gelu)  # type: ignore[no-untyped-call]
+    sparse: Tensor = _TopK.apply(x, k, gelu)
     return sparse
 
 
 def triton_norm_topk(x: Tensor, k: int, dtype: torch.dtype, eps: float) -> Tensor:
     """abs_topk(rms_norm(x).to(dtype), k) of x (..., C), without a gain, with its gradient in the type of x."""
-    sparse: Tensor = _NormTopK.apply(x, k, dtype, eps)  # type: ignore[no-untyped-call]
+    sparse: Tensor = _NormTopK.apply(x, k, dtype, eps)
     return sparse
 
 
 def triton_add_topk(stream: Tensor, x: Tensor, k: int) -> Tensor:
     """stream + abs_topk(x, k), both (..., C), in the type of the stream, with its gradients."""
-    added: Tensor = _AddTopK.apply(stream, x, k)  # type: ignore[no-untyped-call]
+    added: Tensor = _AddTopK.apply(stream, x, k)
     return added
 
 
@@ -167,7 +167,7 @@ def _warps(block: int, direction: str) -> int:
 
 
 @triton.jit
-def _magnitude(y, BITS: tl.constexpr):  # type: ignore[no-untyped-def]
+def _magnitude(y, BITS: tl.constexpr):
     """Bits of |y| as int32: they order as magnitudes do."""
     # one return: what stands behind a constant `if` with a return is compiled all the same
     if BITS == 15:
@@ -178,7 +178,7 @@ def _magnitude(y, BITS: tl.constexpr):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _threshold(magnitude, k, C, guess):  # type: ignore[no-untyped-def]
+def _threshold(magnitude, k, C, guess):
     """A threshold that those of the C magnitudes (BLOCK) reach which are among the k largest or tie with the k-th."""
     high = tl.minimum(tl.max(magnitude, 0), 0x7FFFFFFE) + 1  # of NaN the last pattern: one more would overflow
     low, n_low, n_high = high * 0, high * 0 + C, high * 0
@@ -202,21 +202,21 @@ def _threshold(magnitude, k, C, guess):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _store_mask(mask_ptr, row, kept, C, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _store_mask(mask_ptr, row, kept, C, BLOCK: tl.constexpr):
     bits = tl.reshape(kept.to(tl.int32), [BLOCK // 8, 8]) << tl.arange(0, 8)[None, :]
     byte, width = tl.arange(0, BLOCK // 8), (C + 7) // 8
     tl.store(mask_ptr + row * width + byte, tl.sum(bits, 1).to(tl.uint8), mask=byte < width)
 
 
 @triton.jit
-def _load_mask(mask_ptr, row, C, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _load_mask(mask_ptr, row, C, BLOCK: tl.constexpr):
     byte, width = tl.arange(0, BLOCK // 8), (C + 7) // 8
     packed = tl.load(mask_ptr + row * width + byte, mask=byte < width, other=0).to(tl.int32)
     return tl.reshape((packed[:, None] >> tl.arange(0, 8)[None, :]) & 1, [BLOCK]) != 0
 
 
 @triton.jit(do_not_specialize=["k", "guess"])
-def _topk_forward(  # type: ignore[no-untyped-def]
+def _topk_forward(
     x_ptr, y_ptr, mask_ptr, k, C, x_stride, guess, BITS: tl.constexpr, BLOCK: tl.constexpr, GELU: tl.constexpr
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -233,7 +233,7 @@ def _topk_forward(  # type: ignore[no-untyped-def]
 
 
 @triton.jit(do_not_specialize=["k", "guess"])
-def _add_topk_forward(  # type: ignore[no-untyped-def]
+def _add_topk_forward(
     x_ptr, stream_ptr, y_ptr, mask_ptr, k, C, x_stride, guess, stream_stride, BITS: tl.constexpr, BLOCK: tl.constexpr
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -249,7 +249,7 @@ def _add_topk_forward(  # type: ignore[no-untyped-def]
 
 
 @triton.jit(do_not_specialize=["k", "guess"])
-def _norm_topk_forward(  # type: ignore[no-untyped-def]
+def _norm_topk_forward(
     x_ptr, y_ptr, mask_ptr, scale_ptr, k, C, x_stride, guess, eps, BITS: tl.constexpr, BLOCK: tl.constexpr
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -266,7 +266,7 @@ def _norm_topk_forward(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _masked_backward(grad_ptr, mask_ptr, out_ptr, C, grad_stride, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _masked_backward(grad_ptr, mask_ptr, out_ptr, C, grad_stride, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     channel = tl.arange(0, BLOCK)
     inside = channel < C
@@ -276,9 +276,7 @@ def _masked_backward(grad_ptr, mask_ptr, out_ptr, C, grad_stride, BLOCK: tl.cons
 
 
 @triton.jit
-def _gelu_topk_backward(  # type: ignore[no-untyped-def]
-    grad_ptr, x_ptr, mask_ptr, out_ptr, C, grad_stride, x_stride, BLOCK: tl.constexpr
-):
+def _gelu_topk_backward(grad_ptr, x_ptr, mask_ptr, out_ptr, C, grad_stride, x_stride, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     channel = tl.arange(0, BLOCK)
     inside = channel < C
@@ -291,9 +289,7 @@ def _gelu_topk_backward(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _norm_topk_backward(  # type: ignore[no-untyped-def]
-    grad_ptr, x_ptr, mask_ptr, scale_ptr, out_ptr, C, grad_stride, x_stride, BLOCK: tl.constexpr
-):
+def _norm_topk_backward(grad_ptr, x_ptr, mask_ptr, scale_ptr, out_ptr, C, grad_stride, x_stride, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     channel = tl.arange(0, BLOCK)
     inside = channel < C

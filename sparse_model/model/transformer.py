@@ -6,14 +6,14 @@ Shapes: B batch, T time, D = d_model channels, H heads, K = d_head, F = d_mlp ne
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparse_model.model.abstopk import abs_topk, add_topk, gelu_topk, norm_topk
-from sparse_model.model.attention import attention_with_sink, causal_attention
+from sparse_model.model.attention import attention, side_by_side
 from sparse_model.model.config import ModelConfig, ResidualPoint
 from sparse_model.model.loss import unembedding_loss
 from sparse_model.model.sites import FINAL_SITE, SiteFunction, site_name, site_names
@@ -154,23 +154,19 @@ class Attention(nn.Module):
             return value if at_site is None else at_site(site_name(self.layer, kind), value)
 
         read = _read(x, positions, self, self.config.survivors("attn.in"), dtype)
-        q, k, v = self._parts(self.qkv(visit("attn.in", read)))
-        mixed = self.attend(visit("attn.q", q), visit("attn.k", k), visit("attn.v", v))
-        return _added(x, self.out(mixed), self.config.survivors("attn.out"), site_name(self.layer, "attn.out"), at_site)
-
-    def _parts(self, qkv: Tensor) -> Sequence[Tensor]:
-        """q, k and v (B, T, H * K) after AbsTopK: in one go if all keep as many, since they lie side by side."""
         kept = [self.config.survivors(kind) for kind in ("attn.q", "attn.k", "attn.v")]
-        parts = qkv.view(*qkv.shape[:-1], 3, -1)
-        if len(set(kept)) == 1:
-            return _sparse(parts, kept[0]).unbind(-2)
-        return [_sparse(part, k) for part, k in zip(parts.unbind(-2), kept, strict=True)]
+        parts: Tensor = self.qkv(visit("attn.in", read))
+        parts = parts.view(*parts.shape[:-1], 3, -1)
+        if at_site is None and len(set(kept)) == 1:
+            mixed = side_by_side(_sparse(parts, kept[0]), self.config.d_head, self.sink)
+        else:
+            q, k, v = (_sparse(part, k) for part, k in zip(parts.unbind(-2), kept, strict=True))
+            mixed = self.attend(visit("attn.q", q), visit("attn.k", k), visit("attn.v", v))
+        return _added(x, self.out(mixed), self.config.survivors("attn.out"), site_name(self.layer, "attn.out"), at_site)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Causal softmax attention of q, k, v, each (B, T, H * K), scaled by 1/sqrt(K)."""
-        q, k, v = (z.view(*z.shape[:-1], -1, self.config.d_head).transpose(1, 2) for z in (q, k, v))
-        mixed = causal_attention(q, k, v) if self.sink is None else attention_with_sink(q, k, v, self.sink)
-        return mixed.transpose(1, 2).flatten(-2)
+        return attention(q, k, v, self.config.d_head, self.sink)
 
 
 class MLP(nn.Module):

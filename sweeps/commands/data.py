@@ -1,14 +1,12 @@
-"""`sweeps tasks`, `sweeps corpus` and `sweeps tokenizer`: look at what models are trained on and asked."""
+"""`sweeps corpus` and `sweeps tokenizer`: look at what models are trained on."""
 
 from __future__ import annotations
 
-from textwrap import indent
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from circuit.tasks import TASKS, example
 from sparse_model.data.loader import TokenDataset
 from sparse_model.data.processes import Execute, in_processes
 from sparse_model.data.shards import prepare
@@ -22,18 +20,6 @@ StudyArgument = Annotated[str, typer.Argument(help="a study file, or the name of
 StorageOption = Annotated[
     str | None, typer.Option("--storage", help="folder or URI for results, instead of the study's own")
 ]
-
-
-def tasks() -> int:
-    """List the tasks, each with a pair of prompts and, after ⟶, what completes them (its first token is the answer)."""
-    console = terminal()
-    for task in TASKS.values():
-        pair = example(task)
-        console.print(f"[bold]{task.name}[/bold]  {task.description}")
-        for prompt, completion in ((pair.prompt_a, pair.completion_a), (pair.prompt_b, pair.completion_b)):
-            console.print(indent(f"{prompt} ⟶ {completion!r}", "    "), markup=False, soft_wrap=True)
-            console.print()
-    return 0
 
 
 def corpus(

@@ -28,7 +28,7 @@ from sweeps.show.text import terminal
 from sweeps.study.space import Space, TrialConfig
 from sweeps.study.study import Study, load_study
 from sweeps.study.yamlfile import parse_yaml
-from sweeps.trial.task_circuits import circuit_row, measured, settings, text_windows, windows
+from sweeps.trial.task_circuits import circuit_row, harder_accuracy, measured, settings, text_windows, windows
 
 CPU = torch.device("cpu")
 
@@ -90,6 +90,15 @@ def prune(
     out: Annotated[str | None, typer.Option(help="write the circuit into this JSON file")] = None,
     method: Annotated[Method, typer.Option(help="prune nodes alone, or edges as well")] = "node",
     target: Annotated[float | None, typer.Option(help="task loss in nats, instead of the study's target")] = None,
+    solved_loss: Annotated[
+        float | None,
+        typer.Option(
+            help="own loss of the whole model up to which the task is solved, in nats, instead of the study's"
+        ),
+    ] = None,
+    max_scale: Annotated[
+        float | None, typer.Option(help="what calibration may multiply logits by at the most; default: the study's")
+    ] = None,
     restarts: Annotated[
         int | None,
         typer.Option(min=1, help="search from this many seeds and combine them, instead of the study's number"),
@@ -103,7 +112,7 @@ def prune(
     device: DeviceOption = None,
     storage_uri: StorageOption = None,
 ) -> int:
-    """Find the circuit of one task in one model, and prove it. Exits 1 if the model cannot do the task.
+    """Find the circuit of one task in one model, and prove it. Exits 1 if there is none to be found.
 
     Mean activations are taken over the study's training text, in the model's own tokens.
     """
@@ -111,14 +120,19 @@ def prune(
     if out is not None:
         storage.check_writable(storage.parent(out))
     asked = load_study(study, storage_uri)
-    config = settings(asked, target, stability=stability, restarts=restarts or asked.pruning.restarts)
+    given = {"restarts": restarts, "solved_loss": solved_loss, "max_scale": max_scale}
+    changes = {name: value for name, value in given.items() if value is not None}
+    config = settings(asked, target, stability=stability, **changes)
     trained, tokenizer, known = opened(model, asked, device_named(device))
     prompts = task_data(task, tokenizer, pairs=config.pairs, seed=config.seed)
     with Show(Console(stderr=True)) as show:
         circuit = find_circuit(
             trained, prompts, known.means, config, method=method, text=known.text, progress=searching(show)
         )
-    describe(circuit, terminal())
+    console = terminal()
+    describe(circuit, console)
+    if (harder := harder_accuracy(trained, tokenizer, task, config)) is not None:
+        console.print(f"{harder:.1%} of the task's harder variant right by the whole model")
     if out is not None:
         circuit.save(out)
     return 0 if circuit.status == "ok" else 1
@@ -137,13 +151,16 @@ def searching(show: Show) -> Progress:
 
 def describe(circuit: Circuit, console: Console) -> None:
     """Print a circuit's figures, then which proofs it passes."""
-    words = ("summary", "reason", *(name for name in circuit_row(circuit) if name.startswith("resample")))
+    words = ("summary", "reason", "counted", *(name for name in circuit_row(circuit) if name.startswith("resample")))
     for name, value in circuit_row(circuit).items():
         if value is not None and name not in words:
             console.print(f"{name:>17}: {value:.4g}" if isinstance(value, float) else f"{name:>17}: {value}")
     marks = {True: "passes", False: "FAILS", None: "not measured"}
     if circuit.status == "unsolved":
-        console.print(f"the model's own loss is {circuit.unpruned_loss:.3f}, too high to look for a circuit (--target)")
+        said = f"the model's own loss is {circuit.unpruned_loss:.3f}, too high to look for a circuit (--solved-loss)"
+        console.print(said)
+    if circuit.status == "unreached":
+        console.print(f"the model does the task, but not even all of it reaches {circuit.target_loss:g} (--target)")
     for proof, passed, said in verdicts(circuit):
         console.print(f"{marks[passed]:>17}: {proof}: {said}", soft_wrap=True)
 

@@ -85,6 +85,14 @@ class Space:
             found.update(entry.value.corners() if entry.is_sampled else (entry.value,))
         return found
 
+    def most_edges(self) -> int:
+        """Weights that can be edges of a circuit, in the largest model of the space."""
+        return max(
+            _edges_of(build_config(kind, values | {"training.seed": 0, "model.vocab_size": self.vocab_size}).model)
+            for kind in self.kinds()
+            for values in corners(self.entries[kind])
+        )
+
     def config(self, params: Mapping[str, Any], seed: int) -> TrialConfig:
         """The trial that `params` (template path → drawn value, as `suggest` named them) stands for."""
         kind = params.get("kind", self.kind)
@@ -174,6 +182,13 @@ def flatten(nested: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             raise ValueError(f"{section}; allowed: kind, and mappings {' and '.join(SECTIONS)}")
         for name, value in fields.items():
             yield f"{section}.{name}", value
+
+
+def _edges_of(model: ModelConfig) -> int:
+    """Weights of a model's qkv, output, up and down projections."""
+    read = model.width("attn.in")
+    attention = 3 * read * model.d_attn + model.d_attn * model.d_model
+    return model.n_layer * (attention + read * model.d_mlp_ + model.d_mlp_ * model.d_model)
 
 
 def _is_joint(field: str) -> bool:

@@ -12,7 +12,8 @@ from circuit.graph.record import Circuit
 from circuit.proofs.resample import STRENGTHS
 from circuit.pruning import METHODS, Method, find_circuits
 from circuit.search.config import PruneConfig
-from circuit.tasks import task_data
+from circuit.search.evaluation import task_scores
+from circuit.tasks import harder_pairs, task_data
 from sparse_model import storage
 from sparse_model.data.config import CorpusConfig
 from sparse_model.data.corpora import mixture, split_of
@@ -21,6 +22,7 @@ from sparse_model.data.tokenizer import Tokenizer
 from sparse_model.errors import InputError
 from sparse_model.model.transformer import SparseTransformer
 from sparse_model.saved.pretrained import from_pretrained
+from sweeps.frontier.counting import counted
 from sweeps.study.study import Study
 
 MEAN_TOKENS = 65_536
@@ -31,10 +33,10 @@ RESAMPLED_WINDOWS = 64
 
 
 def settings(study: Study, target: float | None = None, **changes: Any) -> PruneConfig:
-    """How circuits of the study are searched: the first of its target losses, or `target` in their place, decides what
-    is solved. `changes` are other fields of `PruneConfig`."""
+    """How circuits of the study are searched, at the first of its target losses or at `target`; which tasks are solved,
+    the study's own target decides where it names no other loss. `changes` are other fields of `PruneConfig`."""
     target = study.target_loss if target is None else target
-    solved = study.pruning.solved_loss or target
+    solved = study.pruning.solved_loss or study.target_loss
     return PruneConfig.model_validate(
         study.pruning.model_dump() | {"target_loss": target, "solved_loss": solved, **changes}
     )
@@ -107,7 +109,18 @@ def prune_task(
     circuits = find_circuits(model, data, means, config, targets, methods(config), text=known.text)
     for circuit in circuits:
         circuit.save(storage.join(circuits_uri, f"{circuit_name(circuit, config.target_loss)}.json"))
-    return [circuit_row(circuit) for circuit in circuits]
+    harder = harder_accuracy(model, tokenizer, task, config)
+    return [circuit_row(circuit) | {"harder_accuracy": harder} for circuit in circuits]
+
+
+def harder_accuracy(model: SparseTransformer, tokenizer: Tokenizer, task: str, config: PruneConfig) -> float | None:
+    """Share of prompts of a task's harder variant that the whole model answers right; None where there is none that
+    fits its context."""
+    pairs = harder_pairs(task, tokenizer, pairs=config.pairs, seed=config.seed)
+    if pairs is None:
+        return None
+    fits = (pairs.length.view(-1, 2).amax(1) <= model.config.context).nonzero().squeeze(1)
+    return task_scores(model, pairs.some(fits)).accuracy if len(fits) else None
 
 
 def circuit_name(circuit: Circuit, target: float) -> str:
@@ -118,8 +131,17 @@ def circuit_name(circuit: Circuit, target: float) -> str:
 
 def circuit_row(circuit: Circuit) -> dict[str, Any]:
     """The columns of a circuit's row that the circuit knows itself; sizes are null where there is none."""
-    same = ("task", "target_loss", "method", "status", "loss", "heldout_loss", "heldout_accuracy")
-    proofs = ("unpruned_loss", "necessity_loss", "control_loss", "control_edges", "stability", "summary", "seconds")
+    same = ("task", "target_loss", "method", "status", "loss", "heldout_loss", "heldout_accuracy", "scale", "shift")
+    proofs = (
+        "uncalibrated_loss",
+        "unpruned_loss",
+        "necessity_loss",
+        "control_loss",
+        "control_edges",
+        "stability",
+        "summary",
+        "seconds",
+    )
     sizes = {
         "nodes": circuit.n_nodes,
         "edges": circuit.n_edges,
@@ -128,4 +150,5 @@ def circuit_row(circuit: Circuit) -> dict[str, Any]:
     }
     row = {name: getattr(circuit, name) for name in (*same, *proofs)} | {"reason": ""}
     row |= {f"resample_loss_{s:.0%}".rstrip("%"): circuit.resample_losses.get(s) for s in STRENGTHS}
-    return row | (sizes if circuit.status == "ok" else dict.fromkeys(sizes))
+    row |= sizes if circuit.status == "ok" else dict.fromkeys(sizes)
+    return row | {"counted": counted(row)}

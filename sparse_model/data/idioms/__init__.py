@@ -9,4 +9,7 @@ from sparse_model.data.idioms.names import Kind
 from sparse_model.data.idioms.programs import program, programs
 from sparse_model.data.idioms.scope import Draw, Scope
 
-__all__ = ["Draw", "Kind", "Scope", "program", "programs"]
+VERSION = 2
+"""Of what is written, raised with every change of it; part of the name of every dataset made from it."""
+
+__all__ = ["VERSION", "Draw", "Kind", "Scope", "program", "programs"]

@@ -46,6 +46,17 @@ class Scope:
         self._by_kind: dict[Kind, list[str]] = {}
         self._taken: set[str] = set()
 
+    def copy(self) -> "Scope":
+        """A scope that knows the same, and from now on its own."""
+        other = Scope(self.in_function)
+        other._by_kind = {kind: list(names) for kind, names in self._by_kind.items()}
+        other._taken = set(self._taken)
+        return other
+
+    def is_free(self, name: str) -> bool:
+        """Whether a name is bound to nothing and not reserved."""
+        return name not in self._taken
+
     def bind(self, kind: Kind, name: str) -> None:
         """Makes a free name known under a type."""
         assert name not in self._taken, name

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from sparse_model.kernels import selection
+from sparse_model.kernels.attention import triton_attention
 from sparse_model.kernels.topk import triton_add_topk, triton_norm_topk, triton_topk
 from sparse_model.sparsity.projection import keep_mask
 
@@ -53,6 +54,26 @@ def check_parts() -> None:
         assert torch.equal(ours.grad, theirs.grad)
 
 
+def check_attention(B: int, T: int, H: int, K: int, with_sink: bool) -> None:
+    """Values and gradients beside the plain form in float64."""
+    qkv = torch.randn(B, T, 3, H, K).half().requires_grad_()
+    sink = torch.linspace(-2, 4, H).requires_grad_() if with_sink else None
+    exact = qkv.detach().double().requires_grad_()
+    column = torch.full((H,), -torch.inf).double() if sink is None else sink.detach().double().requires_grad_()
+    q, k, v = (z.transpose(1, 2) for z in exact.unbind(2))
+    scores = (q @ k.transpose(-1, -2)) / K**0.5
+    scores = scores.masked_fill(torch.ones(T, T, dtype=torch.bool).triu(1), -torch.inf)
+    scores = torch.cat([scores, column.view(1, -1, 1, 1).expand(B, H, T, 1)], -1)
+    expected = (scores.softmax(-1)[..., :-1] @ v).transpose(1, 2)
+    upstream = torch.randn(B, T, H, K).half()
+    got = triton_attention(qkv, sink)
+    got.backward(upstream)
+    expected.backward(upstream.double())
+    pairs = [(got, expected), (qkv.grad, exact.grad)] + ([] if sink is None else [(sink.grad, column.grad)])
+    for a, b in pairs:
+        assert (a.double() - b).abs().max() <= 0.01 * b.abs().max(), (B, T, H, K, with_sink)
+
+
 def check_projection(seed: int) -> None:
     """Several matrices at once, each by sample, by all of its entries, or by the search through the whole of it."""
     generator = torch.Generator().manual_seed(seed)
@@ -92,6 +113,8 @@ for (shape, k), dtype, levels, before in cases:
     check(shape, k, dtype, levels, before)
 assert triton_topk(torch.tensor([[1.0, float("nan"), 2.0]]), 1).isnan().any()
 check_parts()
+for attention in product([2], [1, 65, 130], [3], [8, 16], [False, True]):
+    check_attention(*attention)
 SEEDS = 12
 sizes = [
     {"SMALL": 2**15},
