@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from circuit.proofs.kept import Kept
-from circuit.search.config import PruneConfig
+from circuit.search.config import Method, PruneConfig
 from circuit.search.evaluation import Judge
-from circuit.search.targets import Method, find
+from circuit.search.targets import find
 
 MOST = 8
 """Circuits after which no other is looked for."""

@@ -7,7 +7,6 @@ configuration and budget of the real search.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
 
@@ -15,13 +14,13 @@ import torch
 from torch import Tensor
 
 from circuit.ablated.ablation import mean_activations
-from circuit.search.config import PruneConfig
+from circuit.search.config import Method, PruneConfig
 from circuit.search.discretise import bisect_nodes
 from circuit.search.evaluation import Judge
 from circuit.search.exploration import explore
 from circuit.search.masks import learn_masks
 from circuit.search.subsets import Worlds
-from circuit.search.targets import Method, Solution, combine, edge_circuits, minimise
+from circuit.search.targets import Solution, combine, edge_circuits, minimise
 from circuit.tasks import PairBatch
 from sparse_model.model.transformer import SparseTransformer
 
@@ -100,9 +99,3 @@ def shuffled_edges(judge: Judge, config: PruneConfig, method: Method, text: Tens
     model = shuffled_weights(judge.model, config.seed)
     means = mean_activations(model, torch.split(text, 32))
     return control_edges(Judge(model, means, judge.data, judge.watch), config, method)
-
-
-def median(edges: Sequence[int | None]) -> float:
-    """Of numbers of edges, no circuit being infinitely many."""
-    ordered = sorted(float("inf") if n is None else float(n) for n in edges)
-    return ordered[len(ordered) // 2]

@@ -8,6 +8,11 @@ from pydantic import Field
 
 from sparse_model.model.config import Config
 
+Method = Literal["node", "edge", "faithful"]
+"""What is pruned: nodes; edges as well; or nodes, by a circuit that holds whatever subset of the rest is ablated."""
+
+METHODS: tuple[Method, ...] = ("node", "edge", "faithful")
+
 
 class PruneConfig(Config):
     """Search of one circuit (METHOD 6).
@@ -81,6 +86,12 @@ class PruneConfig(Config):
     )
     edges: bool = Field(True, description="whether studies also look for circuits by method edge")
     seed: int = Field(0, ge=0, lt=2**64, description="of the initial noise, the batches, subsets and controls")
+
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        """By which methods a study looks for circuits."""
+        asked = {"node": True, "edge": self.edges, "faithful": self.ablation == "subsets"}
+        return tuple(method for method in METHODS if asked[method])
 
     def against(self, ablation: Literal["all", "subsets"]) -> PruneConfig:
         """The same search for circuits that hold against another ablation."""

@@ -68,7 +68,9 @@ def grow(judge: Judge, keep: Tensor, target: float, among: Tensor) -> Tensor:
     while True:
         _, calibration = judge.calibrated(keep)
         off = (among & ~keep).nonzero().squeeze(1)
-        assert len(off), "the nodes to choose from reach the target"
+        if not len(off):
+            assert len(judge.worlds) > 1, "the nodes to choose from reach the target"
+            return keep  # few prompts of one world may be too hard for the whole model
         worth = attributions(judge.sample, keep, calibration)[off]
         count = max(LEAST_GROWTH, round(share * int(keep.sum())))
         best = off[worth.argsort(descending=True, stable=True)[:count]]

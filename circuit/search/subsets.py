@@ -25,7 +25,7 @@ from circuit.tasks import PairBatch
 PROBABILITIES = (0.9, 0.75, 0.5, 0.25)
 """With which each other node is ablated in the random subsets of a search, in turn."""
 
-PAIRS = 16
+PAIRS = 8
 """Pairs that each subset of a search is judged on; other subsets on others, in turn."""
 
 LIMIT = 1.5
@@ -37,7 +37,7 @@ DRAWS = 12
 ADDED = 3
 """how many of those in which it fails are added, the worst first."""
 
-ROUNDS = (3, 2)
+ROUNDS = (2, 1)
 """Times at the most that it is tried so, before what it can spare is removed; and after that, before it is again."""
 
 

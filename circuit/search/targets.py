@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from circuit.ablated.calibration import Calibration
 from circuit.ablated.compact import Edges
-from circuit.search.config import PruneConfig
+from circuit.search.config import Method, PruneConfig
 from circuit.search.discretise import bisect_nodes, grow
 from circuit.search.elimination import eliminate
 from circuit.search.evaluation import Judge
@@ -24,9 +25,6 @@ from circuit.search.exploration import explore
 from circuit.search.masks import learn_masks
 from circuit.search.parts import Parts
 from circuit.search.subsets import ROUNDS, Worlds
-
-Method = Literal["node", "edge", "faithful"]
-"""What is pruned: nodes; edges as well; or nodes, by a circuit that holds whatever subset of the rest is ablated."""
 
 VERSION = 3
 """Of the search: raised when it comes to find other circuits, so that sizes kept from before are not taken for its."""
@@ -39,10 +37,12 @@ SMALLER = 0.9
 
 
 class Solution(NamedTuple):
-    """A circuit as a part of its `parts`."""
+    """A circuit as a part of its `parts`; the `calibration` under which it reaches its target, where that is another
+    than the best for all other nodes ablated."""
 
     parts: Parts
     keep: Tensor
+    calibration: Calibration | None = None
 
     @property
     def nodes(self) -> Tensor:
@@ -120,9 +120,10 @@ def _hold(worlds: Worlds, nodes: Tensor, config: PruneConfig) -> Solution:
     judge, target = worlds.plain, config.target_loss
     for rounds in ROUNDS:
         nodes = worlds.harden(nodes, target, rounds)
-        nodes = minimise(worlds.judge, nodes, config, target).nodes
+        if config.eliminate:
+            nodes = minimise(worlds.judge, nodes, config, target).nodes
     parts = Parts(judge.model, nodes)
-    return Solution(parts, parts.everything())
+    return Solution(parts, parts.everything(), worlds.judge.calibrated(nodes)[1])
 
 
 def _inside(judge: Judge, config: PruneConfig, last: Solution) -> list[Solution]:

@@ -15,9 +15,9 @@ from torch import Tensor
 from circuit.ablated.ablation import Means
 from circuit.ablated.compact import Edges
 from circuit.proofs.verdicts import is_counted
-from circuit.pruning import METHODS, Method, check_length
+from circuit.pruning import check_length
 from circuit.search.baselines import BASELINES, Kept, cmd, cpr, faithfulness, of_nodes, ordered, smallest
-from circuit.search.config import PruneConfig
+from circuit.search.config import METHODS, Method, PruneConfig
 from circuit.search.evaluation import Judge
 from circuit.search.masks import learn_masks
 from circuit.search.targets import Solution, edge_circuits, node_circuits

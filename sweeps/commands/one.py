@@ -10,9 +10,12 @@ from rich.console import Console
 from torch import Tensor
 
 from circuit.ablated.ablation import Pretraining
+from circuit.graph.evidence import Level
 from circuit.graph.record import Circuit
 from circuit.proofs.verdicts import verdicts
-from circuit.pruning import Method, find_circuit
+from circuit.pruning import find_circuit
+from circuit.search.config import Method
+from circuit.search.evaluation import task_scores
 from circuit.search.watch import Progress, Update
 from circuit.tasks import check_source, task_data
 from sparse_model import storage
@@ -28,7 +31,7 @@ from sweeps.show.text import terminal
 from sweeps.study.space import Space, TrialConfig
 from sweeps.study.study import Study, load_study
 from sweeps.study.yamlfile import parse_yaml
-from sweeps.trial.task_circuits import circuit_row, harder_accuracy, measured, settings, text_windows, windows
+from sweeps.trial.task_circuits import circuit_row, harder_prompts, measured, settings, text_windows, windows
 
 CPU = torch.device("cpu")
 
@@ -88,7 +91,13 @@ def prune(
         str, typer.Argument(help="name of a task (see `sweeps tasks`), or a .jsonl file of pairs of your own")
     ],
     out: Annotated[str | None, typer.Option(help="write the circuit into this JSON file")] = None,
-    method: Annotated[Method, typer.Option(help="prune nodes alone, or edges as well")] = "node",
+    method: Annotated[
+        Method,
+        typer.Option(help="prune nodes; or edges as well; or nodes, to hold whatever subset of the rest is ablated"),
+    ] = "node",
+    proofs: Annotated[
+        Level, typer.Option(help="basic ones, or full: all of them, which takes about ten times the search")
+    ] = "basic",
     target: Annotated[float | None, typer.Option(help="task loss in nats, instead of the study's target")] = None,
     solved_loss: Annotated[
         float | None,
@@ -125,14 +134,25 @@ def prune(
     config = settings(asked, target, stability=stability, **changes)
     trained, tokenizer, known = opened(model, asked, device_named(device))
     prompts = task_data(task, tokenizer, pairs=config.pairs, seed=config.seed)
+    harder = harder_prompts(trained, tokenizer, task, config)
     with Show(Console(stderr=True)) as show:
         circuit = find_circuit(
-            trained, prompts, known.means, config, method=method, text=known.text, progress=searching(show)
+            trained,
+            prompts,
+            known.means,
+            config,
+            method=method,
+            text=known.text,
+            harder=harder,
+            proofs=proofs,
+            progress=searching(show),
         )
     console = terminal()
     describe(circuit, console)
-    if (harder := harder_accuracy(trained, tokenizer, task, config)) is not None:
-        console.print(f"{harder:.1%} of the task's harder variant right by the whole model")
+    if harder is not None:
+        console.print(
+            f"{task_scores(trained, harder).accuracy:.1%} of the task's harder variant right by the whole model"
+        )
     if out is not None:
         circuit.save(out)
     return 0 if circuit.status == "ok" else 1
@@ -154,7 +174,7 @@ def describe(circuit: Circuit, console: Console) -> None:
     words = ("summary", "reason", "counted", *(name for name in circuit_row(circuit) if name.startswith("resample")))
     for name, value in circuit_row(circuit).items():
         if value is not None and name not in words:
-            console.print(f"{name:>17}: {value:.4g}" if isinstance(value, float) else f"{name:>17}: {value}")
+            console.print(f"{name:>25}: {value:.4g}" if isinstance(value, float) else f"{name:>25}: {value}")
     marks = {True: "passes", False: "FAILS", None: "not measured"}
     if circuit.status == "unsolved":
         said = f"the model's own loss is {circuit.unpruned_loss:.3f}, too high to look for a circuit (--solved-loss)"
@@ -162,7 +182,7 @@ def describe(circuit: Circuit, console: Console) -> None:
     if circuit.status == "unreached":
         console.print(f"the model does the task, but not even all of it reaches {circuit.target_loss:g} (--target)")
     for proof, passed, said in verdicts(circuit):
-        console.print(f"{marks[passed]:>17}: {proof}: {said}", soft_wrap=True)
+        console.print(f"{marks[passed]:>25}: {proof}: {said}", soft_wrap=True)
 
 
 def device_named(name: str | None) -> torch.device:

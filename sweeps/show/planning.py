@@ -17,7 +17,6 @@ from sweeps.frontier.queries import Frontier
 from sweeps.search.sampling import BoundedStudy
 from sweeps.study.space import TrialConfig
 from sweeps.study.study import SearchConfig, Study
-from sweeps.trial.task_circuits import methods
 
 SAMPLE = 200
 """Configurations drawn to estimate means and extremes."""
@@ -86,7 +85,7 @@ def plan(study: Study, throughput: Throughput) -> Plan:
     trials = study.search.trials * len(study.seeds)
     sizes = [parameters(config.model) for config in configs]
     flops = trials * fmean(config.training.tokens * flops_per_token(config.model) for config in configs)
-    circuits = trials * len(study.task_sources) * len(study.target_losses) * len(methods(study.pruning))
+    circuits = trials * len(study.task_sources) * len(study.target_losses) * len(study.pruning.methods)
     device_hours = flops / throughput.flops / 3600
     prune_hours = circuits * throughput.prune_seconds / 3600
     at_once = min(study.resources.concurrency, study.search.in_flight * len(study.seeds), trials)

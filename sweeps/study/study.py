@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from circuit.graph.evidence import Level
 from circuit.search.config import PruneConfig
 from circuit.tasks import TASKS, check_source, is_file, source_name
 from sparse_model import storage
@@ -157,6 +158,9 @@ class Study(Config):
     )
     pruning: PruneConfig = Field(
         default_factory=lambda: PruneConfig.model_validate({}), description="the search of a circuit"
+    )
+    proofs: Level = Field(
+        "basic", description="made of every circuit: basic ones, or full, which take about ten times the search"
     )
     target_losses: tuple[float, ...] = Field(
         (0.15,), min_length=1, description="task losses to find circuits at, in nats; the first is the study's target"
