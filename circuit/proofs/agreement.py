@@ -34,8 +34,9 @@ class Agreement(NamedTuple):
 
 
 class Inside(NamedTuple):
-    """Pearson correlation of every kept node's values in the circuit and in the whole model; overlap of every kept
-    head's attention from the answer position, the sum of the smaller of two shares. Both by name."""
+    """Correlation of every kept node's values in the circuit and in the whole model, about the mean that ablation would
+    hold it at: many a node has one value at all answers, and says by that it is there. Overlap of every kept head's
+    attention from the answer position: the sum of the smaller of two shares. Both by name."""
 
     nodes: dict[str, float]
     heads: dict[str, float]
@@ -68,7 +69,9 @@ def inside(kept: Kept, batches: Sequence[AnswerBatch]) -> Inside:
         whole = _values(kept, Ablated(torch.ones_like(kept.nodes), None), batch)
         for site, channels in kept.index.channels(kept.nodes).items():
             if len(channels) and site in circuit:
-                columns.setdefault(site, []).append(_alike(circuit[site], whole[site][..., channels], batch.last))
+                mean = kept.means[site][channels]
+                both = _alike(circuit[site] - mean, whole[site][..., channels] - mean, batch.last)
+                columns.setdefault(site, []).append(both)
         for layer in range(kept.model.config.n_layer):
             for head, overlap in _heads(kept, layer, circuit, whole, batch).items():
                 overlaps.setdefault(head, []).append(overlap)
@@ -111,8 +114,8 @@ def _at(x: Tensor, last: Tensor) -> Tensor:
 
 
 def _correlations(a: Tensor, b: Tensor) -> list[float]:
-    """Of the columns of two (n, S); of constants 1 where both are, else 0."""
-    a, b = (x.double() - x.double().mean(0) for x in (a, b))
+    """Of the columns of two (n, S), about 0; 1 where both are 0 throughout, 0 where one is."""
+    a, b = a.double(), b.double()
     still_a, still_b = (x.abs().amax(0) < 1e-6 for x in (a, b))
     product = (a * b).sum(0) / (a.norm(dim=0) * b.norm(dim=0)).clamp_min(1e-12)
     found: list[float] = torch.where(still_a | still_b, (still_a & still_b).double(), product).tolist()

@@ -203,19 +203,23 @@ def test_a_file_that_contradicts_its_model_is_not_run(planted: Any, found: Circu
 
 
 def test_another_version_is_refused_in_one_line(found: Circuit, tmp_path: Path) -> None:
-    for version in ("1", "3", '"x"'):
+    for version in ("1", "2", '"x"'):
         path = tmp_path / "circuit.json"
-        path.write_text(found.to_json().replace('"schema_version":2', f'"schema_version":{version}'))
+        path.write_text(found.to_json().replace('"schema_version":3', f'"schema_version":{version}'))
         with pytest.raises(InputError) as error:
             Circuit.load(str(path))
         assert str(error.value).startswith(f"{path}: schema_version ")
-        assert str(error.value).endswith("allowed: 2; find the circuit anew")
+        assert str(error.value).endswith("allowed: 3; find the circuit anew")
 
 
 def test_every_field_of_the_json_is_documented(found: Circuit) -> None:
     guide = (Path(__file__).parents[3] / "docs" / "circuit_json.md").read_text()
-    rows = [line.split(" | ")[0].strip("| `") for line in guide.splitlines() if line.startswith("| `")]
-    assert rows == list(json.loads(found.to_json()))
+    own, proofs = (
+        [line.split(" | ")[0].strip("| `") for line in part.splitlines() if line.startswith("| `")]
+        for part in guide.split("## Proofs")
+    )
+    assert own == list(json.loads(found.to_json()))
+    assert proofs == list(json.loads(found.to_json())["proofs"])
     assert f"version {json.loads(found.to_json())['schema_version']}" in guide
 
 

@@ -15,6 +15,7 @@ from toys import VARIANTS, random_model, random_nodes, random_pairs
 from circuit.ablated.ablation import mean_activations
 from circuit.ablated.calibration import task_loss
 from circuit.graph.edges import edges_between
+from circuit.graph.evidence import NO_PROOFS
 from circuit.graph.record import Circuit, Node, fingerprint, stored_means
 from circuit.inspect.binarise import Step, binarise, candidates
 from circuit.inspect.contexts import contexts
@@ -40,7 +41,6 @@ def toy_circuit(model: SparseTransformer, share: float = 0.4, keep_every: int = 
         {
             **dict.fromkeys(figures, 0.5),
             **dict.fromkeys(("n_embedding_edges", "n_unembedding_edges"), 0),
-            **dict.fromkeys(("necessity_loss", "control_loss", "control_edges", "stability")),
             **counts,
             "task": "toy",
             "model": fingerprint(model),
@@ -48,7 +48,7 @@ def toy_circuit(model: SparseTransformer, share: float = 0.4, keep_every: int = 
             "status": "ok",
             "nodes": nodes,
             "edges": edges,
-            "resample_losses": {},
+            "proofs": NO_PROOFS,
             "summary": "",
             "scale": SCALE,
             "shift": SHIFT,

@@ -65,15 +65,14 @@ def test_a_stop_while_tuning_is_passed_on_and_says_nothing_itself(capfd: pytest.
     assert capfd.readouterr().err == ""
 
 
-def test_the_smallest_of_all_searches_is_kept_and_the_control_has_as_many(planted: Any, monkeypatch: Any) -> None:
-    learned: list[str] = []
+def test_the_smallest_of_all_searches_is_kept(planted: Any, monkeypatch: Any) -> None:
+    learned: list[int] = []
 
-    def counted(model: Any, data: Any, *rest: Any) -> Any:
-        learned.append("real" if data is planted.task.train else "shuffled")
-        return learn_masks(model, data, *rest)
+    def counted(*args: Any) -> Any:
+        learned.append(1)
+        return learn_masks(*args)
 
-    monkeypatch.setattr("circuit.search.targets.targets.learn_masks", counted)
-    monkeypatch.setattr("circuit.proofs.faithfulness.learn_masks", counted)
+    monkeypatch.setattr("circuit.search.targets.learn_masks", counted)
     sizes: list[list[tuple[int, int]]] = []
 
     def watched(candidates: list[targets.Solution]) -> targets.Solution:
@@ -83,7 +82,7 @@ def test_the_smallest_of_all_searches_is_kept_and_the_control_has_as_many(plante
     monkeypatch.setattr(targets, "smallest", watched)
     config = PruneConfig(steps=10, eliminate=False, restarts=2, tuning_trials=1)
     circuit = find_circuit(planted.model, planted.task, planted.means, config)
-    assert learned == ["real"] * 3 + ["shuffled"] * 3
+    assert len(learned) == 3
     assert (circuit.n_edges, circuit.n_nodes) == min(sizes[0] + sizes[1])
 
 
