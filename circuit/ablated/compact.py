@@ -390,8 +390,7 @@ class _Attention:
 
     def _mix(self, q: Tensor, k: Tensor, v: Tensor, last: Tensor | None) -> Tensor:
         """Causal attention (B, H, 1 or T, K)."""
-        # on a GPU the library's backward pass in float32 refuses queries, keys and values that share their memory
-        library = self.sink is None and not q.is_cuda
+        library = self.sink is None and not _by_products(q)
         if library and last is None:
             return F.scaled_dot_product_attention(q, k, v, is_causal=True)
         position = torch.arange(k.shape[-2], device=k.device)
@@ -403,6 +402,11 @@ class _Attention:
             return scores.softmax(-1) @ v
         column = self.sink.view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
         return torch.cat([scores, column], -1).softmax(-1)[..., :-1] @ v
+
+
+def _by_products(q: Tensor) -> bool:
+    """Whether to multiply and sum: on a GPU the library's backward pass in float32 fails on what shares its memory."""
+    return q.is_cuda
 
 
 class _MLP:

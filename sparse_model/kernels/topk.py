@@ -198,7 +198,7 @@ def _threshold(magnitude, k, C, guess):
         probe = tl.where(low == 0, high - step, probe)
         step = tl.minimum(step * 2, 0x20000000)
         turn += 1
-    return low
+    return tl.maximum(low, 1)  # zeros are not kept: gradient reaches at most k entries
 
 
 @triton.jit

@@ -16,6 +16,7 @@ from sparse_model.model.abstopk import abs_topk, add_topk, gelu_topk, norm_topk
 from sparse_model.model.attention import attention, side_by_side
 from sparse_model.model.config import ModelConfig, ResidualPoint
 from sparse_model.model.loss import unembedding_loss
+from sparse_model.model.norm import rms_norm
 from sparse_model.model.sites import FINAL_SITE, SiteFunction, site_name, site_names
 
 
@@ -226,7 +227,7 @@ class Norm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.kind == "rms":
-            return F.rms_norm(x, (self.width,), self.gain)
+            return rms_norm(x) if self.gain is None else rms_norm(x) * self.gain
         return F.layer_norm(x, (self.width,), self.gain, self.offset)
 
 

@@ -111,7 +111,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     )
     if result.status == "ok":
         save_pretrained(result.model, data.tokenizer, config["model_uri"])
-    return {"status": result.status, "reason": result.reason, "metrics": result.metrics}
+    return {"status": result.status, "reason": result.reason, "metrics": result.metrics, "dtype": result.dtype}
 
 
 def _report(metrics: dict[str, float]) -> None:

@@ -56,10 +56,7 @@ def test_circuits_and_their_proofs(planted: Any) -> None:
         model, means = on(gpu, planted)
         theirs = find_circuits(model, task, means, asked, (0.15,), text=text)
     for a, b in zip(ours, theirs, strict=True):
-        assert b.nodes == a.nodes
-        figures = {name for name, value in a if isinstance(value, float)} - {"seconds"}
-        for name in figures:  # attention is another way to the same sums there
-            assert getattr(b, name) == pytest.approx(getattr(a, name), rel=1e-3, abs=1e-4), name
+        assert b == a.model_copy(update={"seconds": b.seconds})
 
 
 def test_a_step_of_mask_learning_waits_little(planted: Any) -> None:

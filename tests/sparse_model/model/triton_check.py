@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from sparse_model.kernels import selection
 from sparse_model.kernels.attention import triton_attention
 from sparse_model.kernels.topk import triton_add_topk, triton_norm_topk, triton_topk
-from sparse_model.sparsity.projection import keep_mask
+from sparse_model.sparsity.selection import keep_mask
 
 
 def kept(y: torch.Tensor, k: int) -> torch.Tensor:
     magnitude = y.detach().float().abs()
     threshold = magnitude.topk(k, dim=-1).values[..., -1:]
-    return torch.where(magnitude >= threshold, y, torch.zeros_like(y))
+    return torch.where((magnitude >= threshold) & (magnitude > 0), y, torch.zeros_like(y))
 
 
 def check(shape: tuple[int, ...], k: int, dtype: torch.dtype, levels: int, before: str) -> None:
