@@ -80,7 +80,7 @@ def find_circuits(
 ) -> list[Circuit]:
     """Circuits of a task for every target loss (nats) and method, in that order, from one search.
 
-    Methods are `config.methods` if left out. Sizes do not grow as the target loosens. With method "edge" the
+    Methods are `config.methods(task.name)` if left out. Sizes do not grow as the target loosens. With method "edge" the
     circuit of method "node" is cut down further: edges that the target loss can spare are removed one by one; a circuit
     of method "faithful" holds whatever subset of the other nodes is ablated. `config.target_loss` is the target that
     matters most; a task is solved where the whole model's own loss on held-out pairs is at `config.solved_loss`, or
@@ -94,7 +94,7 @@ def find_circuits(
     heldout = Judge(model, means, task.heldout, max_scale=config.max_scale)
     unpruned = heldout.score(heldout.everything()).loss
     is_solved = unpruned <= (config.solved_loss or config.target_loss)
-    methods = methods or config.methods
+    methods = methods or config.methods(task.name)
     found = _search(ground, list(targets) if is_solved else [], methods)
     circuits = [
         _described(ground, heldout, unpruned, _status(solution, is_solved, found.stopped), target, method, solution)

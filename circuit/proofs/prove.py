@@ -31,10 +31,10 @@ from sparse_model.model.transformer import SparseTransformer
 DRAWS = {"basic": 20, "full": 200}
 """Random subsets of the rest that are ablated."""
 
-PAIRS = {"basic": 16, "full": 64}
+PAIRS = {"basic": 8, "full": 64}
 """Pairs on which they are: most of the model is run on each."""
 
-NECESSITY_PAIRS = 64
+NECESSITY_PAIRS = 32
 """Pairs, of either half, on which a model without the circuit is calibrated and judged."""
 
 

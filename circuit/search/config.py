@@ -41,6 +41,9 @@ class PruneConfig(Config):
         description="what a circuit must hold against: all other nodes ablated at once; or subsets: any of them as "
         "well, and none (studies then also look for circuits by method faithful)",
     )
+    faithful_tasks: tuple[str, ...] | None = Field(
+        None, description="names of the tasks of which studies look for circuits by method faithful; default: all"
+    )
     steps: int = Field(200, ge=1, description="optimiser steps of mask learning")
     batch_pairs: int = Field(8, ge=1, description="prompt pairs per step; all of them if there are fewer")
     k_coef: float = Field(
@@ -87,10 +90,10 @@ class PruneConfig(Config):
     edges: bool = Field(True, description="whether studies also look for circuits by method edge")
     seed: int = Field(0, ge=0, lt=2**64, description="of the initial noise, the batches, subsets and controls")
 
-    @property
-    def methods(self) -> tuple[Method, ...]:
-        """By which methods a study looks for circuits."""
-        asked = {"node": True, "edge": self.edges, "faithful": self.ablation == "subsets"}
+    def methods(self, task: str) -> tuple[Method, ...]:
+        """By which methods a study looks for circuits of a task."""
+        faithful = self.ablation == "subsets" and (self.faithful_tasks is None or task in self.faithful_tasks)
+        asked = {"node": True, "edge": self.edges, "faithful": faithful}
         return tuple(method for method in METHODS if asked[method])
 
     def against(self, ablation: Literal["all", "subsets"]) -> PruneConfig:

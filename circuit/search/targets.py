@@ -85,27 +85,32 @@ def node_circuits(
         here = config.model_copy(update={"target_loss": target})
         candidates: list[Solution] = []
         if inside is None or target == config.target_loss:
-            candidates.append(_explore(judge, here, among))
+            candidates += _explore(judge, here, among)
         if inside is not None:
             candidates += _inside(judge, here, inside)
-        found[target] = inside = smallest(candidates)
+        if candidates:
+            found[target] = inside = smallest(candidates)
     return found
 
 
-def _explore(judge: Judge, config: PruneConfig, among: Tensor) -> Solution:
-    """The smallest circuit among nodes (N,) from every search that the configuration's budget allows."""
+def _explore(judge: Judge, config: PruneConfig, among: Tensor) -> list[Solution]:
+    """The smallest circuit among nodes (N,) from every search that the configuration's budget allows; none where none of
+    them reaches the target."""
     found: list[Solution] = []
 
     def search(start: PruneConfig) -> float:
-        found.append(_search_once(judge, start, among))
-        return math.log1p(found[-1].size[0])
+        one = _search_once(judge, start, among)
+        found.extend([] if one is None else [one])
+        return math.log1p(len(among) ** 2 if one is None else one.size[0])
 
     explore(config, search)
-    return smallest(found) if config.ablation == "subsets" else combine(judge, found, config, config.target_loss)
+    if not found or config.ablation == "subsets":
+        return found
+    return [combine(judge, found, config, config.target_loss)]
 
 
-def _search_once(judge: Judge, config: PruneConfig, among: Tensor) -> Solution:
-    """Masks, bisection, elimination; in subsets with growth before and after."""
+def _search_once(judge: Judge, config: PruneConfig, among: Tensor) -> Solution | None:
+    """Masks, bisection, elimination; in subsets with growth before and after, and none where all that misses."""
     target = config.target_loss
     if config.ablation == "all":
         return minimise(judge, learn_nodes(judge, config, among), config, target)
@@ -115,22 +120,25 @@ def _search_once(judge: Judge, config: PruneConfig, among: Tensor) -> Solution:
     return _hold(worlds, tau > 0 if nodes is None else nodes, config)
 
 
-def _hold(worlds: Worlds, nodes: Tensor, config: PruneConfig) -> Solution:
-    """The circuit of nodes (N,) that holds in subsets, grown where it fails and without what it can spare."""
+def _hold(worlds: Worlds, nodes: Tensor, config: PruneConfig) -> Solution | None:
+    """The circuit of nodes (N,) that holds in subsets, grown where it fails and without what it can spare; None where
+    not even the whole model holds in them."""
     judge, target = worlds.plain, config.target_loss
     for rounds in ROUNDS:
         nodes = worlds.harden(nodes, target, rounds)
         if config.eliminate:
             nodes = minimise(worlds.judge, nodes, config, target).nodes
     parts = Parts(judge.model, nodes)
-    return Solution(parts, parts.everything(), worlds.judge.calibrated(nodes)[1])
+    loss, calibration = worlds.judge.calibrated(nodes)
+    return Solution(parts, parts.everything(), calibration) if loss <= target else None
 
 
 def _inside(judge: Judge, config: PruneConfig, last: Solution) -> list[Solution]:
     """Circuits inside one that was found for a stricter target: cut down further, and from masks of its own."""
     target = config.target_loss
     if config.ablation == "subsets":
-        return [last, _hold(Worlds(judge, config.seed, judge.everything()), last.nodes, config)]
+        held = _hold(Worlds(judge, config.seed, judge.everything()), last.nodes, config)
+        return [last] if held is None else [last, held]
     candidates = [_shrink(judge, last, config, target)]
     nodes = learn_nodes(judge, config.model_copy(update={"steps": max(1, round(INSIDE * config.steps))}), last.nodes)
     if not torch.equal(nodes, last.nodes):

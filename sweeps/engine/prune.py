@@ -68,7 +68,7 @@ def placement(resources: ResourceConfig) -> dict[str, Any]:
 
 def _failed(study: Study, task: str, error: Exception) -> list[TableRow]:
     common = {"task": task, "status": "failed", "reason": one_line(error)}
-    kinds = itertools.product(study.target_losses, study.pruning.methods)
+    kinds = itertools.product(study.target_losses, study.pruning.methods(task))
     return [common | {"target_loss": target, "method": method} for target, method in kinds]
 
 

@@ -296,6 +296,10 @@ def _find(name: str) -> tuple[str, str]:
 
 def _together_problems(study: Study) -> Iterator[Problem]:
     """Mistakes that lie in several fields together."""
+    names = [source_name(source) for source in study.task_sources]
+    for name in study.pruning.faithful_tasks or ():
+        if name not in names:
+            yield Problem("pruning.faithful_tasks", f"{name!r}; allowed: {', '.join(names)}")
     if study.min_tasks_solved > len(study.task_sources):
         yield Problem(
             "min_tasks_solved", f"{study.min_tasks_solved}; allowed: up to the {len(study.task_sources)} tasks"

@@ -21,9 +21,10 @@ from circuit.proofs.kept import Ablated, Kept
 from circuit.proofs.necessity import necessity
 from circuit.proofs.nonsense import control_edges, nonsense, shuffled_weights
 from circuit.proofs.subsets import PROBABILITIES, draws, in_subsets, losses_beside
+from circuit.pruning import find_circuit, find_circuits
 from circuit.search.config import PruneConfig
 from circuit.search.evaluation import Judge
-from circuit.tasks import PairBatch
+from circuit.tasks import PairBatch, TaskData
 from sparse_model.model.transformer import SparseTransformer
 
 TEXT = torch.randint(0, 10, (64, 24), generator=torch.Generator().manual_seed(5))
@@ -164,7 +165,7 @@ def test_what_is_left_alone_and_what_is_ablated_as_the_whole_model_by_hand_has_i
     intact = kept.margins(Ablated(torch.ones_like(kept.nodes), None), [batch])
     torch.testing.assert_close(kept.margins(kept.beside(everything), [batch]), intact, rtol=1e-4, atol=1e-4)
     without = kept.ablated()
-    assert not bool((without.nodes & kept.nodes).any()) == (every == 1)
+    assert bool((without.nodes & kept.nodes).any()) == (every > 1)
     assert not torch.allclose(kept.margins(without, [batch]), intact, atol=1e-3)
 
 
@@ -270,3 +271,33 @@ def test_agreement_where_the_model_is_wrong(planted: Any) -> None:
     found = agreement(kept, batches(turned))
     assert (found.alike, found.alike_wrong, found.wrong) == (1.0, 1.0, len(data.right))
 
+
+def test_a_search_against_subsets_takes_in_the_pair_that_cancels(planted: Any) -> None:
+    model, means = changed(planted, cancelling)
+    config = PruneConfig(steps=60)
+    plain = find_circuit(model, planted.task, means, config)
+    assert plain.nodes == planted.nodes
+    assert (plain.proofs.subset_worst_loss or 0) > 1
+    assert "fails subsets" in plain.summary
+    found = find_circuit(model, planted.task, means, config.against("subsets"))
+    assert (found.method, found.status) == ("faithful", "ok")
+    assert set(found.nodes["layers.1.mlp.act"]) >= {3, 4}
+    assert (found.proofs.subset_worst_loss or 9) < 0.3
+    assert found.loss <= 0.15
+
+
+def test_faithful_circuits_of_several_targets_do_not_grow(planted: Any) -> None:
+    config = PruneConfig(steps=40, ablation="subsets", edges=False)
+    found = find_circuits(planted.model, planted.task, planted.means, config, (0.3, 0.15), ("faithful",))
+    assert [circuit.status for circuit in found] == ["ok", "ok"]
+    assert found[0].n_edges <= found[1].n_edges == 4
+    assert config.methods("any") == ("node", "faithful")
+    assert config.model_copy(update={"faithful_tasks": ("other",)}).methods("any") == ("node",)
+
+
+def test_the_largest_seed_works_in_every_part(planted: Any) -> None:
+    config = PruneConfig(steps=10, seed=2**64 - 1, restarts=2, tuning_trials=1, stability=1, ablation="subsets")
+    data = TaskData("planted", planted.task.train.first(32), planted.task.heldout.first(32))
+    found = find_circuit(planted.model, data, planted.means, config, text=TEXT, proofs="full")
+    assert (found.status, found.proofs.level) == ("ok", "full")
+    assert found.proofs.stability is not None

@@ -129,9 +129,7 @@ def test_a_planted_circuit_is_stable_and_one_of_chance_is_not(planted: Any) -> N
 def proven(planted: Any) -> Circuit:
     config = PruneConfig(steps=40, stability=1)
     harder = planted.task.heldout.first(20)
-    return find_circuit(
-        planted.model, planted.task, planted.means, config, text=TEXT, harder=harder, proofs="full"
-    )
+    return find_circuit(planted.model, planted.task, planted.means, config, text=TEXT, harder=harder, proofs="full")
 
 
 def test_the_planted_circuit_passes_every_proof(proven: Circuit) -> None:
