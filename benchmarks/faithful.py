@@ -1,7 +1,7 @@
 """What it costs to hold in subsets: `python benchmarks/faithful.py MODEL...`.
 
 Of each model, task and seed a circuit searched plainly and one searched against subsets: edges, seconds of this
-process, and the loss in fresh random subsets of the rest, drawn with none of the searches' seeds, under each circuit's own
+process, and the loss in fresh random subsets of the rest, drawn with none of the seeds of a search, under each own
 calibration on held-out pairs. Both searches are single: `--restarts` adds more. At the end the ratio of edges and of
 seconds (geometric means) and the share of circuits whose worst subset is at most twice the target.
 """

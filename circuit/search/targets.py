@@ -94,8 +94,8 @@ def node_circuits(
 
 
 def _explore(judge: Judge, config: PruneConfig, among: Tensor) -> list[Solution]:
-    """The smallest circuit among nodes (N,) from every search that the configuration's budget allows; none where none of
-    them reaches the target."""
+    """The smallest circuit among nodes (N,) from every search that the configuration's budget allows; none where no
+    search reaches the target."""
     found: list[Solution] = []
 
     def search(start: PruneConfig) -> float:
