@@ -48,15 +48,19 @@ def test_kernels(tmp_path: Path) -> None:
 
 
 def test_prune(tmp_path: Path, study_text: Callable[..., str]) -> None:
-    """From a model trained by the benchmark itself: figures of a task, their geometric means, and honest ratios."""
+    """From models trained by the benchmark itself: figures of a task, their geometric means, and honest ratios."""
     study = tmp_path / "tiny.yaml"
     study.write_text(study_text({"trial.training.tokens": 40_000, "trial.training.lr": 0.1}))
     small = ["--study", str(study), "--storage", str(tmp_path), "--train", "kind=dense,model.d_model=32"]
     short = ["--tasks", "else_elif", "--pairs", "4", "--steps", "5", "--tuning", "2", "--timed-steps", "1"]
-    figures = run("prune.py", tmp_path / "figures.json", *small, *short, "--target", "0.6")
-    task = figures["else_elif"]
+    figures = run("prune.py", tmp_path / "figures.json", *small, *short, "--target", "0.68", "--solved", "9")
+    assert figures["options"]["restarts"] == 1, "the study's"
+    dense = figures["models"]["dense"]
+    task = dense["else_elif"]
     keys = ["recipe_seconds", "ours_seconds", "speedup", "recipe_edges", "ours_edges", "edges_ratio"]
-    assert set(keys) <= task.keys() == figures["geometric_mean"].keys()
+    keys += [f"{way}_heldout_loss" for way in ("recipe", "recipe_eliminated", "ours")]
+    assert set(keys) <= task.keys() == dense["geometric_mean"].keys()
+    assert task["recipe_eliminated_edges"] <= task["recipe_edges"]
     assert task["speedup"] == pytest.approx(task["recipe_seconds"] / task["ours_seconds"])
     assert task["recipe_seconds"] == pytest.approx(2 * task["recipe_seconds_untuned"])
     assert task["edges_ratio"] == pytest.approx(max(1, task["ours_edges"]) / max(1, task["recipe_edges"]))

@@ -111,10 +111,13 @@ def faithfulness(
     """By share of the model's edges, the faithfulness of the circuit of that many edges or fewer of the first parts.
 
     Faithfulness (MIB) is (m(circuit) − m(nothing)) / (m(model) − m(nothing)) for a `measure` m such as the mean margin.
+    None where the model does with all nodes ablated what it does: by embeddings or a bigram table alone.
     """
     total = len(order.parts.source)
     nothing = torch.zeros_like(order.parts.nodes)
     empty, whole = measure(Kept(nothing, None, 0)), measure(Kept(order.parts.nodes, None, total))
+    if whole == empty:
+        return {}
     found = {share: measure(_within(order, math.floor(share * total + 1e-6))) for share in shares}
     return {share: (value - empty) / (whole - empty) for share, value in found.items()}
 

@@ -1,9 +1,9 @@
 """What gives a task's answers away, told from its tokenised pairs alone. docs/tasks.md states every measure.
 
-Three *rules* guess an answer from something that is not to tell it: the last token, the number of tokens, the words in
-the line of the cue. They learn from the training pairs and are asked on held-out pairs, where guessing is right half of
-the time. The other measures are shares and counts. What lies beyond its bound is *told*, unless the task's entry in the
-table says that it belongs to the task.
+Three *rules* guess an answer from something that is not to tell it: the last token, the number of tokens, the words and
+numbers in the line of the cue. They learn from the training pairs and are asked on held-out pairs, where guessing is
+right half of the time. The other measures are shares and counts. What lies beyond its bound is *told*, unless the
+task's entry in the table says that it belongs to the task.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ SENTENCES: Mapping[str, str] = {
 }
 
 _WORD = re.compile(r"\b(?![fr][\"'])[A-Za-z_]\w*")
+_NUMBER = re.compile(r"\b\d+")
 _STRING = re.compile(r"(?:\bf)?(?:\"[^\"]*(?:\"|$)|'[^']*(?:'|$))")
 _BINDS = re.compile(
     r"for .*?(?: in\b|$)|(?!(?:if|elif|while|return|with|in|not|and|or)\b)(?:[\w, ]+? =(?!=) ?|[\w, ]*$)"
@@ -180,8 +181,8 @@ def words(text: str) -> set[str]:
 
 
 def pieces(line: str) -> set[str]:
-    """The words of a line, cut at underscores."""
-    return {piece for word in words(line) for piece in word.split("_") if piece}
+    """The words of a line, cut at underscores, and its numbers."""
+    return {piece for word in words(line) for piece in word.split("_") if piece} | set(_NUMBER.findall(line))
 
 
 def read_names(line: str) -> set[str]:

@@ -1,4 +1,4 @@
-"""A task in a file: one pair per line, as JSON. docs/adding_a_task.md says how to write one.
+"""A task in a file: one pair per line, as JSON. docs/tasks.md says how to write one.
 
 Everything that the table's tasks are held to (METHOD section 5) is checked here line by line, and every mistake is
 told with its line.

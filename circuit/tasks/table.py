@@ -35,7 +35,12 @@ def _entry(
 
 _ENTRIES = (
     _entry("single_double_quote", "close a string with the kind of quote that opened it", local.single_double_quote),
-    _entry("final_kwarg", "give the last parameter a default if the others have one", local.final_kwarg),
+    _entry(
+        "final_kwarg",
+        "give the last parameter a default if the others have one",
+        local.final_kwarg,
+        {"words": "the defaults are the cue, and are numbers"},
+    ),
     _entry("set_or_string", "extend a variable as what it was begun as, a set or a string", tracking.set_or_string),
     _entry(
         "set_or_string_fixedvarname",

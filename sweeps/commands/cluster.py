@@ -64,6 +64,7 @@ def plan(
         "cluster": f"{at_once * resources.devices} {device}s and {cores} "
         f"cores{sharing} for pruning; {found.training_gb:,.2f} GB per device for weights and optimiser of the largest "
         "model",
+        "sampler": f"told {asked.unsolved_edges:,} edges of a task without a circuit that counts",
         "storage": f"{found.storage_gb:,.3g} GB, and up to {found.peak_checkpoint_gb:,.3g} GB of checkpoints meanwhile",
     }
     if price is not None:

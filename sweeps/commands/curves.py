@@ -101,7 +101,7 @@ def baselines(
     curves = {way: {task: sizes[way] for task, sizes in found.items() if way in sizes} for way in WAYS}
     points = mean_curves(curves, TARGETS)
     console.print(_table("geometric mean of edges", points, ratio=False))
-    console.print(_areas_table([by_way for by_way in faithful.values() if by_way]))
+    console.print(_areas_table([by_way for by_way in faithful.values() if by_way and all(by_way.values())]))
     if plot is not None:
         plot_curves({"node": points}, plot, f"Learned masks against baselines: {_name(model)}")
     return 0

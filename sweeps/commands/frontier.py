@@ -29,7 +29,7 @@ def frontier(
         float | None, typer.Option(help="task loss of the circuits, in nats; the study's first target if left out")
     ] = None,
     tasks: Annotated[
-        str | None, typer.Option(help="compare on these tasks, e.g. else_elif,for_while; all if left out")
+        str | None, typer.Option(help="compare on these tasks, e.g. if_equals,var_if; all if left out")
     ] = None,
     method: Annotated[str | None, typer.Option(help="circuits of this method (node, edge)")] = None,
     pareto: Annotated[
@@ -55,7 +55,7 @@ def frontier(
 
     \b
     sweeps frontier results/quickstart --where "val_loss < 2.5" --pareto
-    sweeps frontier results/quickstart --target 0.15 --tasks else_elif,for_while
+    sweeps frontier results/quickstart --target 0.15 --tasks if_equals,var_if
     sweeps frontier results/quickstart --compare "kind = 'sparse'" "kind = 'dense'"
     sweeps frontier results/quickstart --sql "select task, min(edges) from circuits group by task" --format csv
     sweeps frontier s3://bucket/a s3://bucket/b --plot both.svg

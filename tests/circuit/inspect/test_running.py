@@ -35,7 +35,15 @@ def toy_circuit(model: SparseTransformer, share: float = 0.4, keep_every: int = 
     kept = random_nodes(model, share)
     edges = tuple(edges_between(model, kept)[::keep_every])
     nodes = {site: tuple(channels.tolist()) for site, channels in kept.items() if len(channels)}
-    figures = ("target_loss", "loss", "heldout_loss", "heldout_accuracy", "uncalibrated_loss", "unpruned_loss", "seconds")
+    figures = (
+        "target_loss",
+        "loss",
+        "heldout_loss",
+        "heldout_accuracy",
+        "uncalibrated_loss",
+        "unpruned_loss",
+        "seconds",
+    )
     counts = {"n_nodes": sum(map(len, nodes.values())), "n_edges": len(edges)}
     return Circuit.model_validate(
         {

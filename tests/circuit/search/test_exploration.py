@@ -10,12 +10,11 @@ import torch
 
 from circuit.ablated.nodes import NodeIndex
 from circuit.pruning import find_circuit
-from circuit.search import targets
 from circuit.search.config import PruneConfig
 from circuit.search.evaluation import Judge
 from circuit.search.exploration import FACTORS, explore
 from circuit.search.masks import learn_masks
-from circuit.search.targets import Solution, combine, edge_circuits, smallest
+from circuit.search.targets import Solution, combine, edge_circuits, smallest, targets
 from circuit.search.watch import Stopped
 
 
@@ -73,7 +72,7 @@ def test_the_smallest_of_all_searches_is_kept(planted: Any, monkeypatch: Any) ->
         learned.append(1)
         return learn_masks(*args)
 
-    monkeypatch.setattr("circuit.search.targets.learn_masks", counted)
+    monkeypatch.setattr("circuit.search.targets.targets.learn_masks", counted)
     sizes: list[list[tuple[int, int]]] = []
 
     def watched(candidates: list[targets.Solution]) -> targets.Solution:

@@ -96,6 +96,7 @@ def clean(n: int, rng: random.Random) -> tuple[str, str, str, str]:
 LEAKS: dict[str, Callable[[int, random.Random], tuple[str, str, str, str]]] = {
     "last_token": lambda n, _: (f"z{n} = 1\nfor value", " in", f"z{n} = 1\nif other", " =="),
     "words": lambda n, _: (f"z{n} = 1\nfor value, z{n}", " in", f"z{n} = 1\nif other, z{n}", " =="),
+    "words of numbers": lambda n, _: (f"z{n} = 1\nfor x[1], z{n}", " in", f"z{n} = 1\nif x[2], z{n}", " =="),
     "lines_differ": lambda n, _: (f"z{n} = 1\nfor z{n}", " in", f"z{n} = 2\nif z{n}", " =="),
     "unknown_names": lambda n, _: (f"for z{n}", " in", f"if z{n}", " =="),
     "cue_lines_in_both": lambda n, rng: ("x = 1\nfor x", " in", "x = 1\nif x", " =="),
@@ -111,7 +112,7 @@ def test_a_clean_task_is_told_of_nothing(tokenizer: Tokenizer) -> None:
 @pytest.mark.parametrize("leak", LEAKS)
 def test_a_planted_leak_is_told(leak: str, tokenizer: Tokenizer) -> None:
     found = audit(build_task(planted(LEAKS[leak]), tokenizer, n_train=120, n_heldout=120, seed=0), tokenizer)
-    assert leak in found.told
+    assert leak.split()[0] in found.told
     assert any("LEAK" in line for line in found.said())
 
 

@@ -32,7 +32,7 @@ SIZE = ["--set", "model.d_model=32", "--set", "training.lr=0.1"]
 def study(study_text: Callable[..., str], tmp_path: Path) -> str:
     """A study file whose models know little more than which token follows which: enough for one task."""
     path = tmp_path / "tiny.yaml"
-    training = {"trial.training.tokens": 40_000, "trial.training.lr": 0.1, "pruning": {"pairs": 8}}
+    training = {"trial.training.tokens": 100_000, "trial.training.lr": 0.1, "pruning": {"pairs": 8, "solved_loss": 3.0}}
     path.write_text(study_text(training | {"target_losses": [0.6]}))
     return str(path)
 
@@ -210,4 +210,8 @@ def test_a_task_the_model_cannot_do_exits_1(study: str, tmp_path: Path, capsys: 
     folder = str(tmp_path / "model")
     assert status_of(["train", folder, *common, "--set", "kind=dense", *SIZE]) == 0
     assert status_of(["prune", folder, TOO_HARD, *common]) == 1
-    assert "unsolved" in capsys.readouterr().out
+    assert "status: unreached" in capsys.readouterr().out
+    assert status_of(["prune", folder, TOO_HARD, *common, "--solved-loss", "0.1"]) == 1
+    said = capsys.readouterr().out
+    assert "status: unsolved" in said
+    assert "(--solved-loss)" in said
