@@ -25,10 +25,10 @@ from circuit.tasks import PairBatch
 PROBABILITIES = (0.9, 0.75, 0.5, 0.25)
 """With which each other node is ablated in the random subsets of a search, in turn."""
 
-PAIRS = 12
+PAIRS = 8
 """Pairs that each subset of a search is judged on; other subsets on others, in turn."""
 
-LIMIT = 2.5
+LIMIT = 1.5
 """Times the target that the loss in a subset of the search may be."""
 
 DRAWS = 12
