@@ -29,9 +29,9 @@ from circuit.search.config import Method, PruneConfig
 from circuit.tasks import TaskData, task_data
 from sparse_model.model.transformer import SparseTransformer
 from sparse_model.saved.pretrained import from_pretrained
-from sweeps.commands.data import prepared
+from sweeps.commands.opening import prepared
 from sweeps.study.study import load_study
-from sweeps.trial.task_circuits import pretraining
+from sweeps.trial.task_circuits import summarise_training_text
 
 TASKS = "bracket_counting,bracket_brace,if_equals,var_if,lambda_func,with_as,fstring_brace,while_return_true,class_init"
 WITHIN = 2.0
@@ -46,7 +46,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for folder in options.models:
         model, tokenizer = from_pretrained(folder)
-        means = pretraining(model.requires_grad_(False), data).means
+        means = summarise_training_text(model.requires_grad_(False), data).means
         for name in options.tasks.split(","):
             task = task_data(name, tokenizer, pairs=256, seed=0)
             for seed in map(int, options.seeds.split(",")):

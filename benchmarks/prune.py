@@ -32,15 +32,15 @@ from circuit.ablated.ablation import Means
 from circuit.ablated.batches import POSITIONS, answer_batch
 from circuit.ablated.compact import AblatedModel, Gates
 from circuit.search.config import PruneConfig
-from circuit.search.evaluation import Judge, task_scores
+from circuit.search.evaluation import Judge, model_score
 from circuit.search.targets import Solution, edge_circuits, minimise, node_circuits
 from circuit.tasks import PairBatch, TaskData, build_task, task_named
 from sparse_model.model.transformer import SparseTransformer
 from sparse_model.saved.pretrained import from_pretrained
 from sweeps.cli import status_of
-from sweeps.commands.data import prepared
+from sweeps.commands.opening import prepared
 from sweeps.study.study import load_study
-from sweeps.trial.task_circuits import pretraining, settings
+from sweeps.trial.task_circuits import settings, summarise_training_text
 
 TASKS = (
     "single_double_quote", "bracket_counting", "if_equals", "lambda_func", "with_as", "with_open", "var_if",
@@ -72,12 +72,12 @@ def main() -> None:
     for folder in options.model or [trained_here(options, chosen) for chosen in options.train or MODELS]:
         model, tokenizer = from_pretrained(folder, options.device)
         model.requires_grad_(False)
-        means = pretraining(model, text).means
+        means = summarise_training_text(model, text).means
         print(explained(options, model))
         found = figures["models"][Path(folder).name] = {}
         for name in options.tasks.split(","):
             data = build_task(task_named(name), tokenizer, n_train=options.pairs, n_heldout=options.pairs, seed=0)
-            if task_scores(model, data.heldout).loss > solved:
+            if model_score(model, data.heldout).loss > solved:
                 print(f"{name:22}the model does not do this task")
             elif (figures_of_task := compared(model, data, means, config, options)) is None:
                 print(f"{name:22}not even the whole model reaches {options.target:g}")

@@ -13,7 +13,7 @@ from circuit.ablated.ablation import Means
 from circuit.ablated.calibration import Calibration
 from circuit.graph.edges import count_embedding_edges, count_unembedding_edges, edges_between, edges_kept
 from circuit.graph.evidence import NO_PROOFS, Level
-from circuit.graph.record import SCHEMA_VERSION, Circuit, Edge, fingerprint, stored_means
+from circuit.graph.record import CIRCUIT_VERSION, Circuit, Edge, decimal_means, fingerprint
 from circuit.proofs.prove import Ground, prove, with_proofs
 from circuit.search.config import METHODS, Method, PruneConfig
 from circuit.search.evaluation import Judge
@@ -180,7 +180,7 @@ def _described(
     losses, structure = _losses(ground.judge, heldout, solution), _structure(ground, solution)
     return Circuit(
         format="circuit-sweeps/circuit",
-        schema_version=SCHEMA_VERSION,
+        schema_version=CIRCUIT_VERSION,
         task=ground.task.name,
         model=fingerprint(ground.model),
         method=method,
@@ -199,7 +199,7 @@ def _described(
         unpruned_loss=unpruned,
         scale=losses.calibration.scale,
         shift=losses.calibration.shift,
-        means=stored_means(ground.means) if solution else {},
+        means=decimal_means(ground.means) if solution else {},
         proofs=NO_PROOFS,
         summary="",
         seconds=0,

@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Array = npt.NDArray[np.float64]
+_Doubles = npt.NDArray[np.float64]
 
-STEPS = 16
+NEWTON_STEPS = 16
 HALVINGS = 40
 
 
@@ -74,11 +74,11 @@ def softened(fit: Calibration, margins: Tensor, sides: Tensor, loss: float) -> C
     return Calibration(high * fit.scale, high * fit.shift)
 
 
-def _doubles(values: Tensor) -> Array:
+def _doubles(values: Tensor) -> _Doubles:
     return values.detach().cpu().double().numpy()
 
 
-def _fitted(margins: Array, sides: Array, max_scale: float) -> Array:
+def _fitted(margins: _Doubles, sides: _Doubles, max_scale: float) -> _Doubles:
     """Scales and shifts (M, 2) for margins (M, N) with sides (N,).
 
     The loss is convex, so where the free optimum has too large a scale, the best one allowed is the largest: then only
@@ -92,10 +92,12 @@ def _fitted(margins: Array, sides: Array, max_scale: float) -> Array:
     return weights
 
 
-def _descended(weights: Array, margins: Array, sides: Array, newton_steps: Callable[..., Array]) -> Array:
+def _descended(
+    weights: _Doubles, margins: _Doubles, sides: _Doubles, newton_steps: Callable[..., _Doubles]
+) -> _Doubles:
     """Weights (M, 2) after Newton steps, each halved until the loss no longer rises."""
     losses = _logistic(weights, margins, sides)
-    for _ in range(STEPS):
+    for _ in range(NEWTON_STEPS):
         steps, before = newton_steps(weights, margins, sides), losses
         losses = _logistic(weights + steps, margins, sides)
         while (worse := losses > before).any():  # ends: once a step rounds to nothing the losses are equal
@@ -107,27 +109,27 @@ def _descended(weights: Array, margins: Array, sides: Array, newton_steps: Calla
     return weights
 
 
-def _lead(weights: Array, margins: Array, sides: Array) -> Array:
+def _lead(weights: _Doubles, margins: _Doubles, sides: _Doubles) -> _Doubles:
     return weights[:, :1] * margins + weights[:, 1:] * sides
 
 
-def _logistic(weights: Array, margins: Array, sides: Array) -> Array:
-    losses: Array = np.logaddexp(0, -_lead(weights, margins, sides)).mean(1)
+def _logistic(weights: _Doubles, margins: _Doubles, sides: _Doubles) -> _Doubles:
+    losses: _Doubles = np.logaddexp(0, -_lead(weights, margins, sides)).mean(1)
     return losses
 
 
-def _newton_steps(weights: Array, margins: Array, sides: Array) -> Array:
+def _newton_steps(weights: _Doubles, margins: _Doubles, sides: _Doubles) -> _Doubles:
     """Steps (M, 2) on the mean logistic losses of weights (M, 2)."""
     wrong = np.exp(-np.logaddexp(0, _lead(weights, margins, sides)))
     features = np.stack([margins, np.broadcast_to(sides, margins.shape)], 1)
     gradient = -(features * wrong[:, None]).mean(2)
     curvature = (features * (wrong * (1 - wrong))[:, None]) @ features.transpose(0, 2, 1) / margins.shape[1]
     # margins may be all alike, or all saturated: then the curvature has no inverse
-    steps: Array = np.linalg.solve(curvature + 1e-9 * np.eye(2), -gradient[:, :, None])[:, :, 0]
+    steps: _Doubles = np.linalg.solve(curvature + 1e-9 * np.eye(2), -gradient[:, :, None])[:, :, 0]
     return steps
 
 
-def _shift_steps(weights: Array, margins: Array, sides: Array) -> Array:
+def _shift_steps(weights: _Doubles, margins: _Doubles, sides: _Doubles) -> _Doubles:
     """The same with the scale held."""
     wrong = np.exp(-np.logaddexp(0, _lead(weights, margins, sides)))
     steps = np.zeros_like(weights)
@@ -135,7 +137,7 @@ def _shift_steps(weights: Array, margins: Array, sides: Array) -> Array:
     return steps
 
 
-def _log_odds(sides: Array) -> float:
+def _log_odds(sides: _Doubles) -> float:
     """The best shift at scale 0; finite also where all sides are the same."""
     up = float(np.clip((sides > 0).mean(), 1e-3, 1 - 1e-3))
     return float(np.log(up / (1 - up)))

@@ -6,7 +6,6 @@ import hashlib
 import json
 from typing import Any, Literal, NamedTuple
 
-import networkx as nx
 import numpy as np
 import torch
 from pydantic import Field, ValidationError, model_validator
@@ -19,7 +18,7 @@ from sparse_model.errors import InputError
 from sparse_model.model.config import Config
 from sparse_model.model.transformer import SparseTransformer
 
-SCHEMA_VERSION: Literal[3] = 3
+CIRCUIT_VERSION: Literal[3] = 3
 """Of a circuit's JSON: raised when a field is added, changes its meaning or goes. There is no reading of others."""
 
 
@@ -60,7 +59,7 @@ class Circuit(Config):
     """
 
     format: Literal["circuit-sweeps/circuit"] = Field("circuit-sweeps/circuit", description="what the JSON holds")
-    schema_version: Literal[3] = Field(SCHEMA_VERSION, description="of this object's JSON; see docs/circuit_json.md")
+    schema_version: Literal[3] = Field(CIRCUIT_VERSION, description="of this object's JSON; see docs/circuit_json.md")
     task: str = Field(description="name of the task")
     model: str = Field(description="fingerprint of the model's configuration and weights")
     method: Literal["node", "edge", "faithful"] = Field(
@@ -127,8 +126,8 @@ class Circuit(Config):
         version than this one's."""
         if (version := _version(text)) is None:
             raise InputError(f"{name}: not a saved circuit (schema_version is missing)")
-        if version != SCHEMA_VERSION:
-            raise InputError(f"{name}: schema_version {version!r}; allowed: {SCHEMA_VERSION}; find the circuit anew")
+        if version != CIRCUIT_VERSION:
+            raise InputError(f"{name}: schema_version {version!r}; allowed: {CIRCUIT_VERSION}; find the circuit anew")
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
@@ -159,24 +158,14 @@ class Circuit(Config):
         """The same circuit with its proofs and all the time that it took."""
         return self.model_copy(update={"proofs": proofs, "summary": summary, "seconds": seconds})
 
-    def require(self, model: SparseTransformer) -> None:
-        """InputError unless `model` is the one the circuit was found in, and has the circuit's sites and edges."""
-        from circuit.graph.edges import check_edges  # which builds on this file
-
-        actual = fingerprint(model)
-        if actual != self.model:
-            raise InputError(f"model {actual}; the circuit of {self.task} is of model {self.model}")
-        if self.status == "ok":
-            check_edges(self, model)
-
 
 def _version(text: str | bytes) -> Any:
     """What a JSON object says of its version, if anything; as if of this one where it is no such thing."""
     try:
         content = json.loads(text)
     except (ValueError, RecursionError):
-        return SCHEMA_VERSION
-    return content.get("schema_version") if isinstance(content, dict) else SCHEMA_VERSION
+        return CIRCUIT_VERSION
+    return content.get("schema_version") if isinstance(content, dict) else CIRCUIT_VERSION
 
 
 def fingerprint(model: SparseTransformer) -> str:
@@ -188,7 +177,7 @@ def fingerprint(model: SparseTransformer) -> str:
     return digest.hexdigest()[:16]
 
 
-def stored_means(means: Means) -> dict[str, tuple[float, ...]]:
+def decimal_means(means: Means) -> dict[str, tuple[float, ...]]:
     """Means as the shortest decimals that read back as the same float32."""
     return {name: tuple(float(str(x)) for x in np.asarray(mean.cpu())) for name, mean in means.items()}
 
@@ -196,18 +185,3 @@ def stored_means(means: Means) -> dict[str, tuple[float, ...]]:
 def means_of(circuit: Circuit, device: torch.device) -> Means:
     """The means a circuit was found with, bit for bit."""
     return {name: torch.tensor(mean, dtype=torch.float32, device=device) for name, mean in circuit.means.items()}
-
-
-def to_networkx(circuit: Circuit) -> nx.DiGraph[Node]:
-    """Directed graph of `Node`s (attributes site, channel) and edges (matrix, layer, weight).
-
-    Residual stream and attention pattern are not edges: a path goes on where the next sublayer reads the same channel.
-    """
-    graph: nx.DiGraph[Node] = nx.DiGraph(task=circuit.task, model=circuit.model)
-    for site, channels in circuit.nodes.items():
-        for channel in channels:
-            graph.add_node(Node(site, channel), site=site, channel=channel)
-    for edge in circuit.edges:
-        attributes: dict[str, Any] = {"matrix": edge.matrix, "layer": edge.layer, "weight": edge.weight}
-        graph.add_edge(edge.source, edge.target, **attributes)
-    return graph

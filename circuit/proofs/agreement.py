@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from circuit.ablated.batches import AnswerBatch
-from circuit.ablated.compact import AblatedModel, blocks
+from circuit.ablated.compact import AblatedModel, layers_of
 from circuit.proofs.kept import Ablated, Kept
 from sparse_model.model.sites import site_name
 
@@ -136,7 +136,7 @@ def _heads(kept: Kept, layer: int, circuit: Values, whole: Values, batch: Answer
 
 def _pattern(kept: Kept, values: Values, layer: int, head: int, sites: tuple[str, str], batch: AnswerBatch) -> Tensor:
     """(B, T) attention of a head from the answer position, the share of a sink in front where there is one."""
-    d_head, attention = kept.model.config.d_head, blocks(kept.model)[layer].attn
+    d_head, attention = kept.model.config.d_head, layers_of(kept.model)[layer].attn
     query, key = (_filled(kept, site, values[site])[..., head * d_head : (head + 1) * d_head] for site in sites)
     scores = (_at(query, batch.last)[:, None] * key).sum(-1) / math.sqrt(d_head)
     unseen = torch.arange(key.shape[1], device=key.device) > batch.last[:, None]

@@ -27,14 +27,14 @@ from circuit.search.parts import Parts
 Baseline = Literal["attribution", "integrated", "edge attribution", "random"]
 BASELINES: tuple[Baseline, ...] = ("attribution", "integrated", "edge attribution", "random")
 
-STEPS = 8
+PATH_STEPS = 8
 """Of integrated gradients, between all nodes at their means and none."""
 
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Shares of a model's edges at which MIB measures faithfulness."""
 
 
-class Order(NamedTuple):
+class PartOrder(NamedTuple):
     """What each part is worth: nodes (N,) or edges (E,); the higher, the longer it stays."""
 
     judge: Judge
@@ -54,7 +54,7 @@ class Order(NamedTuple):
         return keep.index_fill(0, edges, True)
 
 
-class Kept(NamedTuple):
+class KeptParts(NamedTuple):
     """A circuit as `Judge` takes it, and its size in edges."""
 
     nodes: Tensor
@@ -62,7 +62,7 @@ class Kept(NamedTuple):
     n_edges: int
 
 
-def ordered(judge: Judge, baseline: Baseline, seed: int = 0) -> Order:
+def ordered(judge: Judge, baseline: Baseline, seed: int = 0) -> PartOrder:
     """The order of a baseline.
 
     attribution: |gradient of the margin × (activation − mean)| of every prompt, summed over positions within the
@@ -75,26 +75,26 @@ def ordered(judge: Judge, baseline: Baseline, seed: int = 0) -> Order:
     if baseline == "edge attribution":
         keep = parts.everything()
         numbers = torch.arange(parts.n_nodes, len(keep), device=keep.device)
-        return Order(judge, parts, Branches(judge, parts).changes(keep, numbers).abs().mean(1), of_edges=True)
+        return PartOrder(judge, parts, Branches(judge, parts).changes(keep, numbers).abs().mean(1), of_edges=True)
     if baseline == "random":
         generator = torch.Generator().manual_seed(seed)
         return of_nodes(judge, torch.rand(judge.index.total, generator=generator).to(judge.sides.device))
-    steps = [1.0] if baseline == "attribution" else [(step + 0.5) / STEPS for step in range(STEPS)]
+    steps = [1.0] if baseline == "attribution" else [(step + 0.5) / PATH_STEPS for step in range(PATH_STEPS)]
     path = [margin_attributions(judge, openness * everything.float()) for openness in steps]
     return of_nodes(judge, torch.stack(path).mean(0).abs().mean(1))
 
 
-def of_nodes(judge: Judge, worth: Tensor) -> Order:
+def of_nodes(judge: Judge, worth: Tensor) -> PartOrder:
     """An order of nodes (N,), such as the mask parameters of a search."""
-    return Order(judge, Parts(judge.model, judge.everything()), worth, of_edges=False)
+    return PartOrder(judge, Parts(judge.model, judge.everything()), worth, of_edges=False)
 
 
-def smallest(order: Order, target: float) -> Kept | None:
+def smallest_reaching(order: PartOrder, target: float) -> KeptParts | None:
     """The circuit of the fewest first parts that reaches a target loss; None where not all of them do."""
     judge, parts = order.judge, order.parts
     if not order.of_edges:
         nodes = bisect_nodes(judge, order.worth, target)
-        return None if nodes is None else Kept(nodes, None, _edges_within(parts, nodes))
+        return None if nodes is None else KeptParts(nodes, None, _edges_within(parts, nodes))
 
     def reaches(count: int) -> bool:
         keep = order.first_edges(count)
@@ -106,7 +106,7 @@ def smallest(order: Order, target: float) -> Kept | None:
 
 
 def faithfulness(
-    order: Order, measure: Callable[[Kept], float], shares: Sequence[float] = SHARES
+    order: PartOrder, measure: Callable[[KeptParts], float], shares: Sequence[float] = SHARES
 ) -> dict[float, float]:
     """By share of the model's edges, the faithfulness of the circuit of that many edges or fewer of the first parts.
 
@@ -115,7 +115,7 @@ def faithfulness(
     """
     total = len(order.parts.source)
     nothing = torch.zeros_like(order.parts.nodes)
-    empty, whole = measure(Kept(nothing, None, 0)), measure(Kept(order.parts.nodes, None, total))
+    empty, whole = measure(KeptParts(nothing, None, 0)), measure(KeptParts(order.parts.nodes, None, total))
     if whole == empty:
         return {}
     found = {share: measure(_within(order, math.floor(share * total + 1e-6))) for share in shares}
@@ -138,7 +138,7 @@ def _area(curve: Mapping[float, float]) -> float:
     return sum((b - a) * (y + z) / 2 for (a, y), (b, z) in pairwise(points))
 
 
-def _within(order: Order, n_edges: int) -> Kept:
+def _within(order: PartOrder, n_edges: int) -> KeptParts:
     """The circuit of as many of the first parts as have no more edges than that."""
     if order.of_edges:
         return _kept(order, n_edges)
@@ -146,11 +146,11 @@ def _within(order: Order, n_edges: int) -> Kept:
     last = torch.maximum(rank[order.parts.source], rank[order.parts.target])  # with this node an edge is complete
     edges = torch.bincount(last, minlength=len(rank)).cumsum(0)
     nodes = order.first_nodes(int((edges <= n_edges).sum()))
-    return Kept(nodes, None, _edges_within(order.parts, nodes))
+    return KeptParts(nodes, None, _edges_within(order.parts, nodes))
 
 
-def _kept(order: Order, count: int) -> Kept:
-    return Kept(order.parts.nodes, order.parts.edges(order.first_edges(count)), count)
+def _kept(order: PartOrder, count: int) -> KeptParts:
+    return KeptParts(order.parts.nodes, order.parts.edges(order.first_edges(count)), count)
 
 
 def _edges_within(parts: Parts, nodes: Tensor) -> int:

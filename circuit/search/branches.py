@@ -22,7 +22,7 @@ from circuit.ablated.compact import AblatedModel, Gates, Stream
 from circuit.search.evaluation import Judge, World, every_prompt
 from circuit.search.parts import Parts
 
-POSITIONS = 8192
+POSITIONS_TOGETHER = 8192
 """Positions of all candidates that go through a forward pass together: what is left of a model is so small that
 calling its operations costs as much as carrying them out."""
 
@@ -194,7 +194,7 @@ class Branches:
         margins = []
         for batch, kept in zip(growth.world.batches, growth.streams, strict=True):
             start = max(at for at in kept if at <= stage)
-            at_once = max(1, POSITIONS // kept[start].x.shape[:-1].numel())
+            at_once = max(1, POSITIONS_TOGETHER // kept[start].x.shape[:-1].numel())
             parts = [
                 self._together(growth, start, kept[start], batch, some) for some in torch.split(candidates, at_once)
             ]

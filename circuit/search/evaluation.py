@@ -1,4 +1,4 @@
-"""Scores on a task: of a whole model, and of a circuit that was saved."""
+"""What circuits of one model are judged by: their loss and accuracy on one set of prompts."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from circuit.ablated.ablation import Means, zero_means
+from circuit.ablated.ablation import Means
 from circuit.ablated.batches import AnswerBatch, all_batches
 from circuit.ablated.calibration import IDENTITY, Calibration, calibrate, calibrations, task_loss
 from circuit.ablated.compact import AblatedModel, Edges
 from circuit.ablated.nodes import NodeIndex
-from circuit.graph.record import Circuit, means_of
 from circuit.search.watch import SILENT, Watch
 from circuit.tasks import PairBatch
 from sparse_model.model.transformer import SparseTransformer
@@ -151,15 +150,8 @@ class Judge:
         return [float(part.mean()) for part in torch.split(F.softplus(-lead), self.sizes)]
 
 
-def task_scores(model: SparseTransformer, data: PairBatch) -> Score:
+def model_score(model: SparseTransformer, data: PairBatch) -> Score:
     """Score of the whole model, its logits as they are. In float32; only the answer position's two logits."""
-    judge = Judge(model, zero_means(model), data)
+    means = {site: torch.zeros(width, device=model.embedding.device) for site, width in NodeIndex(model).widths.items()}
+    judge = Judge(model, means, data)  # nothing is at its mean
     return judge.score(judge.everything())
-
-
-def circuit_score(model: SparseTransformer, circuit: Circuit, data: PairBatch) -> Score:
-    """Score of a circuit under its calibration; InputError if it is of another model."""
-    circuit.require(model)
-    judge = Judge(model, means_of(circuit, model.embedding.device), data)
-    edges = circuit.kept_edges(judge.sides.device)
-    return judge.score(judge.index.flat(circuit.nodes), Calibration(circuit.scale, circuit.shift), edges)

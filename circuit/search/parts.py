@@ -11,7 +11,7 @@ from torch import Tensor
 
 from circuit.ablated.compact import AblatedModel, Edges, Gates, stage_of
 from circuit.ablated.nodes import NodeIndex
-from circuit.graph.edges import Block, edge_ends
+from circuit.graph.edges import EdgeBlock, edge_ends
 from sparse_model.model.transformer import SparseTransformer
 
 
@@ -78,7 +78,7 @@ class Parts:
             found[block.target] = flat.view(*values.shape[:-1], *between.weight.shape)
         return Gates(by_site, found)
 
-    def _number(self, block: Block, source: Tensor, target: Tensor) -> Tensor:
+    def _number(self, block: EdgeBlock, source: Tensor, target: Tensor) -> Tensor:
         """Numbers of edges of a block, given as channels of its two sites."""
         width = self.index.widths[block.source]
         part = slice(block.start, block.stop)

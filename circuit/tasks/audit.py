@@ -115,10 +115,10 @@ def audit(data: TaskData, decoder: Decoder, belongs: Mapping[str, str] | None = 
     shares = {
         "last_token": guessed(train, heldout, lambda prompt: prompt.tokens[-1:]),
         "length": guessed(train, heldout, lambda prompt: [len(prompt.tokens)]),
-        "words": guessed(train, heldout, lambda prompt: pieces(prompt.cue)),
+        "words": guessed(train, heldout, lambda prompt: word_pieces(prompt.cue)),
         "last_token_differs": _share(a.tokens[-1] != b.tokens[-1] for a, b in _pairs(every)),
         "lines_differ": _share(_lines_differing(a.text, b.text) > 1 for a, b in _pairs(every)),
-        "unknown_names": _share(not read_names(prompt.cue) <= words(prompt.before) for prompt in every),
+        "unknown_names": _share(not read_names(prompt.cue) <= words_of(prompt.before) for prompt in every),
         "unseen_words": _unseen(train, heldout),
         "cue_lines_in_both": _both((prompt.cue for prompt in train), (prompt.cue for prompt in heldout)),
         "prompts_in_both": _both((prompt.tokens for prompt in train), (prompt.tokens for prompt in heldout)),
@@ -175,14 +175,14 @@ def guessed(
     return sum(0.5 if abs(lead) < 1e-9 else float(lead > 0) for lead in leads) / len(leads)
 
 
-def words(text: str) -> set[str]:
+def words_of(text: str) -> set[str]:
     """Names and words of strings, without keywords and builtins."""
     return set(_WORD.findall(text)) - _KNOWN
 
 
-def pieces(line: str) -> set[str]:
+def word_pieces(line: str) -> set[str]:
     """The words of a line, cut at underscores, and its numbers."""
-    return {piece for word in words(line) for piece in word.split("_") if piece} | set(_NUMBER.findall(line))
+    return {piece for word in words_of(line) for piece in word.split("_") if piece} | set(_NUMBER.findall(line))
 
 
 def read_names(line: str) -> set[str]:
@@ -192,7 +192,7 @@ def read_names(line: str) -> set[str]:
         return set()
     if (binds := _BINDS.match(bare)) is not None:
         bare = bare[binds.end() :]
-    return words(_NOT_READ.sub(" ", bare))
+    return words_of(_NOT_READ.sub(" ", bare))
 
 
 def _cue(text: str, other: str) -> tuple[str, str]:
@@ -212,8 +212,8 @@ def _pairs(prompts: Sequence[Prompt]) -> Iterable[tuple[Prompt, Prompt]]:
 
 def _unseen(train: Sequence[Prompt], heldout: Sequence[Prompt]) -> float:
     """Share of held-out prompts whose line of the cue has a word that no training prompt has."""
-    seen = {word for prompt in train for word in words(prompt.text)}
-    return _share(not words(prompt.cue) <= seen for prompt in heldout)
+    seen = {word for prompt in train for word in words_of(prompt.text)}
+    return _share(not words_of(prompt.cue) <= seen for prompt in heldout)
 
 
 def _both(train: Iterable[Hashable], heldout: Iterable[Hashable]) -> float:

@@ -12,12 +12,12 @@ from typing import Any
 
 from circuit.tasks.build import Row, TaskData, batch_of
 from sparse_model import storage
+from sparse_model.data.corpora import SPLITS
 from sparse_model.data.tokenizer import Tokenizer
 from sparse_model.errors import InputError
 
 ENDING = ".jsonl"
 TEXTS = ("prompt_a", "answer_a", "prompt_b", "answer_b")
-SPLITS = ("train", "heldout")
 MOST_MISTAKES = 20
 """Told at once; what is wrong in all lines is wrong in the first."""
 

@@ -13,7 +13,7 @@ from itertools import islice
 from typing import Literal, TypeVar
 
 from sparse_model.data.config import GENERATED, PYTHON_FILES, CorpusConfig, SourceConfig
-from sparse_model.data.idioms import VERSION, programs
+from sparse_model.data.idioms.programs import IDIOMS_VERSION, programs
 from sparse_model.data.readers.python_files import PythonFile, python_files, read_python
 from sparse_model.data.readers.text_files import TextFile, TextPiece, pieces, read_texts, text_files
 from sparse_model.errors import InputError
@@ -74,7 +74,7 @@ def source_inputs(source: SourceConfig, corpus: CorpusConfig) -> SourceInputs:
     """
     limit = math.inf if source.megabytes is None else source.megabytes * MEGABYTE
     if source.source == GENERATED:
-        first = [f"{GENERATED} {VERSION}", *islice(programs(corpus.seed), FINGERPRINT_PROGRAMS)]
+        first = [f"{GENERATED} {IDIOMS_VERSION}", *islice(programs(corpus.seed), FINGERPRINT_PROGRAMS)]
         return SourceInputs(source, _hash(first), int(limit))
     if source.source in PYTHON_FILES:
         python = tuple(python_files(source.source))

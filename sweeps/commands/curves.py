@@ -16,7 +16,7 @@ from circuit.ablated.ablation import Means
 from circuit.ablated.compact import Edges
 from circuit.proofs.verdicts import is_counted
 from circuit.pruning import check_length
-from circuit.search.baselines import BASELINES, Kept, cmd, cpr, faithfulness, of_nodes, ordered, smallest
+from circuit.search.baselines import BASELINES, KeptParts, cmd, cpr, faithfulness, of_nodes, ordered, smallest_reaching
 from circuit.search.config import METHODS, Method, PruneConfig
 from circuit.search.evaluation import Judge
 from circuit.search.masks import learn_masks
@@ -24,18 +24,20 @@ from circuit.search.targets import Solution, edge_circuits, node_circuits
 from circuit.tasks import check_source, source_name, task_data
 from sparse_model.errors import InputError
 from sparse_model.saved.pretrained import from_pretrained
-from sweeps.commands.data import StorageOption
-from sweeps.commands.one import opened
+from sweeps.commands.opening import opened
+from sweeps.commands.options import StorageOption
 from sweeps.commands.parallel import on_all_cores
 from sweeps.show.curve_store import CurveStore
-from sweeps.show.curves import TARGETS, Curve, Interval, Point, mean_curves, plot_curves, sizes_of, stored_rows
+from sweeps.show.curves import TARGETS, Curve, Interval, Point, mean_curves, plot_curves, rows_of_model, sizes_of
 from sweeps.show.plot import image_format
 from sweeps.show.progress import Show
 from sweeps.show.text import terminal
 from sweeps.study.study import Study, load_study
 from sweeps.trial.task_circuits import settings
 
-StudyOption = Annotated[str, typer.Option(help="whose corpus, tasks and pruning settings: a file or a shipped name")]
+CurveStudyOption = Annotated[
+    str, typer.Option(help="whose corpus, tasks and pruning settings: a file or a shipped name")
+]
 TasksOption = Annotated[
     str | None, typer.Option(help="names or .jsonl files of tasks, with commas; default: the study's")
 ]
@@ -44,12 +46,12 @@ PlotOption = Annotated[str | None, typer.Option(help="draw the curves into this 
 INTERVALS = "in brackets: 95 % bootstrap intervals over tasks"
 
 
-def curves(
+def curves_command(
     a: Annotated[str, typer.Argument(help="folder or URI of a model, e.g. a sparse one")],
     b: Annotated[str, typer.Argument(help="of the model to compare it with, e.g. a dense one of equal loss")],
     plot: PlotOption = None,
     tasks: TasksOption = None,
-    study: StudyOption = "quickstart",
+    study: CurveStudyOption = "quickstart",
     storage_uri: StorageOption = None,
 ) -> int:
     """Circuit size of two models at task losses from 0.5 to 0.002 nats, and the ratio of b to a at each.
@@ -77,11 +79,11 @@ def curves(
     return 0
 
 
-def baselines(
+def baselines_command(
     model: Annotated[str, typer.Argument(help="folder or URI of a model")],
     plot: PlotOption = None,
     tasks: TasksOption = None,
-    study: StudyOption = "quickstart",
+    study: CurveStudyOption = "quickstart",
     storage_uri: StorageOption = None,
 ) -> int:
     """Learned masks against parts ordered by attribution, integrated gradients or at random, at the same losses.
@@ -130,7 +132,7 @@ class Judges(NamedTuple):
         _, fit = self.train.calibrated(nodes, edges)
         return n_edges if is_counted(n_edges, self.heldout.score(nodes, fit, edges).loss, target) else None
 
-    def margin(self, kept: Kept) -> float:
+    def margin(self, kept: KeptParts) -> float:
         """Mean margin of a circuit on held-out pairs, its logits as they are."""
         return float(self.heldout.margins(kept.nodes, kept.edges).mean())
 
@@ -144,7 +146,7 @@ def _ways(prune: Prune, task: str) -> dict[str, Curve]:
         found[way] = _edges(judges, node_circuits(judges.train, config, TARGETS))
     for baseline in BASELINES:
         order = ordered(judges.train, baseline, prune.config.seed)
-        kept = {target: smallest(order, target) for target in TARGETS}
+        kept = {target: smallest_reaching(order, target) for target in TARGETS}
         found[baseline] = {target: judges.counted(*circuit, target) for target, circuit in kept.items() if circuit}
     return found
 
@@ -221,7 +223,7 @@ def _sizes(
     """By method and task: what the study of a trial's model has stored and, where the user has `named` tasks that it
     has not, what a search finds for these. Where it has stored no curve, all tasks are searched."""
     names = {source_name(task) for task in tasks}
-    rows = [row for row in stored_rows(uri) if row["task"] in names and row["status"] != "failed"]
+    rows = [row for row in rows_of_model(uri) if row["task"] in names and row["status"] != "failed"]
     if len({row["target_loss"] for row in rows}) < 2:
         return _searched(uri, name, study, tasks, show)
     found: dict[Method, dict[str, Curve]] = {method: {**sizes_of(rows, method)} for method in METHODS}

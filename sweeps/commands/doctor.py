@@ -18,7 +18,7 @@ from sweeps.study.study import load_study
 PACKAGES = ("torch", "ray", "optuna", "pyarrow", "duckdb", "tokenizers", "fsspec")
 
 
-def doctor(
+def doctor_command(
     study: Annotated[str, typer.Argument(help="a study file, or the name of a shipped study")] = "quickstart",
     storage_uri: Annotated[
         str | None, typer.Option("--storage", help="folder or URI for results, instead of the study's own")

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from sparse_model.errors import InputError
-from sweeps.frontier.compaction import compact as compact_rows
-from sweeps.frontier.queries import Choice, Frontier
+from sweeps.frontier.compaction import compact_rows
+from sweeps.frontier.queries import Frontier, Selection
 from sweeps.show.plot import image_format, plot_frontier
 from sweeps.show.text import Format, any_table, encoded, frontier_table, matched_table, terminal
 
@@ -18,7 +18,7 @@ Uris = Annotated[
 ]
 
 
-def frontier(
+def frontier_command(
     uris: Uris,
     form: Annotated[Format, typer.Option("--format", help="of the answer on standard output")] = "table",
     where: Annotated[
@@ -70,7 +70,7 @@ def frontier(
         for done in compact_rows(uri):
             print(f"{uri}: {done.files} files of {done.table} are one now ({done.rows} rows)", file=sys.stderr)
     names = [name.strip() for name in tasks.split(",")] if tasks is not None else None
-    choice: Choice = {"where": where, "target": target, "tasks": names, "method": method}
+    choice: Selection = {"where": where, "target": target, "tasks": names, "method": method}
     if sql is not None:
         _put(found.sql(sql), form)
     elif compare is not None:
@@ -101,7 +101,7 @@ def _put(answer: Any, form: Format) -> None:
         sys.stdout.buffer.write(encoded(answer, form))
 
 
-def _put_matched(found: Frontier, groups: tuple[str, str], choice: Choice, form: Format) -> None:
+def _put_matched(found: Frontier, groups: tuple[str, str], choice: Selection, form: Format) -> None:
     answer = found.matched(*groups, **choice)
     if form == "table":
         console = terminal()

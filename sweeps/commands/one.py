@@ -4,43 +4,31 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import torch
 import typer
 from rich.console import Console
-from torch import Tensor
 
-from circuit.ablated.ablation import Pretraining
 from circuit.graph.evidence import Level
-from circuit.graph.record import Circuit
-from circuit.proofs.verdicts import verdicts
 from circuit.pruning import find_circuit
 from circuit.search.config import Method
-from circuit.search.evaluation import task_scores
-from circuit.search.watch import Progress, Update
+from circuit.search.evaluation import model_score
 from circuit.tasks import check_source, task_data
 from sparse_model import storage
-from sparse_model.data.tokenizer import Tokenizer
 from sparse_model.errors import InputError
-from sparse_model.model.transformer import SparseTransformer
-from sparse_model.saved.pretrained import from_pretrained, save_pretrained
+from sparse_model.saved.pretrained import save_pretrained
 from sparse_model.training.checkpoint import Checkpoints
-from sparse_model.training.loop import train as train_model
-from sweeps.commands.data import StorageOption, prepared
+from sparse_model.training.loop import train
+from sweeps.commands.opening import opened, prepared
+from sweeps.commands.options import DeviceOption, StorageOption, device_named
+from sweeps.show.circuit_text import describe, searching
 from sweeps.show.progress import Show, StudyProgress
 from sweeps.show.text import terminal
 from sweeps.study.space import Space, TrialConfig
-from sweeps.study.study import Study, load_study
+from sweeps.study.study import load_study
 from sweeps.study.yamlfile import parse_yaml
-from sweeps.trial.task_circuits import circuit_row, harder_prompts, measured, settings, text_windows, windows
-
-CPU = torch.device("cpu")
-
-DeviceOption = Annotated[
-    str | None, typer.Option(help="cpu, cuda or cuda:<number>; default: a GPU where torch sees one")
-]
+from sweeps.trial.task_circuits import harder_prompts, settings
 
 
-def train(
+def train_command(
     out: Annotated[str, typer.Argument(help="folder or URI for the model; its name is the run's")],
     study: Annotated[str, typer.Option(help="a study file, or a shipped name: the model's corpus and space")] = (
         "quickstart"
@@ -67,7 +55,7 @@ def train(
     with Show(console) as show:
         progress = StudyProgress(show, asked)
         progress.started("model", config)
-        result = train_model(
+        result = train(
             config.model,
             config.training,
             data,
@@ -83,7 +71,7 @@ def train(
     return 0
 
 
-def prune(
+def prune_command(
     model: Annotated[
         str, typer.Argument(help="folder or URI of a model, as `sweeps train`, `sweeps import` or a trial left it")
     ],
@@ -151,68 +139,11 @@ def prune(
     describe(circuit, console)
     if harder is not None:
         console.print(
-            f"{task_scores(trained, harder).accuracy:.1%} of the task's harder variant right by the whole model"
+            f"{model_score(trained, harder).accuracy:.1%} of the task's harder variant right by the whole model"
         )
     if out is not None:
         circuit.save(out)
     return 0 if circuit.status == "ok" else 1
-
-
-def searching(show: Show) -> Progress:
-    """The progress of a search as a bar for each stage; nothing where there is no terminal."""
-
-    def tell(update: Update) -> None:
-        share = update.step / update.steps if update.steps else 0.0
-        if show.console.is_terminal:
-            show.stage(update.stage, share, f"{update.nodes:,} nodes, loss {update.loss:.3f}")
-
-    return tell
-
-
-def describe(circuit: Circuit, console: Console) -> None:
-    """Print a circuit's figures, then which proofs it passes."""
-    words = ("summary", "reason", "counted", *(name for name in circuit_row(circuit) if name.startswith("resample")))
-    for name, value in circuit_row(circuit).items():
-        if value is not None and name not in words:
-            console.print(f"{name:>25}: {value:.4g}" if isinstance(value, float) else f"{name:>25}: {value}")
-    marks = {True: "passes", False: "FAILS", None: "not measured"}
-    if circuit.status == "unsolved":
-        said = f"the model's own loss is {circuit.unpruned_loss:.3f}, too high to look for a circuit (--solved-loss)"
-        console.print(said)
-    if circuit.status == "unreached":
-        console.print(f"the model does the task, but not even all of it reaches {circuit.target_loss:g} (--target)")
-    for proof, passed, said in verdicts(circuit):
-        console.print(f"{marks[passed]:>25}: {proof}: {said}", soft_wrap=True)
-
-
-def device_named(name: str | None) -> torch.device:
-    """The device of a name; without one, a GPU where there is one. InputError for one that is not here."""
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    here = ["cpu", *(["cuda"] if gpus else []), *(f"cuda:{i}" for i in range(gpus))]
-    if name is not None and name not in here:
-        raise InputError(f"--device {name!r}; allowed: {', '.join(here)}{'' if gpus else ' (torch sees no GPU)'}")
-    return torch.device(name or ("cuda" if gpus else "cpu"))
-
-
-def opened(model: str, study: Study, device: torch.device = CPU) -> tuple[SparseTransformer, Tokenizer, Pretraining]:
-    """A model, its tokenizer and what searches take from pretraining data, as a trial of the study would."""
-    trained, tokenizer, text = opened_with_text(model, study, device)
-    return trained, tokenizer, measured(trained, text)
-
-
-def opened_with_text(
-    model: str, study: Study, device: torch.device = CPU
-) -> tuple[SparseTransformer, Tokenizer, Tensor]:
-    """A model, its tokenizer and training text (n, context): what a trial of the study would take its means of; the
-    same text in the model's tokens where they are others."""
-    trained, tokenizer = from_pretrained(model, device)
-    console = Console(stderr=True)
-    data = prepared(study, console)
-    if data.tokenizer.to_json() == tokenizer.to_json():
-        return trained, tokenizer, windows(trained, data)
-    said = f"the model's tokenizer is not that of study {study.name}: means are of the study's text in its own"
-    console.print(said, markup=False, highlight=False, soft_wrap=True)
-    return trained, tokenizer, text_windows(trained, tokenizer, study.corpus)
 
 
 def chosen(space: Space, assignments: list[str], seed: int) -> TrialConfig:

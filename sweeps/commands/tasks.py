@@ -16,7 +16,8 @@ from rich.table import Table
 from circuit.tasks import TASKS, Audit, audited, check_source, example, is_file, source_name, task_named
 from circuit.tasks.audit import BOUNDS
 from sparse_model.errors import InputError
-from sweeps.commands.data import StorageOption, prepared
+from sweeps.commands.opening import prepared
+from sweeps.commands.options import StorageOption
 from sweeps.show.text import plain, terminal
 from sweeps.study.study import Study, load_study
 
@@ -43,7 +44,7 @@ LEGEND = (
 )
 
 
-def tasks(
+def tasks_command(
     audit: Annotated[bool, typer.Option("--audit", help="measure what else than the cue tells answers")] = False,
     study: Annotated[
         str | None, typer.Option(help="with --audit: whose tasks, tokenizer and number of pairs; default: quickstart")

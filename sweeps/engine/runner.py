@@ -15,7 +15,7 @@ from sparse_model.data.shards import prepare
 from sparse_model.errors import InputError
 from sweeps.engine.crashes import one_line
 from sweeps.engine.interrupts import Interrupts, remembered_interrupts
-from sweeps.engine.lease import Lease, held
+from sweeps.engine.lease import Lease, holding_lease
 from sweeps.engine.orphans import Orphans
 from sweeps.engine.session import Capacity, ray_session
 from sweeps.engine.tokens import on_ray
@@ -43,7 +43,7 @@ def run_study(study: Study, progress: StudyProgress, *, address: str | None, ret
     """
     check_storage(study)
     check_warm_start(study)
-    with held(study.root, progress.note) as lease:
+    with holding_lease(study.root, progress.note) as lease:
         return _run_held(study, progress, lease, address, retry_failed)
 
 

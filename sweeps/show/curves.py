@@ -87,7 +87,7 @@ def mean_curves(curves: Mapping[str, Sizes], targets: Sequence[float]) -> list[P
     return points
 
 
-def stored_rows(model_uri: str) -> list[dict[str, Any]]:
+def rows_of_model(model_uri: str) -> list[dict[str, Any]]:
     """Circuit rows of a trial whose model is at <study>/models/<trial>; none where it is not a trial's, or where they
     are of an earlier schema, which had other tasks and other words for what is solved."""
     parts = model_uri.split("?")[0].rstrip("/").rsplit("/", 2)

@@ -16,7 +16,7 @@ from circuit.proofs.resample import STRENGTHS
 from circuit.proofs.verdicts import median
 from circuit.pruning import find_circuits
 from circuit.search.config import PruneConfig
-from circuit.search.evaluation import task_scores
+from circuit.search.evaluation import model_score
 from circuit.tasks import PairBatch, harder_pairs, task_data
 from sparse_model import storage
 from sparse_model.data.config import CorpusConfig
@@ -46,20 +46,22 @@ def settings(study: Study, target: float | None = None, **changes: Any) -> Prune
     )
 
 
-def measure(model_uri: str, data_uri: str, cache_bytes: int, threads: int, device: str = "cpu") -> Pretraining:
-    """`pretraining` of a published model, computed on a device; in the CPU's memory, to be sent around."""
+def summarise_published(
+    model_uri: str, data_uri: str, cache_bytes: int, threads: int, device: str = "cpu"
+) -> Pretraining:
+    """`summarise_training_text` of a published model, computed on a device; in the CPU's memory, to be sent around."""
     torch.set_num_threads(threads)
     model, _ = from_pretrained(model_uri, device)
-    means, text = pretraining(model, TokenDataset.open(data_uri, cache_bytes=cache_bytes))
+    means, text = summarise_training_text(model, TokenDataset.open(data_uri, cache_bytes=cache_bytes))
     return Pretraining({site: mean.cpu() for site, mean in means.items()}, text)
 
 
-def pretraining(model: SparseTransformer, data: TokenDataset) -> Pretraining:
+def summarise_training_text(model: SparseTransformer, data: TokenDataset) -> Pretraining:
     """What searches take from training text; the same text for every model of a context."""
-    return measured(model, windows(model, data))
+    return summarise_text(model, training_windows(model, data))
 
 
-def windows(model: SparseTransformer, data: TokenDataset) -> Tensor:
+def training_windows(model: SparseTransformer, data: TokenDataset) -> Tensor:
     """About `MEAN_TOKENS` training tokens as (n, context), drawn from all of the text."""
     rows, context = 32, model.config.context
     steps = max(1, min(MEAN_TOKENS // context, data.n_windows("train", context)) // rows)
@@ -67,7 +69,7 @@ def windows(model: SparseTransformer, data: TokenDataset) -> Tensor:
     return torch.cat([torch.from_numpy(batch[:, :-1]) for batch in batches])
 
 
-def text_windows(model: SparseTransformer, tokenizer: Tokenizer, corpus: CorpusConfig) -> Tensor:
+def corpus_windows(model: SparseTransformer, tokenizer: Tokenizer, corpus: CorpusConfig) -> Tensor:
     """The first `MEAN_TOKENS` training tokens of a corpus as (n, context), cut by a tokenizer of the model's own.
 
     InputError for a corpus that is shorter than the model's context.
@@ -85,7 +87,7 @@ def text_windows(model: SparseTransformer, tokenizer: Tokenizer, corpus: CorpusC
     return torch.tensor(tokens[: n_windows * context]).view(n_windows, context)
 
 
-def measured(model: SparseTransformer, text: Tensor) -> Pretraining:
+def summarise_text(model: SparseTransformer, text: Tensor) -> Pretraining:
     """Mean activations over text (n, context), and some of it."""
     return Pretraining(mean_activations(model, torch.split(text, 32)), text[:RESAMPLED_WINDOWS])
 
@@ -110,7 +112,7 @@ def prune_task(
     circuits = find_circuits(model, data, means, config, targets, text=known.text, harder=harder, proofs=proofs)
     for circuit in circuits:
         circuit.save(storage.join(circuits_uri, f"{circuit_name(circuit, config.target_loss)}.json"))
-    accuracy = None if harder is None else task_scores(model, harder).accuracy
+    accuracy = None if harder is None else model_score(model, harder).accuracy
     return [circuit_row(circuit) | {"harder_accuracy": accuracy} for circuit in circuits]
 
 

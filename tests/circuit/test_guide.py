@@ -12,7 +12,7 @@ import torch
 
 from circuit.tasks import task_data
 from sparse_model.data.config import TokenizerConfig
-from sparse_model.data.idioms import programs
+from sparse_model.data.idioms.programs import programs
 from sparse_model.data.tokenizer import Tokenizer
 from sparse_model.model.config import ModelConfig
 from sparse_model.model.transformer import SparseTransformer

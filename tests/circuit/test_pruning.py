@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, strategies as st
+from toys import whole_score
 
 from circuit.ablated.calibration import Calibration
 from circuit.graph.evidence import NO_PROOFS
@@ -20,7 +21,7 @@ from circuit.search.branches import Branches
 from circuit.search.config import PruneConfig
 from circuit.search.discretise import bisect_nodes, fewest, grow
 from circuit.search.elimination import _Circuit, eliminate
-from circuit.search.evaluation import Judge, task_scores
+from circuit.search.evaluation import Judge
 from circuit.search.masks import learn_masks
 from circuit.search.parts import Parts
 from circuit.tasks import TaskData
@@ -49,7 +50,7 @@ def test_proofs_of_the_planted_circuit(found: Circuit, planted: Any) -> None:
     assert found.loss <= 0.15
     assert found.heldout_loss <= 0.15
     assert found.heldout_accuracy == 1.0
-    assert found.unpruned_loss == pytest.approx(task_scores(planted.model, planted.task.heldout).loss, abs=1e-6)
+    assert found.unpruned_loss == pytest.approx(whole_score(planted.model, planted.task.heldout).loss, abs=1e-6)
     assert found.proofs.level == "basic"
     assert found.proofs.necessity_calibrated_loss is not None
     assert found.proofs.necessity_calibrated_loss > 0.9 * math.log(2)
@@ -171,8 +172,8 @@ def test_elimination_leaves_the_planted_edges_of_all(planted: Any) -> None:
 @pytest.mark.parametrize("edges", [False, True])
 def test_what_is_left_is_minimal(planted: Any, edges: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even where estimates say nothing."""
-    monkeypatch.setattr("circuit.search.targets.elimination.ROUNDS", 1000)
-    monkeypatch.setattr("circuit.search.targets.elimination.AT_ONCE", 1)
+    monkeypatch.setattr("circuit.search.targets.targets.targets.targets.elimination.ROUNDS", 1000)
+    monkeypatch.setattr("circuit.search.targets.targets.targets.targets.elimination.AT_ONCE", 1)
     noise, prompts = torch.Generator().manual_seed(0), 2 * planted.task.train.n_pairs
     monkeypatch.setattr(
         Branches, "changes", lambda self, keep, singles: torch.randn(len(singles), prompts, generator=noise)
@@ -201,8 +202,8 @@ def test_tries_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _tried(monkeypatch: pytest.MonkeyPatch, rounds: int) -> Any:
     """Which of three parts are left."""
-    monkeypatch.setattr("circuit.search.targets.elimination.AT_ONCE", 1)
-    monkeypatch.setattr("circuit.search.targets.elimination.ROUNDS", rounds)
+    monkeypatch.setattr("circuit.search.targets.targets.targets.targets.elimination.AT_ONCE", 1)
+    monkeypatch.setattr("circuit.search.targets.targets.targets.targets.elimination.ROUNDS", rounds)
 
     class Circuit(_Circuit):
         def __init__(self, judge: Any, parts: Any, keep: torch.Tensor, target: float) -> None:
@@ -227,7 +228,7 @@ def _tried(monkeypatch: pytest.MonkeyPatch, rounds: int) -> Any:
         def checked(self) -> torch.Tensor:
             return self.keep
 
-    monkeypatch.setattr("circuit.search.targets.elimination._Circuit", Circuit)
+    monkeypatch.setattr("circuit.search.targets.targets.targets.targets.elimination._Circuit", Circuit)
     judge: Any = SimpleNamespace(worlds=[None])
     return eliminate(judge, judge, torch.tensor([True] * 3), 0.5).tolist()
 

@@ -7,7 +7,7 @@ lower-case and short, so that a vocabulary of 2048 holds each as one token.
 from collections.abc import Sequence
 from typing import Literal, TypeVar
 
-Choice = TypeVar("Choice")
+Drawn = TypeVar("Drawn")
 Kind = Literal["int", "bool", "str", "list", "dict", "set", "text", "file", "function", "element"]
 
 
@@ -16,33 +16,27 @@ def skewed(words: str, power: float = 0.6) -> tuple[str, ...]:
     return tuple(word for rank, word in enumerate(words.split(), 1) for _ in range(max(1, round(24 / rank**power))))
 
 
-def weighted(choices: Sequence[tuple[int, Choice]]) -> tuple[Choice, ...]:
+def weighted(choices: Sequence[tuple[int, Drawn]]) -> tuple[Drawn, ...]:
     """Table holding each choice as often as its weight says."""
     return tuple(choice for weight, choice in choices for _ in range(weight))
 
 
 # A growing set and a growing string share one pool, so that a name never tells which of the two it is.
-_GROWING = skewed(
-    "current result seen output text found answer parts joined unique letters visited merged chosen collected",
-    power=0.5,
-)
+_GROWING = skewed("current result seen output text found answer parts joined unique visited", power=0.6)
 
 BY_KIND: dict[Kind, tuple[str, ...]] = {
     "int": skewed(
         "x count y width size total height a b n index value depth length start end left right limit score low high "
         "level price speed c z middle stop m page"
     ),
-    "bool": skewed("ready done active x valid running value a y flag b closed loaded visible empty changed"),
+    "bool": skewed("ready done active x valid running value a y flag b closed visible"),
     "str": skewed("name text line word label key color value x title data message city letter"),
     "list": skewed("items values rows data words names users points numbers lines x y colors pages cells files"),
     "dict": skewed("data table scores config values x sizes counts options prices ages"),
     "set": _GROWING,
     "text": _GROWING,
     "file": skewed("f file source target stream handle book"),
-    "function": skewed(
-        "load run check update get add process find total value size key name x count width make show save send build "
-        "move"
-    ),
+    "function": skewed("load run check update get add process find total value size key name x count width send build"),
     "element": skewed("x item value row word name user key line point n cell page node color number"),
 }
 SPARE = ("first", "second", "third", "other", "extra", "more", "spare", "next", "best", "old", "new", "rest")
@@ -63,10 +57,7 @@ RELATED: tuple[tuple[str, ...], ...] = (
 )
 COUNTERS = skewed("i j n k index m p q pos step")
 CLASSES = skewed("Box User Point Item Shape Table Player Node Page Cell Order Task")
-ATTRIBUTES = skewed(
-    "width height name size color count value depth length score price speed level title kind total limit age",
-    power=0.4,
-)
+ATTRIBUTES = skewed("width height name size color count value depth length score price speed level", power=0.5)
 WORDS = skewed(
     "hello total name red value blue done the size count world green error file width user data start end key "
     "line ready height text item list first last point score garden stone silver winter river music paper light",
@@ -100,7 +91,7 @@ NUMBERS = skewed("1 2 3 0 4 5 10 6 7 8 9 20 100 12 50", power=0.4)
 FILE_STEMS = skewed("data file text words table a log names report notes scores lines")
 READ_SIDE = "input"
 WRITE_SIDE = "output"
-PATH_SUFFIXES = skewed("_path _file _name _text _data _report _notes _log", power=0.4)
+PATH_SUFFIXES = skewed("_path _file _name _report _notes", power=0.4)
 FILE_ENDINGS = skewed(".txt .csv", power=0.4)
 
 HELDOUT = frozenset(
@@ -127,7 +118,6 @@ HELDOUT = frozenset(
         "found",
         "joined",
         "visited",
-        "merged",
         "source",
         "target",
         "book",

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Sequence
 
-from sparse_model.data.idioms.names import BY_KIND, SPARE, Choice, Kind
+from sparse_model.data.idioms.names import BY_KIND, SPARE, Drawn, Kind
 
 
 class Draw:
@@ -14,7 +14,7 @@ class Draw:
     def __init__(self, rng: random.Random) -> None:
         self._random = rng.random
 
-    def pick(self, table: Sequence[Choice]) -> Choice:
+    def pick(self, table: Sequence[Drawn]) -> Drawn:
         """One entry, each equally likely."""
         return table[int(self._random() * len(table))]
 

@@ -13,7 +13,7 @@ from circuit.ablated.ablation import Means, mean_activations
 from circuit.ablated.batches import all_batches
 from circuit.graph.edges import edges_between
 from circuit.graph.evidence import NO_PROOFS
-from circuit.graph.record import Circuit, fingerprint, stored_means
+from circuit.graph.record import Circuit, decimal_means, fingerprint
 from circuit.proofs.adversary import attack
 from circuit.proofs.agreement import agreement, inside
 from circuit.proofs.backups import backups
@@ -55,7 +55,7 @@ def circuit_of(
             "edges": edges,
             "scale": fit.scale,
             "shift": fit.shift,
-            "means": stored_means(means),
+            "means": decimal_means(means),
             "proofs": NO_PROOFS,
             "summary": "",
         }

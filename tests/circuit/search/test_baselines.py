@@ -13,14 +13,14 @@ from circuit.ablated.nodes import NodeIndex
 from circuit.search.attribution import attributions, margin_attributions
 from circuit.search.baselines import (
     BASELINES,
-    STEPS,
-    Kept,
+    PATH_STEPS,
+    KeptParts,
     cmd,
     cpr,
     faithfulness,
     of_nodes,
     ordered,
-    smallest,
+    smallest_reaching,
 )
 from circuit.search.evaluation import Judge
 from circuit.tasks import PairBatch
@@ -101,7 +101,7 @@ def test_margin_attributions_are_finite_differences_prompt_by_prompt(case: Case)
 
 def test_integrated_gradients_add_up_to_what_ablating_everything_costs(case: Case) -> None:
     judge = case.judge
-    steps = [(step + 0.5) / (8 * STEPS) for step in range(8 * STEPS)]
+    steps = [(step + 0.5) / (8 * PATH_STEPS) for step in range(8 * PATH_STEPS)]
     paths = [margin_attributions(judge, openness * judge.everything().float()) for openness in steps]
     path = torch.stack(paths).mean(0)
     whole, nothing = (judge.margins(keep) for keep in (judge.everything(), ~judge.everything()))
@@ -126,7 +126,7 @@ def test_edge_attribution_is_what_removing_an_edge_changes(planted: Any) -> None
     first = judge.index.first
     read = (first["layers.1.attn.v"] + 1, first["layers.1.attn.out"] + 5)
     assert read in ends, "what carries the answer is worth most"
-    kept = smallest(order, 0.15)
+    kept = smallest_reaching(order, 0.15)
     assert kept is not None
     assert kept.n_edges >= 4
     assert judge.calibrated(kept.nodes, kept.edges)[0] <= 0.15
@@ -135,12 +135,12 @@ def test_edge_attribution_is_what_removing_an_edge_changes(planted: Any) -> None
 def test_orders_go_through_the_same_bisection_and_count(planted: Any) -> None:
     judge = Judge(planted.model, planted.means, planted.task.train)
     perfect = of_nodes(judge, judge.index.flat(planted.nodes).float())
-    found = smallest(perfect, 0.15)
+    found = smallest_reaching(perfect, 0.15)
     assert found is not None
     assert found.n_edges == 4
-    assert smallest(perfect, 1e-12) is None
+    assert smallest_reaching(perfect, 1e-12) is None
     for baseline in BASELINES:
-        kept = smallest(ordered(judge, baseline), 0.15)
+        kept = smallest_reaching(ordered(judge, baseline), 0.15)
         assert kept is not None
         assert kept.n_edges >= 4
     assert torch.equal(ordered(judge, "random", 3).worth, ordered(judge, "random", 3).worth)
@@ -156,7 +156,7 @@ def test_mibs_areas_by_hand() -> None:
 def test_a_perfect_order_is_faithful_from_its_own_size_on(planted: Any) -> None:
     judge = Judge(planted.model, planted.means, planted.task.train)
 
-    def margin(kept: Kept) -> float:
+    def margin(kept: KeptParts) -> float:
         return float(judge.margins(kept.nodes, kept.edges).mean())
 
     perfect = of_nodes(judge, judge.index.flat(planted.nodes).float())

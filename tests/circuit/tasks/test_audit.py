@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from circuit.tasks import TASKS, Audit, Pair, Task, TaskData, audit, audited, build_harder, build_task
-from circuit.tasks.audit import BOUNDS, prompts_of, read_names, rule_bound, words
+from circuit.tasks.audit import BOUNDS, prompts_of, read_names, rule_bound, words_of
 from circuit.tasks.context import UNFAMILIAR
 from sparse_model.data.config import TokenizerConfig
-from sparse_model.data.idioms import names, programs
+from sparse_model.data.idioms import names
+from sparse_model.data.idioms.programs import programs
 from sparse_model.data.tokenizer import Tokenizer
 
 ALWAYS_THE_SAME_LINE = ("set_or_string_fixedvarname", "else_elif", "while_return_true")
@@ -60,7 +61,7 @@ def test_training_prompts_hold_no_word_that_is_for_held_out_ones(
 ) -> None:
     for name, data in built.items():
         for prompt in prompts_of(data.train, tokenizer):
-            said = {piece for word in words(prompt.text) for piece in word.split("_")}
+            said = {piece for word in words_of(prompt.text) for piece in word.split("_")}
             assert not said & names.HELDOUT, f"{name}: {prompt.text}"
 
 
@@ -72,7 +73,7 @@ def test_every_task_has_a_harder_variant_of_pairs_that_keep_the_rules(
     assert harder is not None
     assert harder.n_pairs == 40
     longer = [float(batch.length.float().mean()) for batch in (built[name].heldout, harder)]
-    cues = {word for prompt in prompts_of(harder, tokenizer) for word in words(prompt.cue)}
+    cues = {word for prompt in prompts_of(harder, tokenizer) for word in words_of(prompt.cue)}
     assert longer[1] > longer[0] or cues & set(UNFAMILIAR)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from circuit.tasks import TaskData, audit, build_file_task, is_file, read_task_file, source_name, task_data
 from sparse_model.data.config import TokenizerConfig
-from sparse_model.data.idioms import programs
+from sparse_model.data.idioms.programs import programs
 from sparse_model.data.tokenizer import Tokenizer
 from sparse_model.errors import InputError
 

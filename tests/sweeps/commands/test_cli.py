@@ -161,7 +161,7 @@ def test_failures_and_interrupts(monkeypatch: pytest.MonkeyPatch, capsys: pytest
         def raising(*_: object, error: BaseException = error, **__: object) -> None:
             raise error
 
-        monkeypatch.setattr(cli, "app", raising)
+        monkeypatch.setattr(cli, "sweeps_app", raising)
         assert status_of([]) == status
         (line,) = capsys.readouterr().err.splitlines()
         assert words in line

@@ -13,9 +13,8 @@ import torch
 
 from circuit.graph.edges import edges_between
 from circuit.graph.record import Circuit
-from circuit.inspect.running import nodes_of
+from circuit.inspect.running import CircuitModel, nodes_of
 from circuit.search.config import PruneConfig
-from circuit.search.evaluation import circuit_score
 from circuit.tasks import build_task, task_named
 from sparse_model import storage
 from sparse_model.data.tokenizer import Tokenizer
@@ -53,7 +52,7 @@ def test_a_model_is_trained_and_its_circuit_found(
     model, tokenizer = from_pretrained(model_folder)
     circuit = Circuit.load(str(circuit_file))
     data = build_task(task_named(TASK), tokenizer, n_train=8, n_heldout=8, seed=0)
-    assert circuit_score(model, circuit, data.train).loss == pytest.approx(circuit.loss)
+    assert CircuitModel(model, circuit).score(data.train).loss == pytest.approx(circuit.loss)
     look_at(circuit, str(circuit_file), model_folder, common, capsys)
 
     configs: list[PruneConfig] = []

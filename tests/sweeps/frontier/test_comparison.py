@@ -16,7 +16,7 @@ from hypothesis.extra.numpy import arrays
 
 from sparse_model.errors import InputError
 from sweeps.frontier.comparison import Comparison, largest_block
-from sweeps.frontier.matched import Group
+from sweeps.frontier.matched import TrialGroup
 from sweeps.frontier.pareto import non_dominated
 from sweeps.frontier.queries import Frontier
 from sweeps.frontier.rows import write_circuit_rows, write_trial_row
@@ -184,7 +184,7 @@ def test_the_front_of_a_group_is_that_of_its_means_over_seeds(points: Any, confi
     everyone = np.ones(len(points), dtype=bool)
     comparison = Comparison(trials, ("x",), 1, 0.15, points[:, 1:].astype(float), everyone)
     means = [tuple(points[np.array(configs) == c].mean(axis=0)) for c in sorted(set(configs))]
-    x, y = Group(comparison, "all", everyone).front(np.ones(1))
+    x, y = TrialGroup(comparison, "all", everyone).front(np.ones(1))
     assert list(zip(x, y, strict=True)) == sorted({means[i] for i in non_dominated(means)})
 
 
