@@ -22,7 +22,7 @@ from timing import processor
 
 from circuit.ablated.ablation import Means
 from circuit.ablated.batches import all_batches
-from circuit.proofs.kept import Kept
+from circuit.proofs.kept import CircuitParts
 from circuit.proofs.subsets import PROBABILITIES, in_subsets
 from circuit.pruning import find_circuit
 from circuit.search.config import Method, PruneConfig
@@ -89,7 +89,7 @@ def compared(
             return None
         found[f"{method}_seconds"] = time.process_time() - started
         heldout = all_batches(task.heldout.first(options.judged), torch.device("cpu"))
-        drawn = in_subsets(Kept(model, circuit), heldout, options.draws, seed=10_000 + seed)
+        drawn = in_subsets(CircuitParts(model, circuit), heldout, options.draws, seed=10_000 + seed)
         by_probability = [drawn.losses[i :: len(PROBABILITIES)] for i in range(len(PROBABILITIES))]
         found |= {
             f"{method}_edges": circuit.n_edges,

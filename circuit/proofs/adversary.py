@@ -4,7 +4,7 @@ Every part that a circuit does not keep has a parameter; it is left alone where 
 Gates are hard, as in mask learning, and parameters climb the task loss. Choices are made on training pairs, among what
 climbing leads to and the worst random choices, and judged on held-out pairs.
 
-Shapes: S starts, O parts that are not kept, see `Kept`.
+Shapes: S starts, O parts that are not kept, see `CircuitParts`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from circuit.ablated.batches import AnswerBatch
-from circuit.proofs.kept import Kept
-from circuit.proofs.subsets import Drawn, losses_beside
+from circuit.proofs.kept import CircuitParts
+from circuit.proofs.subsets import SubsetLosses, losses_beside
 from circuit.search.learning import Adam, BatchOrder, gates_of
 from circuit.tasks import PairBatch
 
@@ -42,10 +42,10 @@ class Attack(NamedTuple):
 
 
 def attack(
-    kept: Kept,
+    kept: CircuitParts,
     train: PairBatch,
     judged_on: tuple[Sequence[AnswerBatch], Sequence[AnswerBatch]],
-    drawn: Drawn,
+    drawn: SubsetLosses,
     seed: int,
     starts: int = STARTS,
     steps: int = STEPS,
@@ -62,7 +62,7 @@ def attack(
     return Attack(loss, int((~chosen).sum()))
 
 
-def climbed(kept: Kept, train: PairBatch, seed: int, starts: int = STARTS, steps: int = STEPS) -> Tensor:
+def climbed(kept: CircuitParts, train: PairBatch, seed: int, starts: int = STARTS, steps: int = STEPS) -> Tensor:
     """Choices (S, O), true where a part is left alone, at the end of as many ascents."""
     device = kept.nodes.device
     generator = torch.Generator().manual_seed(seed)

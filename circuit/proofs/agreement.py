@@ -15,7 +15,7 @@ from torch import Tensor
 
 from circuit.ablated.batches import AnswerBatch
 from circuit.ablated.compact import AblatedModel, layers_of
-from circuit.proofs.kept import Ablated, Kept
+from circuit.proofs.kept import Ablated, CircuitParts
 from sparse_model.model.sites import site_name
 
 Values = Mapping[str, Tensor]
@@ -42,7 +42,7 @@ class Inside(NamedTuple):
     heads: dict[str, float]
 
 
-def agreement(kept: Kept, batches: Sequence[AnswerBatch]) -> Agreement:
+def agreement(kept: CircuitParts, batches: Sequence[AnswerBatch]) -> Agreement:
     """Of the calibrated circuit with the model's own logits."""
     sides = torch.cat([batch.sides for batch in batches])
     margins = kept.margins(kept.beside(torch.zeros_like(kept.others, dtype=torch.bool)), batches)
@@ -59,7 +59,7 @@ def agreement(kept: Kept, batches: Sequence[AnswerBatch]) -> Agreement:
 
 
 @torch.no_grad()
-def inside(kept: Kept, batches: Sequence[AnswerBatch]) -> Inside:
+def inside(kept: CircuitParts, batches: Sequence[AnswerBatch]) -> Inside:
     """What nodes and heads do in the circuit, against what they do in the whole model."""
     ablated = kept.beside(torch.zeros_like(kept.others, dtype=torch.bool))
     columns: dict[str, list[tuple[Tensor, Tensor]]] = {}
@@ -87,7 +87,7 @@ def inside(kept: Kept, batches: Sequence[AnswerBatch]) -> Inside:
     return Inside(nodes, {head: float(torch.cat(found).mean()) for head, found in overlaps.items()})
 
 
-def _values(kept: Kept, ablated: Ablated, batch: AnswerBatch) -> dict[str, Tensor]:
+def _values(kept: CircuitParts, ablated: Ablated, batch: AnswerBatch) -> dict[str, Tensor]:
     """Values of all nodes that are not ablated and do something, by site."""
     found: dict[str, Tensor] = {}
 
@@ -122,7 +122,7 @@ def _correlations(a: Tensor, b: Tensor) -> list[float]:
     return found
 
 
-def _heads(kept: Kept, layer: int, circuit: Values, whole: Values, batch: AnswerBatch) -> dict[str, Tensor]:
+def _heads(kept: CircuitParts, layer: int, circuit: Values, whole: Values, batch: AnswerBatch) -> dict[str, Tensor]:
     """(B,) by kept head: one with a kept value channel."""
     d_head = kept.model.config.d_head
     query, key, value = (site_name(layer, f"attn.{kind}") for kind in "qkv")
@@ -134,7 +134,9 @@ def _heads(kept: Kept, layer: int, circuit: Values, whole: Values, batch: Answer
     return found
 
 
-def _pattern(kept: Kept, values: Values, layer: int, head: int, sites: tuple[str, str], batch: AnswerBatch) -> Tensor:
+def _pattern(
+    kept: CircuitParts, values: Values, layer: int, head: int, sites: tuple[str, str], batch: AnswerBatch
+) -> Tensor:
     """(B, T) attention of a head from the answer position, the share of a sink in front where there is one."""
     d_head, attention = kept.model.config.d_head, layers_of(kept.model)[layer].attn
     query, key = (_filled(kept, site, values[site])[..., head * d_head : (head + 1) * d_head] for site in sites)
@@ -146,7 +148,7 @@ def _pattern(kept: Kept, values: Values, layer: int, head: int, sites: tuple[str
     return scores.softmax(-1)
 
 
-def _filled(kept: Kept, site: str, x: Tensor) -> Tensor:
+def _filled(kept: CircuitParts, site: str, x: Tensor) -> Tensor:
     """(B, T, C) of kept channels' values x (B, T, S), others at their means."""
     if x.shape[-1] == kept.index.widths[site]:
         return x

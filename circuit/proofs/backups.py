@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from circuit.proofs.kept import Kept
+from circuit.proofs.kept import CircuitParts
 from circuit.search.config import Method, PruneConfig
 from circuit.search.evaluation import Judge
 from circuit.search.targets import find
 
-MOST = 8
+MOST_BACKUPS = 8
 """Circuits after which no other is looked for."""
 
 
-def backups(judge: Judge, kept: Kept, config: PruneConfig, method: Method) -> list[int]:
+def backups(judge: Judge, kept: CircuitParts, config: PruneConfig, method: Method) -> list[int]:
     """Edges of the circuits that are there beside one, each found with all nodes of those before it ablated."""
     target, found = config.target_loss, list[int]()
     among = ~kept.nodes
-    while len(found) < MOST:
+    while len(found) < MOST_BACKUPS:
         solution = find(judge, config, method, (target,), among).get(target)
         if solution is None or not bool(solution.nodes.any()):
             break

@@ -31,7 +31,7 @@ class Ablated(NamedTuple):
     edges: Edges | None
 
 
-class Kept:
+class CircuitParts:
     """A circuit's parts in its model, and what happens when others are ablated."""
 
     def __init__(self, model: SparseTransformer, circuit: Circuit) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from circuit.ablated.batches import AnswerBatch
 from circuit.ablated.calibration import calibrate, task_loss
-from circuit.proofs.kept import Kept
+from circuit.proofs.kept import CircuitParts
 
 
 class Necessity(NamedTuple):
@@ -21,7 +21,7 @@ class Necessity(NamedTuple):
     accuracy: float
 
 
-def necessity(kept: Kept, train: Sequence[AnswerBatch], heldout: Sequence[AnswerBatch]) -> Necessity:
+def necessity(kept: CircuitParts, train: Sequence[AnswerBatch], heldout: Sequence[AnswerBatch]) -> Necessity:
     """An ablation that only offsets the logits ruins the raw loss; what the model still knows shows after the fit."""
     without = kept.ablated()
     fitted_on, margins = kept.margins(without, train), kept.margins(without, heldout).double()

@@ -15,7 +15,7 @@ from circuit.graph.record import Circuit
 from circuit.proofs.adversary import attack
 from circuit.proofs.agreement import agreement, inside
 from circuit.proofs.backups import backups
-from circuit.proofs.kept import Kept
+from circuit.proofs.kept import CircuitParts
 from circuit.proofs.necessity import necessity
 from circuit.proofs.nonsense import nonsense_edges, shuffled_edges
 from circuit.proofs.resample import resampled_losses
@@ -28,10 +28,10 @@ from circuit.search.watch import SILENT, Watch
 from circuit.tasks import PairBatch, TaskData
 from sparse_model.model.transformer import SparseTransformer
 
-DRAWS = {"basic": 20, "full": 200}
+SUBSET_DRAWS = {"basic": 20, "full": 200}
 """Random subsets of the rest that are ablated."""
 
-PAIRS = {"basic": 8, "full": 64}
+SUBSET_PAIRS = {"basic": 8, "full": 64}
 """Pairs on which they are: most of the model is run on each."""
 
 NECESSITY_PAIRS = 32
@@ -63,9 +63,9 @@ class Ground:
 
 def prove(ground: Ground, circuit: Circuit, level: Level) -> Proofs:
     """Every proof of a level, of what the circuit keeps: its edges too, where it is of method edge."""
-    kept = Kept(ground.model, circuit)
+    kept = CircuitParts(ground.model, circuit)
     found: dict[str, object] = {"level": level}
-    steps: list[Callable[[Ground, Kept, Level], dict[str, object]]] = [_necessity, _subsets, _agreement]
+    steps: list[Callable[[Ground, CircuitParts, Level], dict[str, object]]] = [_necessity, _subsets, _agreement]
     if level == "full":
         steps += [_inside, _resample, _controls, _backups]
     if ground.config.stability:
@@ -82,7 +82,7 @@ def with_proofs(circuit: Circuit, proofs: Proofs, seconds: float | None = None) 
     return bare.proven(proofs, summary(bare), bare.seconds)
 
 
-def _necessity(ground: Ground, kept: Kept, level: Level) -> dict[str, object]:
+def _necessity(ground: Ground, kept: CircuitParts, level: Level) -> dict[str, object]:
     train, heldout = (ground.batches(data, NECESSITY_PAIRS) for data in (ground.task.train, ground.task.heldout))
     found = necessity(kept, train, heldout)
     return {
@@ -92,9 +92,9 @@ def _necessity(ground: Ground, kept: Kept, level: Level) -> dict[str, object]:
     }
 
 
-def _subsets(ground: Ground, kept: Kept, level: Level) -> dict[str, object]:
-    heldout = ground.batches(ground.task.heldout, PAIRS[level])
-    drawn = in_subsets(kept, heldout, DRAWS[level], ground.config.seed)
+def _subsets(ground: Ground, kept: CircuitParts, level: Level) -> dict[str, object]:
+    heldout = ground.batches(ground.task.heldout, SUBSET_PAIRS[level])
+    drawn = in_subsets(kept, heldout, SUBSET_DRAWS[level], ground.config.seed)
     found: dict[str, object] = {
         "subset_draws": len(drawn.losses),
         "subset_loss": drawn.mean,
@@ -102,13 +102,13 @@ def _subsets(ground: Ground, kept: Kept, level: Level) -> dict[str, object]:
     }
     if level == "full":
         ground.watch.stage = "adversary"
-        on = ground.batches(ground.task.train, PAIRS[level]), heldout
+        on = ground.batches(ground.task.train, SUBSET_PAIRS[level]), heldout
         worst = attack(kept, ground.task.train, on, drawn, ground.config.seed)
         found |= {"adversary_loss": worst.loss, "adversary_ablated": worst.ablated}
     return found
 
 
-def _agreement(ground: Ground, kept: Kept, level: Level) -> dict[str, object]:
+def _agreement(ground: Ground, kept: CircuitParts, level: Level) -> dict[str, object]:
     pairs = ground.task.heldout.n_pairs if level == "full" else NECESSITY_PAIRS
     found = agreement(kept, ground.batches(ground.task.heldout, pairs))
     proofs: dict[str, object] = {
@@ -123,12 +123,12 @@ def _agreement(ground: Ground, kept: Kept, level: Level) -> dict[str, object]:
     return proofs
 
 
-def _inside(ground: Ground, kept: Kept, level: Level) -> dict[str, object]:
-    found = inside(kept, ground.batches(ground.task.heldout, PAIRS[level]))
+def _inside(ground: Ground, kept: CircuitParts, level: Level) -> dict[str, object]:
+    found = inside(kept, ground.batches(ground.task.heldout, SUBSET_PAIRS[level]))
     return {"node_correlations": found.nodes, "attention_overlaps": found.heads}
 
 
-def _resample(ground: Ground, kept: Kept, level: Level) -> dict[str, object]:
+def _resample(ground: Ground, kept: CircuitParts, level: Level) -> dict[str, object]:
     if ground.text is None:
         return {}
     circuit, pretraining = kept.circuit, Pretraining(ground.means, ground.text)
@@ -138,7 +138,7 @@ def _resample(ground: Ground, kept: Kept, level: Level) -> dict[str, object]:
     return {"resample_losses": losses}
 
 
-def _controls(ground: Ground, kept: Kept, level: Level) -> dict[str, object]:
+def _controls(ground: Ground, kept: CircuitParts, level: Level) -> dict[str, object]:
     if ground.text is None:
         return {}
     ground.watch.stage = "nonsense"
@@ -151,16 +151,16 @@ def _controls(ground: Ground, kept: Kept, level: Level) -> dict[str, object]:
     }
 
 
-def _backups(ground: Ground, kept: Kept, level: Level) -> dict[str, object]:
+def _backups(ground: Ground, kept: CircuitParts, level: Level) -> dict[str, object]:
     ground.watch.stage = "backups"
     return {"backups": tuple(backups(ground.judge, kept, _at(ground, kept), kept.circuit.method))}
 
 
-def _stability(ground: Ground, kept: Kept, level: Level) -> dict[str, object]:
+def _stability(ground: Ground, kept: CircuitParts, level: Level) -> dict[str, object]:
     ground.watch.stage = "stability"
     return {"stability": overlap(ground.judge, _at(ground, kept), kept.circuit.method, kept.nodes)}
 
 
-def _at(ground: Ground, kept: Kept) -> PruneConfig:
+def _at(ground: Ground, kept: CircuitParts) -> PruneConfig:
     """The search at the circuit's own target."""
     return ground.config.model_copy(update={"target_loss": kept.circuit.target_loss})

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from circuit.graph.evidence import Proofs
 from circuit.graph.record import Circuit
 
-HELDOUT = 1.5
+HELDOUT_LIMIT = 1.5
 """Times the target loss that a sufficient circuit may have on held-out prompts."""
 
 RUINED = 0.9 * math.log(2)
@@ -102,7 +102,7 @@ def summary(circuit: Circuit) -> str:
 
 def is_sufficient(heldout_loss: float, target_loss: float) -> bool:
     """Whether a circuit of this loss on held-out pairs does the task, for one that was to reach the target."""
-    return heldout_loss <= HELDOUT * target_loss
+    return heldout_loss <= HELDOUT_LIMIT * target_loss
 
 
 def is_counted(edges: int, heldout_loss: float, target_loss: float) -> bool:
@@ -111,7 +111,7 @@ def is_counted(edges: int, heldout_loss: float, target_loss: float) -> bool:
 
 
 def _sufficient(circuit: Circuit) -> Verdict:
-    limit = HELDOUT * circuit.target_loss
+    limit = HELDOUT_LIMIT * circuit.target_loss
     words = (
         f"loss {circuit.heldout_loss:.3f} and {circuit.heldout_accuracy:.1%} right on held-out prompts with all other "
         f"nodes at their means and logits times {circuit.scale:.3g} (at most {limit:.3f})"

@@ -58,7 +58,7 @@ def bisect_nodes(judge: Judge, tau: Tensor, target: float, among: Tensor | None 
     return first(fewest(reaches, learned + 1, len(order)))
 
 
-def grow(judge: Judge, keep: Tensor, target: float, among: Tensor) -> Tensor:
+def regrow(judge: Judge, keep: Tensor, target: float, among: Tensor) -> Tensor:
     """`keep` (N,), which misses the target, with those nodes of `among` (N,), which reaches it, that it lacks.
 
     Nodes are added for which the loss falls the most per gate, as far as first order tells: anew after every

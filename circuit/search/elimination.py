@@ -32,7 +32,7 @@ SHARE_IN_WORLDS = 0.25
 ROUNDS = 2
 """How many times at the most every part is tried by itself."""
 
-HOPELESS = 2.0
+HOPELESS_PART = 2.0
 """Times the target that the estimated loss without a part may be for the part to be tried in several worlds."""
 
 RECUT = 0.8
@@ -119,7 +119,7 @@ class _Circuit:
         """Once, every single part without which the loss is not expected to be far above the target: in several worlds
         each try takes a forward pass of most of the model."""
         singles, changes = self.estimates()
-        hopeful = self._expected(changes)[1] <= HOPELESS * self.target
+        hopeful = self._expected(changes)[1] <= HOPELESS_PART * self.target
         for part in self.cheapest_first(singles[hopeful], changes[hopeful])[0]:
             self.removed(part[None])
 

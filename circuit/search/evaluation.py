@@ -20,7 +20,7 @@ from circuit.search.watch import SILENT, Watch
 from circuit.tasks import PairBatch
 from sparse_model.model.transformer import SparseTransformer
 
-SAMPLED = 32
+SAMPLED_PROMPTS = 32
 """Prompts of each world that estimates are made from, where there are several worlds."""
 
 
@@ -51,7 +51,7 @@ class World(NamedTuple):
 
 def every_prompt(world: World) -> int:
     """Of how many prompts of a world one is in a sample."""
-    return math.ceil(world.prompts / SAMPLED)
+    return math.ceil(world.prompts / SAMPLED_PROMPTS)
 
 
 class Judge:
@@ -87,8 +87,8 @@ class Judge:
 
     @cached_property
     def sample(self) -> Judge:
-        """The same by at most `SAMPLED` prompts of each of several worlds: enough to tell what may go or is lacking,
-        not to decide it."""
+        """The same by at most `SAMPLED_PROMPTS` of each of several worlds: enough to tell what may go or is lacking, not
+        to decide it."""
         if len(self.worlds) == 1:
             return self
         return self.among([world.sampled(every_prompt(world)) for world in self.worlds])

@@ -41,7 +41,7 @@ HOPELESS = 3.0
 HOPEFUL = 0.1
 """a running loss, in nats, at which it always is: one that gets every prompt right can be calibrated to any loss."""
 
-RECUT = 0.9
+RETIRED_AT = 0.9
 """Share of the nodes in the forward pass that may be left before it is cut down to them."""
 
 
@@ -139,7 +139,7 @@ class _Learner:
         """
         falling = (self.tau.detach() <= -self.config.retire) & (self.adam[0].first > 0)
         alive = self.alive & ~falling
-        if int(alive.sum()) <= RECUT * self.n_alive:
+        if int(alive.sum()) <= RETIRED_AT * self.n_alive:
             self._cut_to(alive)
 
     def rescue(self) -> None:

@@ -18,26 +18,26 @@ import torch
 from torch import Tensor
 
 from circuit.ablated.batches import all_batches
-from circuit.search.discretise import grow
+from circuit.search.discretise import regrow
 from circuit.search.evaluation import Judge, World
 from circuit.tasks import PairBatch
 
-PROBABILITIES = (0.9, 0.75, 0.5, 0.25)
+WORLD_PROBABILITIES = (0.9, 0.75, 0.5, 0.25)
 """With which each other node is ablated in the random subsets of a search, in turn."""
 
-PAIRS = 8
+WORLD_PAIRS = 12
 """Pairs that each subset of a search is judged on; other subsets on others, in turn."""
 
-LIMIT = 1.5
+LIMIT = 2.5
 """Times the target that the loss in a subset of the search may be."""
 
-DRAWS = 12
+FRESH = 12
 """Fresh subsets that a circuit is tried in at a time, and"""
 
 ADDED = 3
 """how many of those in which it fails are added, the worst first."""
 
-ROUNDS = (2, 1)
+HARDENINGS = (2, 1)
 """Times at the most that it is tried so, before what it can spare is removed; and after that, before it is again."""
 
 
@@ -47,7 +47,9 @@ def random_subsets(n: int, probabilities: Sequence[float], generator: torch.Gene
     return torch.rand(len(probabilities), n, generator=generator) < left
 
 
-def worlds(data: PairBatch, subsets: Tensor, pairs: int = PAIRS, limit: float = LIMIT, start: int = 0) -> list[World]:
+def worlds(
+    data: PairBatch, subsets: Tensor, pairs: int = WORLD_PAIRS, limit: float = LIMIT, start: int = 0
+) -> list[World]:
     """Worlds of subsets (K, N), those that leave the fewest nodes alone first, each with the next `pairs` pairs of the
     data, round and round."""
     size = min(pairs, data.n_pairs)
@@ -65,7 +67,7 @@ class Worlds:
     def __init__(self, judge: Judge, seed: int, among: Tensor) -> None:
         self.plain, self.among, self.tried = judge, among, 0
         self.generator = torch.Generator().manual_seed(seed)
-        self.known = self._drawn(len(PROBABILITIES))
+        self.known = self._drawn(len(WORLD_PROBABILITIES))
 
     @property
     def judge(self) -> Judge:
@@ -82,20 +84,20 @@ class Worlds:
             if not len(failed) and reached:
                 break
             if not reached:
-                nodes = grow(self.judge, nodes, target, self.among)
+                nodes = regrow(self.judge, nodes, target, self.among)
         return nodes
 
     def _failed(self, nodes: Tensor, target: float) -> Tensor:
         """(K, N) of fresh subsets, the worst of those in which nodes (N,) miss the target."""
         _, calibration = self.judge.calibrated(nodes)
-        fresh = worlds(self.plain.data, self._drawn(DRAWS), start=self.tried)
-        self.tried += DRAWS
+        fresh = worlds(self.plain.data, self._drawn(FRESH), start=self.tried)
+        self.tried += FRESH
         losses = torch.tensor(self.plain.among(fresh).by_world(nodes, calibration))
         worst = losses.argsort(descending=True, stable=True)[:ADDED]
         failed = [fresh[i].rest for i in worst.tolist() if float(losses[i]) > LIMIT * target]
         return torch.stack(failed) if failed else self.known[:0]
 
     def _drawn(self, count: int) -> Tensor:
-        probabilities = (PROBABILITIES * (-(-count // len(PROBABILITIES))))[:count]
+        probabilities = (WORLD_PROBABILITIES * (-(-count // len(WORLD_PROBABILITIES))))[:count]
         subsets = random_subsets(len(self.among), probabilities, self.generator)
         return subsets.to(self.among.device) & self.among

@@ -18,13 +18,13 @@ from torch import Tensor
 from circuit.ablated.calibration import Calibration
 from circuit.ablated.compact import Edges
 from circuit.search.config import Method, PruneConfig
-from circuit.search.discretise import bisect_nodes, grow
+from circuit.search.discretise import bisect_nodes, regrow
 from circuit.search.elimination import eliminate
 from circuit.search.evaluation import Judge
 from circuit.search.exploration import explore
 from circuit.search.masks import learn_masks
 from circuit.search.parts import Parts
-from circuit.search.subsets import ROUNDS, Worlds
+from circuit.search.subsets import HARDENINGS, Worlds
 
 VERSION = 3
 """Of the search: raised when it comes to find other circuits, so that sizes kept from before are not taken for its."""
@@ -124,7 +124,7 @@ def _hold(worlds: Worlds, nodes: Tensor, config: PruneConfig) -> Solution | None
     """The circuit of nodes (N,) that holds in subsets, grown where it fails and without what it can spare; None where
     not even the whole model holds in them."""
     judge, target = worlds.plain, config.target_loss
-    for rounds in ROUNDS:
+    for rounds in HARDENINGS:
         nodes = worlds.harden(nodes, target, rounds)
         if config.eliminate:
             nodes = minimise(worlds.judge, nodes, config, target).nodes
@@ -170,7 +170,7 @@ def learn_nodes(judge: Judge, config: PruneConfig, among: Tensor) -> Tensor:
     target = config.target_loss
     tau = learn_masks(judge.model, judge.data, judge.means, config, judge.at(target), among, judge.watch)
     nodes = bisect_nodes(judge, tau, target, tau > 0)
-    return grow(judge, tau > 0, target, among) if nodes is None else nodes
+    return regrow(judge, tau > 0, target, among) if nodes is None else nodes
 
 
 def minimise(judge: Judge, nodes: Tensor, config: PruneConfig, target: float) -> Solution:

@@ -62,7 +62,7 @@ def test_the_guides_thresholds_are_those_of_the_code() -> None:
     from circuit.proofs import verdicts
 
     guide = GUIDE.read_text()
-    assert f"at most {verdicts.HELDOUT:g} × the target" in guide
+    assert f"at most {verdicts.HELDOUT_LIMIT:g} × the target" in guide
     assert f"at least {verdicts.RUINED:.3f}" in guide
     assert f"at most {verdicts.RESAMPLED:g} × the target" in guide
     assert f"at least {verdicts.STABLE * 100:g} %" in guide

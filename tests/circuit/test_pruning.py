@@ -19,7 +19,7 @@ from circuit.graph.record import Circuit
 from circuit.pruning import find_circuit, find_circuits
 from circuit.search.branches import Branches
 from circuit.search.config import PruneConfig
-from circuit.search.discretise import bisect_nodes, fewest, grow
+from circuit.search.discretise import bisect_nodes, fewest, regrow
 from circuit.search.elimination import _Circuit, eliminate
 from circuit.search.evaluation import Judge
 from circuit.search.masks import learn_masks
@@ -131,14 +131,14 @@ def test_growth_brings_back_the_planted_nodes_that_were_lost_and_few_others(plan
     whole = judge.index.flat(planted.nodes)
     spare = int((~whole).nonzero()[-1])
     keep = whole.index_fill(0, whole.nonzero().flatten()[-lost:], False).index_fill(0, torch.tensor(spare), True)
-    larger = grow(judge, keep, 0.15, judge.everything())
+    larger = regrow(judge, keep, 0.15, judge.everything())
     assert judge.calibrated(larger)[0] <= 0.15
     assert bool((larger | ~whole).all())
     assert bool((larger | ~keep).all()), "what was kept is kept"
     if lost == 1:
         assert int(larger.sum()) == int(whole.sum()) + 1, "one gate is enough, and first order sees which"
     among = whole.index_fill(0, torch.tensor(spare), True)
-    assert torch.equal(grow(judge, keep, 0.15, among), among), "from nothing else"
+    assert torch.equal(regrow(judge, keep, 0.15, among), among), "from nothing else"
 
 
 def test_masks_that_dropped_too_much_are_made_up_for(planted: Any) -> None:

@@ -17,7 +17,7 @@ from circuit.graph.record import Circuit, decimal_means, fingerprint
 from circuit.proofs.adversary import attack
 from circuit.proofs.agreement import agreement, inside
 from circuit.proofs.backups import backups
-from circuit.proofs.kept import Ablated, Kept
+from circuit.proofs.kept import Ablated, CircuitParts
 from circuit.proofs.necessity import necessity
 from circuit.proofs.nonsense import control_edges, nonsense, shuffled_weights
 from circuit.proofs.subsets import PROBABILITIES, draws, in_subsets, losses_beside
@@ -129,19 +129,19 @@ def batches(data: PairBatch) -> Any:
 
 def test_an_ablated_circuit_leaves_chance_and_one_with_a_backup_does_not(planted: Any) -> None:
     train, heldout = (batches(data) for data in (planted.task.train, planted.task.heldout))
-    alone = Kept(planted.model, circuit_of(planted.model, planted.means, planted.nodes, planted.task.train))
+    alone = CircuitParts(planted.model, circuit_of(planted.model, planted.means, planted.nodes, planted.task.train))
     needed = necessity(alone, train, heldout)
     assert needed.calibrated > 0.66
     assert 0.3 < needed.accuracy < 0.7
     model, means = changed(planted, backup)
-    spare = Kept(model, circuit_of(model, means, planted.nodes, planted.task.train))
+    spare = CircuitParts(model, circuit_of(model, means, planted.nodes, planted.task.train))
     assert necessity(spare, train, heldout).calibrated < 0.1
 
 
 def test_an_offset_ruins_the_raw_loss_alone(planted: Any) -> None:
     model, means = changed(planted, offset)
     nodes = planted.nodes | {"final.in": (*planted.nodes["final.in"], 10)}
-    kept = Kept(model, circuit_of(model, means, nodes, planted.task.train))
+    kept = CircuitParts(model, circuit_of(model, means, nodes, planted.task.train))
     found = necessity(kept, batches(planted.task.train), batches(planted.task.heldout))
     assert found.raw > 0.69
     assert found.calibrated < 0.2
@@ -154,7 +154,7 @@ def test_what_is_left_alone_and_what_is_ablated_as_the_whole_model_by_hand_has_i
     model, data = random_model("dense"), random_pairs()
     means = mean_activations(model, [torch.randint(0, 30, (8, 16))])
     nodes = {site: tuple(channels.tolist()) for site, channels in random_nodes(model, 0.4).items() if len(channels)}
-    kept = Kept(model, circuit_of(model, means, nodes, data, every))
+    kept = CircuitParts(model, circuit_of(model, means, nodes, data, every))
     assert (len(kept.others) > int((~kept.nodes).sum())) == (every > 1), "weights that are no edges are others too"
     alone = draws(kept, 5, 0)
     whole, (batch, *_) = kept.whole(), batches(data)
@@ -170,7 +170,7 @@ def test_what_is_left_alone_and_what_is_ablated_as_the_whole_model_by_hand_has_i
 
 
 def test_draws_ablate_as_many_as_they_say(planted: Any) -> None:
-    kept = Kept(planted.model, circuit_of(planted.model, planted.means, planted.nodes, planted.task.train))
+    kept = CircuitParts(planted.model, circuit_of(planted.model, planted.means, planted.nodes, planted.task.train))
     alone = draws(kept, 20, 3)
     assert alone.shape == (20, len(kept.others))
     shares = 1 - alone.float().mean(1).view(4, len(PROBABILITIES))
@@ -184,7 +184,7 @@ def test_a_pair_that_cancels_passes_while_all_is_ablated_and_fails_in_subsets_an
     heldout = batches(planted.task.heldout)
     model, means = changed(planted, cancelling)
     for sound, (base, base_means) in ((True, (planted.model, planted.means)), (False, (model, means))):
-        kept = Kept(base, circuit_of(base, base_means, planted.nodes, planted.task.train))
+        kept = CircuitParts(base, circuit_of(base, base_means, planted.nodes, planted.task.train))
         none_alone = torch.zeros(1, len(kept.others), dtype=torch.bool)
         assert losses_beside(kept, none_alone, heldout)[0] < 0.15
         drawn = in_subsets(kept, heldout, 20, 0)
@@ -197,7 +197,7 @@ def test_a_pair_that_cancels_passes_while_all_is_ablated_and_fails_in_subsets_an
 
 def test_the_adversary_finds_a_pair_that_random_subsets_miss(planted: Any) -> None:
     model, means = changed(planted, cancelling)
-    kept = Kept(model, circuit_of(model, means, planted.nodes, planted.task.train))
+    kept = CircuitParts(model, circuit_of(model, means, planted.nodes, planted.task.train))
     heldout = batches(planted.task.heldout)
     harmless = in_subsets(kept, heldout, 1, 0)  # one draw that ablates all
     assert harmless.worst < 0.15
@@ -239,16 +239,16 @@ def test_the_search_finds_the_planted_circuit_and_none_in_shuffled_weights(plant
 
 def test_backups_are_counted_until_none_is_left(planted: Any) -> None:
     config = PruneConfig(steps=40)
-    kept = Kept(planted.model, circuit_of(planted.model, planted.means, planted.nodes, planted.task.train))
+    kept = CircuitParts(planted.model, circuit_of(planted.model, planted.means, planted.nodes, planted.task.train))
     assert backups(Judge(planted.model, planted.means, planted.task.train), kept, config, "node") == []
     model, means = changed(planted, backup)
-    kept = Kept(model, circuit_of(model, means, planted.nodes, planted.task.train))
+    kept = CircuitParts(model, circuit_of(model, means, planted.nodes, planted.task.train))
     assert backups(Judge(model, means, planted.task.train), kept, config, "node") == [4]
 
 
 def test_agreement_of_the_planted_circuit_and_not_of_one_that_guesses(planted: Any) -> None:
     data = batches(planted.task.heldout)
-    kept = Kept(planted.model, circuit_of(planted.model, planted.means, planted.nodes, planted.task.train))
+    kept = CircuitParts(planted.model, circuit_of(planted.model, planted.means, planted.nodes, planted.task.train))
     found = agreement(kept, data)
     assert (found.alike, found.wrong, found.alike_wrong) == (1.0, 0, None)
     assert found.divergence < 0.1
@@ -258,7 +258,7 @@ def test_agreement_of_the_planted_circuit_and_not_of_one_that_guesses(planted: A
     assert min(within.nodes.values()) > 0.9
     assert min(within.heads.values()) > 0.9
     lame = planted.nodes | {"layers.1.attn.q": ()}
-    guess = Kept(planted.model, circuit_of(planted.model, planted.means, lame, planted.task.train))
+    guess = CircuitParts(planted.model, circuit_of(planted.model, planted.means, lame, planted.task.train))
     assert agreement(guess, data).alike < 0.8
     assert min(inside(guess, data).heads.values()) < 0.6
 
@@ -267,7 +267,7 @@ def test_agreement_where_the_model_is_wrong(planted: Any) -> None:
     """With answers exchanged the model is wrong throughout, and the circuit with it."""
     data = planted.task.heldout
     turned = PairBatch(data.tokens, data.length, right=data.wrong, wrong=data.right)
-    kept = Kept(planted.model, circuit_of(planted.model, planted.means, planted.nodes, planted.task.train))
+    kept = CircuitParts(planted.model, circuit_of(planted.model, planted.means, planted.nodes, planted.task.train))
     found = agreement(kept, batches(turned))
     assert (found.alike, found.alike_wrong, found.wrong) == (1.0, 1.0, len(data.right))
 

@@ -10,11 +10,12 @@ import torch
 
 from circuit.ablated.nodes import NodeIndex
 from circuit.pruning import find_circuit
+from circuit.search import targets
 from circuit.search.config import PruneConfig
 from circuit.search.evaluation import Judge
 from circuit.search.exploration import FACTORS, explore
 from circuit.search.masks import learn_masks
-from circuit.search.targets import Solution, combine, edge_circuits, smallest, targets
+from circuit.search.targets import Solution, combine, edge_circuits, smallest
 from circuit.search.watch import Stopped
 
 
