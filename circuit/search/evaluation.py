@@ -87,8 +87,8 @@ class Judge:
 
     @cached_property
     def sample(self) -> Judge:
-        """The same by at most `SAMPLED_PROMPTS` of each of several worlds: enough to tell what may go or is lacking, not
-        to decide it."""
+        """The same by at most `SAMPLED_PROMPTS` of each of several worlds: enough to tell what may go or is lacking,
+        not to decide it."""
         if len(self.worlds) == 1:
             return self
         return self.among([world.sampled(every_prompt(world)) for world in self.worlds])
