@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 from circuit.ablated.ablation import Means
+from circuit.ablated.batches import check_pairs
 from circuit.ablated.calibration import Calibration
 from circuit.graph.edges import count_embedding_edges, count_unembedding_edges, edges_between, edges_kept
 from circuit.graph.evidence import NO_PROOFS, Level
@@ -21,6 +22,7 @@ from circuit.search.targets import Solution, edge_circuits, node_circuits
 from circuit.search.watch import Progress, Stopped, Watch
 from circuit.tasks import PairBatch, TaskData
 from sparse_model.errors import InputError
+from sparse_model.model.inputs import check_tokens
 from sparse_model.model.transformer import SparseTransformer
 
 __all__ = ["METHODS", "Method", "check_length", "find_circuit", "find_circuits"]
@@ -131,12 +133,17 @@ def _status(
 
 
 def check_length(model: SparseTransformer, task: TaskData, text: Tensor | None = None) -> None:
-    """InputError where a prompt is longer than the model's context, or than the windows (n, context) of text."""
+    """InputError where a prompt is longer than the model's context, or than the windows (n, context) of text, and for
+    prompts or text that are no tokens of the model's."""
     longest = max(task.train.tokens.shape[1], task.heldout.tokens.shape[1])
     if longest > model.config.context:
         raise InputError(
             f"task {task.name}: prompts of up to {longest} tokens; the model's context is {model.config.context}"
         )
+    for data in (task.train, task.heldout):
+        check_pairs(model, data, f"task {task.name}")
+    if text is not None:
+        check_tokens(text, model.config, longest=max(model.config.context, text.numel()), what="text")
     if text is not None and (len(text) == 0 or text.shape[1] < longest):
         raise InputError(
             f"text of {len(text)} windows of {text.shape[1]} tokens; allowed: windows of {longest} and more"

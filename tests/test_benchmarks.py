@@ -29,7 +29,7 @@ STEP_FIGURES = {"dense_ms", "sparse_ms", "sparse_over_plain_dense", "processor",
 
 def run(script: str, out: Path, *options: str) -> dict[str, Any]:
     command = [sys.executable, FOLDER / script, "--json", out, *options]
-    ended = subprocess.run(list(map(str, command)), capture_output=True, timeout=120, text=True)
+    ended = subprocess.run(list(map(str, command)), capture_output=True, timeout=280, text=True)
     assert ended.returncode == 0, ended.stderr
     figures: dict[str, Any] = json.loads(out.read_text())
     return figures
@@ -45,6 +45,26 @@ def test_train_step(tmp_path: Path) -> None:
 def test_kernels(tmp_path: Path) -> None:
     figures = run("kernels.py", tmp_path / "figures.json", "--rounds", "1")
     assert figures.keys() == {"abstopk", "abstopk_1024", "projection_4M", "attention", "loss"}
+
+
+def test_gpu_sections_run_on_a_cpu_at_toy_size(tmp_path: Path) -> None:
+    """So that nothing but the device is new where there is one."""
+    figures = run("gpu.py", tmp_path / "figures.json", "--minutes", "4")
+    failed = {name: told["error"] for name, told in figures.items() if "error" in told}
+    assert not failed
+    assert list(figures) == [
+        "device", "kernels", "train_step_small", "training", "projection", "train_step_paper", "mask_learning_paper",
+        "fsdp", "pruning",
+    ]  # fmt: skip
+    assert figures["kernels"]["wrong"] == []
+    assert figures["training"]["resumed_bit_for_bit"]
+    assert figures["training"]["l0"] == figures["training"]["l0_budget"]
+    assert figures["fsdp"]["largest_difference"] == 0
+
+
+def test_gpu_says_what_it_needs() -> None:
+    done = subprocess.run([sys.executable, FOLDER / "gpu.py", "--needs"], capture_output=True, text=True, timeout=60)
+    assert "pydantic" in done.stdout.split()
 
 
 def test_prune(tmp_path: Path, study_text: Callable[..., str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -17,6 +16,7 @@ from sparse_model import storage
 from sparse_model.errors import InputError
 from sparse_model.model.config import Config
 from sparse_model.model.transformer import SparseTransformer
+from sparse_model.storage.text import decoded, parse_json, read_text
 
 CIRCUIT_VERSION: Literal[3] = 3
 """Of a circuit's JSON: raised when a field is added, changes its meaning or goes. There is no reading of others."""
@@ -124,7 +124,7 @@ class Circuit(Config):
     def from_json(cls, text: str | bytes, name: str = "circuit") -> Circuit:
         """The circuit a JSON text holds; InputError, naming `name`, where it is truncated, no circuit, or of another
         version than this one's."""
-        if (version := _version(text)) is None:
+        if (version := _version(text, name)) is None:
             raise InputError(f"{name}: not a saved circuit (schema_version is missing)")
         if version != CIRCUIT_VERSION:
             raise InputError(f"{name}: schema_version {version!r}; allowed: {CIRCUIT_VERSION}; find the circuit anew")
@@ -142,7 +142,7 @@ class Circuit(Config):
     @classmethod
     def load(cls, uri: str) -> Circuit:
         """Read what `save` wrote; InputError where it is missing, truncated or something else."""
-        return cls.from_json(storage.read_bytes(uri), uri)
+        return cls.from_json(read_text(uri), uri)
 
     def kept_edges(self, device: torch.device) -> Edges | None:
         """The edges as an `AblatedModel` takes them; None of another method than edge, where all between kept nodes
@@ -159,12 +159,12 @@ class Circuit(Config):
         return self.model_copy(update={"proofs": proofs, "summary": summary, "seconds": seconds})
 
 
-def _version(text: str | bytes) -> Any:
-    """What a JSON object says of its version, if anything; as if of this one where it is no such thing."""
+def _version(text: str | bytes, name: str) -> Any:
+    """What a JSON object says of its version, if anything; as if of this one where it is no object."""
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError):
-        return CIRCUIT_VERSION
+        content = parse_json(text if isinstance(text, str) else decoded(text, "content"), "content")
+    except InputError as error:
+        raise InputError(f"{name}: not a saved circuit ({error})") from None
     return content.get("schema_version") if isinstance(content, dict) else CIRCUIT_VERSION
 
 

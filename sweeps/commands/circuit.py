@@ -84,9 +84,11 @@ def contexts_command(
     if len(nodes) < len(wanted):
         raise InputError("--node names an edge; allowed: <site>.<channel>")
     for one, found in contexts(trained, nodes, text, count).items():
-        console.print(f"[bold]{one.name}[/bold]  not zero at {found.active:.1%} of {text.numel():,} tokens")
+        console.print(
+            f"[bold]{one.name}[/bold]  not zero at {found.active:.1%} of {text.numel():,} tokens", markup=True
+        )
         for place in (*found.top, *reversed(found.bottom)):
-            console.print(f"  {place.value:+8.3f}  {_shown(place, text, tokenizer)}", soft_wrap=True)
+            console.print(f"  {place.value:+8.3f}  {_shown(place, text, tokenizer)}", soft_wrap=True, markup=True)
     return 0
 
 

@@ -21,6 +21,7 @@ from sparse_model.distributed.workers import Parallel
 from sparse_model.errors import InputError
 from sparse_model.model.config import Config
 from sparse_model.storage.store_errors import check_no_credentials, redacted
+from sparse_model.storage.text import decoded
 from sweeps.study.problems import InputErrors, Problem, pydantic_problems, shown
 from sweeps.study.space import Space
 from sweeps.study.template import read_template
@@ -285,13 +286,15 @@ def shipped_studies() -> list[str]:
 
 def _find(name: str) -> tuple[str, str]:
     if name in shipped_studies():
-        return name, (resources.files("sweeps.study") / "shipped" / f"{name}.yaml").read_text()
+        return name, (resources.files("sweeps.study") / "shipped" / f"{name}.yaml").read_text(encoding="utf-8")
+    return name, decoded(_study_bytes(name), f"study {redacted(name)}")
+
+
+def _study_bytes(name: str) -> bytes:
     try:
-        return name, storage.read_bytes(name).decode()
+        return storage.read_bytes(name)
     except InputError as error:
         raise InputError(f"study {redacted(name)}: {error}; shipped studies: {', '.join(shipped_studies())}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"study {name}: not a text file") from None
 
 
 def _together_problems(study: Study) -> Iterator[Problem]:

@@ -119,6 +119,8 @@ def test_damaged_rows_are_named(root: str) -> None:
         "CREATE SECRET s (TYPE s3)",
         "SELECT 1; SELECT 2",
         "SELECT * FROM trials; COPY trials TO '{folder}/out.csv'",
+        "PIVOT '{folder}/frontier/trials/t0.parquet' ON kind USING count(*)",
+        "PIVOT trials ON kind USING count(*); CREATE TABLE x AS SELECT 1",
     ],
 )
 def test_queries_reach_nothing_else(tmp_path: Path, query: str) -> None:
@@ -138,6 +140,9 @@ def test_queries_that_are_allowed(tmp_path: Path) -> None:
     assert found.sql("DESCRIBE trials").num_rows == len(TRIAL_SCHEMA.names)
     assert found.sql("SELECT count(*) AS n FROM Circuits").to_pylist() == [{"n": 0}]
     assert found.sql("SHOW TABLES")["name"].to_pylist() == ["circuits", "trials"]
+    assert found.sql("PIVOT trials ON kind USING sum(l0) GROUP BY seed").to_pylist() == [{"seed": 0, "sparse": 10}]
+    assert found.sql("FROM (PIVOT trials ON kind USING count(*) GROUP BY study)").num_rows == 1
+    assert found.sql("UNPIVOT trials ON l0, tokens INTO NAME figure VALUE number").num_rows > 0
 
 
 def test_misspelt_choices_are_refused(tmp_path: Path) -> None:
