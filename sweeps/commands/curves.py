@@ -131,7 +131,7 @@ class Judges(NamedTuple):
     heldout: Judge
 
     def counted(self, nodes: Tensor, edges: Edges | None, n_edges: int, target: float) -> int | None:
-        """The size of a circuit; None where it does not count (`sweeps.counting`)."""
+        """The size of a circuit; None where it does not count (`sweeps.frontier.counting`)."""
         _, fit = self.train.calibrated(nodes, edges)
         return n_edges if is_counted(n_edges, self.heldout.score(nodes, fit, edges).loss, target) else None
 

@@ -219,7 +219,7 @@ def _filled(table: str, rows: Any) -> Any:
 
 
 def _counted(rows: Any) -> Any:
-    """`sweeps.counting.counted`, of all rows at once."""
+    """`sweeps.frontier.counting.counted`, of all rows at once."""
     limit = pc.multiply(rows["target_loss"], HELDOUT_LIMIT)
     sufficient = pc.fill_null(pc.less_equal(rows["heldout_loss"], limit), True)
     has_edges = pc.fill_null(pc.greater(rows["edges"], 0), False)
