@@ -16,10 +16,10 @@ from torch import Tensor
 from circuit.ablated.batches import AnswerBatch, all_batches, answer_batch, check_pairs
 from circuit.ablated.calibration import Calibration, task_loss
 from circuit.ablated.compact import AblatedModel, Edges, Visit
+from circuit.ablated.nodes import NodeIndex
 from circuit.graph.checks import check_model
 from circuit.graph.record import Circuit, Edge, Node, means_of
 from circuit.search.evaluation import Score
-from circuit.search.masks import NodeIndex
 from circuit.tasks import PairBatch
 from sparse_model.errors import InputError
 from sparse_model.model.inputs import check_tokens

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from circuit.proofs.verdicts import HELDOUT
+from circuit.proofs.verdicts import HELDOUT_LIMIT
 from sparse_model import storage
 from sparse_model.errors import InputError
 from sweeps.frontier.columns import converted, partition_values, without_nan
@@ -220,7 +220,7 @@ def _filled(table: str, rows: Any) -> Any:
 
 def _counted(rows: Any) -> Any:
     """`sweeps.frontier.counting.counted`, of all rows at once."""
-    limit = pc.multiply(rows["target_loss"], HELDOUT)
+    limit = pc.multiply(rows["target_loss"], HELDOUT_LIMIT)
     sufficient = pc.fill_null(pc.less_equal(rows["heldout_loss"], limit), True)
     has_edges = pc.fill_null(pc.greater(rows["edges"], 0), False)
     return pc.and_(pc.and_(pc.fill_null(pc.equal(rows["status"], "ok"), False), has_edges), sufficient)

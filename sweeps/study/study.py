@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from circuit.graph.evidence import Level
 from circuit.search.config import PruneConfig
 from circuit.tasks import TASKS, check_source, is_file, source_name
 from sparse_model import storage
@@ -168,6 +169,9 @@ class Study(Config):
     pruning: PruneConfig = Field(
         default_factory=lambda: PruneConfig.model_validate({}), description="the search of a circuit"
     )
+    proofs: Level = Field(
+        "basic", description="made of every circuit: basic ones, or full, which take about ten times the search"
+    )
     target_losses: tuple[float, ...] = Field(
         (0.15,), min_length=1, description="task losses to find circuits at, in nats; the first is the study's target"
     )
@@ -304,6 +308,10 @@ def _study_bytes(name: str) -> bytes:
 
 def _together_problems(study: Study) -> Iterator[Problem]:
     """Mistakes that lie in several fields together."""
+    names = [source_name(source) for source in study.task_sources]
+    for name in study.pruning.faithful_tasks or ():
+        if name not in names:
+            yield Problem("pruning.faithful_tasks", f"{name!r}; allowed: {', '.join(names)}")
     if study.min_tasks_solved > len(study.task_sources):
         yield Problem(
             "min_tasks_solved", f"{study.min_tasks_solved}; allowed: up to the {len(study.task_sources)} tasks"

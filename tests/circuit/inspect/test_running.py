@@ -16,6 +16,7 @@ from toys import VARIANTS, random_model, random_nodes, random_pairs
 from circuit.ablated.ablation import mean_activations
 from circuit.ablated.calibration import task_loss
 from circuit.graph.edges import edges_between
+from circuit.graph.evidence import NO_PROOFS
 from circuit.graph.record import Circuit, Node, decimal_means, fingerprint
 from circuit.inspect.binarise import Step, binarise, candidates
 from circuit.inspect.contexts import contexts
@@ -35,13 +36,20 @@ def toy_circuit(model: SparseTransformer, share: float = 0.4, keep_every: int = 
     kept = random_nodes(model, share)
     edges = tuple(edges_between(model, kept)[::keep_every])
     nodes = {site: tuple(channels.tolist()) for site, channels in kept.items() if len(channels)}
-    figures = ("target_loss", "loss", "heldout_loss", "heldout_accuracy", "unpruned_loss", "seconds")
+    figures = (
+        "target_loss",
+        "loss",
+        "heldout_loss",
+        "heldout_accuracy",
+        "uncalibrated_loss",
+        "unpruned_loss",
+        "seconds",
+    )
     counts = {"n_nodes": sum(map(len, nodes.values())), "n_edges": len(edges)}
     return Circuit.model_validate(
         {
             **dict.fromkeys(figures, 0.5),
             **dict.fromkeys(("n_embedding_edges", "n_unembedding_edges"), 0),
-            **dict.fromkeys(("necessity_loss", "control_loss", "control_edges", "stability")),
             **counts,
             "task": "toy",
             "model": fingerprint(model),
@@ -49,7 +57,7 @@ def toy_circuit(model: SparseTransformer, share: float = 0.4, keep_every: int = 
             "status": "ok",
             "nodes": nodes,
             "edges": edges,
-            "resample_losses": {},
+            "proofs": NO_PROOFS,
             "summary": "",
             "scale": SCALE,
             "shift": SHIFT,

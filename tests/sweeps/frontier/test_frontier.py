@@ -180,7 +180,7 @@ def test_schemas_have_what_others_rely_on(tmp_path: Path) -> None:
     trials = "study trial kind status reason seed d_model n_layer fraction l0 total_params tokens train_loss val_loss "
     trials += "tasks_solved circuit_edges flops train_seconds prune_seconds config schema_version"
     circuits = "study trial task target_loss method status nodes edges loss heldout_loss heldout_accuracy "
-    circuits += "unpruned_loss necessity_loss control_edges control_loss seconds"
+    circuits += "unpruned_loss necessity_loss subset_worst_loss adversary_loss nonsense_edges agreement backups seconds"
     assert set(trials.split()) <= set(TRIAL_SCHEMA.names)
     assert set(circuits.split()) <= set(CIRCUIT_SCHEMA.names)
     write_trial_row(str(tmp_path), trial("t0", 1.0, 4.0))
