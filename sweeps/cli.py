@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from sparse_model.errors import InputError
 from sparse_model.store_errors import StorageFailed, StorageUnavailable, redacted
-from sweeps.commands import circuit, cluster, curves, data, doctor, frontier, importing, one, run, search
+from sweeps.commands import circuit, cluster, curves, data, doctor, frontier, importing, one, pages, run, search
 
 app = typer.Typer(
     name="sweeps",
@@ -28,6 +28,7 @@ for command in (
 ):
     app.command()(command)
 app.command("import")(importing.import_)
+circuit.app.command("page")(pages.page)
 app.add_typer(circuit.app, name="circuit", no_args_is_help=True)
 app.command("doctor")(doctor.doctor)
 

@@ -1,0 +1,90 @@
+"""What a change to a circuit does to its margins: parts ablated, nodes held at values. One compacted model serves all.
+
+Shapes: R rows of a task's prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from circuit.batches import all_batches
+from circuit.calibration import task_loss
+from circuit.compact import Gates, edges_into
+from circuit.graph import Circuit, Edge, Node
+from circuit.running import CircuitModel
+from circuit.tasks import PairBatch
+from sparse_model.model import SparseTransformer
+from sparse_model.sites import site_width
+
+
+class Outcome(NamedTuple):
+    """Loss in nats, mean margin in nats and share of right answers, all calibrated as the circuit is."""
+
+    loss: float
+    margin: float
+    accuracy: float
+
+
+class Probe:
+    """A circuit on prompts, changed in one way after the other."""
+
+    def __init__(self, model: SparseTransformer, circuit: Circuit, data: PairBatch) -> None:
+        """InputError where the circuit is of another model or has no nodes."""
+        self.values: Mapping[Node, float] = {}
+        self.running = CircuitModel(model, circuit, visit=self._visit)
+        self.circuit, self.device = circuit, self.running.device
+        self.widths = {site: site_width(model.config, site) for site in circuit.means}
+        self.blocks = {between.target: between for between in self.running.compact.projections()}
+        self.batches = all_batches(data, self.device)
+        self.order = data.length.argsort(stable=True)  # that of all_batches
+
+    @torch.no_grad()
+    def margins(self, parts: Sequence[Node | Edge] = (), values: Mapping[Node, float] | None = None) -> Tensor:
+        """Calibrated margins (R,), in the order of the rows, with parts at their means and kept nodes at values."""
+        self.values = values or {}
+        gates, calibration = self._gates(parts), self.running.calibration
+        found = [
+            calibration.scale * self.running.compact.margins(batch, gates) + calibration.shift * batch.sides
+            for batch in self.batches
+        ]
+        margins = torch.empty(len(self.order), dtype=torch.float64)
+        margins[self.order] = torch.cat(found).double().cpu()
+        return margins
+
+    def outcome(self, parts: Sequence[Node | Edge] = ()) -> Outcome:
+        return outcome_of(self.margins(parts))
+
+    def _gates(self, parts: Sequence[Node | Edge]) -> Gates:
+        gates: dict[str, Tensor] = {}
+        for part in parts:
+            if isinstance(part, Edge):
+                self._close(gates, part)
+            else:
+                if part.site not in gates:
+                    gates[part.site] = torch.ones(self.widths[part.site], device=self.device)
+                gates[part.site][part.channel] = 0
+        return gates
+
+    def _close(self, gates: dict[str, Tensor], edge: Edge) -> None:
+        between, key = self.blocks[edge.target.site], edges_into(edge.target.site)
+        if key not in gates:
+            gates[key] = torch.ones_like(between.weight)
+        row, column = between.outputs == edge.target.channel, between.inputs == edge.source.channel
+        if row.any() and column.any():  # q and k of a head without a kept value do nothing
+            gates[key][row.nonzero()[0, 0], column.nonzero()[0, 0]] = 0
+
+    def _visit(self, site: str, channels: Tensor, x: Tensor) -> Tensor:
+        for node, value in self.values.items():
+            if node.site == site:
+                x = torch.where(channels == node.channel, value, x)
+        return x
+
+
+def outcome_of(margins: Tensor) -> Outcome:
+    """Of calibrated margins (R,)."""
+    loss = float(task_loss(margins, torch.ones_like(margins)))
+    return Outcome(loss, float(margins.mean()), float((margins.sign() + 1).mean() / 2))

@@ -1,0 +1,1 @@
+"""The study report, and circuits compared: data, templates, scripts."""
