@@ -32,12 +32,21 @@ Report = Callable[[Metrics], None]
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What came out of a run: the model (this worker's shard of it under fsdp), how it ended, and its last figures."""
+    """What came out of a run: the model (this worker's shard of it under fsdp), how it ended, its last figures, and its
+    learning curve: a point for every log, with `CURVE` in it, validation figures where they were measured."""
 
     model: SparseTransformer
     status: Literal["ok", "diverged"]
     reason: str
     metrics: Metrics
+    curve: tuple[Metrics, ...] = ()
+
+
+CURVE = {"tokens": "tokens", "train_loss": "train_loss", "lr": "lr", "l0": "l0", "train_seconds": "seconds"}
+"""Figures of a log in a point of the learning curve, by their names there."""
+
+LONGEST_CURVE = 2000
+"""Points of a learning curve, which every checkpoint holds: of more, every second one goes."""
 
 
 def train(
@@ -113,6 +122,7 @@ class Run:
         self.step, self.seconds, self.reason = 0, 0.0, ""
         self.touched = False
         self.metrics: Metrics = {}
+        self.curve: list[Metrics] = []
         self._reset_window()
 
     def optimise(self, step: int) -> None:
@@ -141,13 +151,16 @@ class Run:
         self.metrics |= {
             "step": self.step,
             "steps": self.n_steps,
-            "tokens": self.step * self.recipe.batch_size * T,
+            "tokens": self.step * self._tokens_per_step,
             "train_loss": float(window) / (self.window_steps * world_size()),
             "lr": learning_rate(self.step - 1, self.n_steps, self.recipe),
             "l0": self.optimizer.l0(),
             "tokens_per_second": self.window_steps * self.recipe.batch_size * T / seconds,
             "train_seconds": self.seconds,
         }
+        self.curve.append({"step": self.step} | {name: self.metrics[figure] for figure, name in CURVE.items()})
+        if len(self.curve) > LONGEST_CURVE:
+            del self.curve[:-1:2]
         self._find_divergence()
         self._reset_window()
         return self.metrics
@@ -156,6 +169,9 @@ class Run:
         """Figures on held-out tokens, as of this step."""
         if self.metrics.get("val_step") != self.step:
             self.metrics |= {**evaluate(self.model, self._heldout()), "val_step": self.step}
+            if not self.curve or self.curve[-1]["step"] != self.step:
+                self.curve.append({"step": self.step, "tokens": self.step * self._tokens_per_step})
+            self.curve[-1] |= {name: self.metrics[name] for name in ("val_loss", "dead_neurons")}
         return self.metrics
 
     def result(self, metrics: Metrics) -> TrainResult:
@@ -164,7 +180,11 @@ class Run:
             "total_params": sum(p.numel() for p in self.model.parameters()),
             "flops": flops_per_token(self.model.config) * metrics["tokens"],
         }
-        return TrainResult(self.model, "diverged" if self.reason else "ok", self.reason, metrics)
+        return TrainResult(self.model, "diverged" if self.reason else "ok", self.reason, metrics, tuple(self.curve))
+
+    @property
+    def _tokens_per_step(self) -> int:
+        return self.recipe.batch_size * self.model.config.context
 
     @property
     def diverged(self) -> bool:
@@ -176,7 +196,7 @@ class Run:
         losses = gathered(self.window_loss.item())
         seconds = time.monotonic() - self.window_start if self.window_steps else 0.0
         window = {"losses": losses, "steps": self.window_steps, "seconds": seconds}
-        figures = {"step": self.step, "seconds": self.seconds, "metrics": self.metrics}
+        figures = {"step": self.step, "seconds": self.seconds, "metrics": self.metrics, "curve": self.curve}
         return {"run": self._identity(), "window": window} | figures
 
     def tensors(self) -> Tensors:
@@ -190,6 +210,7 @@ class Run:
         self.touched = True
         read(self.tensors())
         self.step, self.seconds, self.metrics = progress["step"], progress["seconds"], progress["metrics"]
+        self.curve = list(progress.get("curve", ()))  # checkpoints of earlier versions have none
         self.optimizer.continue_from(self.step)
         losses = progress["window"]["losses"]
         same = len(losses) == world_size()

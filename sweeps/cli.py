@@ -23,6 +23,7 @@ for command in (
     run.run,
     *(cluster.plan, cluster.submit, cluster.status),
     *(frontier.frontier, curves.curves, curves.baselines, search.search),
+    pages.report,
     *(one.train, one.prune),
     *(data.tasks, data.corpus, data.tokenizer),
 ):

@@ -63,6 +63,10 @@ class Frontier:
         order = [(name, "ascending") for name in ("study", "trial", "task") if columns is None or name in columns]
         return self._table("circuits", columns).sort_by(order)
 
+    def curves(self) -> Any:
+        """Learning curves: a row per trial and logged step (`sweeps.rows.CURVE_SCHEMA`) as a `pyarrow.Table`."""
+        return self._table("curves").sort_by([(name, "ascending") for name in ("study", "trial", "step")])
+
     def where(self, condition: str) -> Any:
         """Trials for which an SQL condition holds, e.g. `kind = 'sparse' AND val_loss < 2`."""
         return self.sql(f"SELECT * FROM trials WHERE {condition} ORDER BY study, trial")

@@ -21,6 +21,7 @@ from sparse_model.checkpoint import Checkpoints
 from sparse_model.data.loader import TokenDataset
 from sparse_model.pretrained import save_pretrained
 from sparse_model.training import train
+from sweeps.rows import write_curve
 from sweeps.space import TrialConfig
 from sweeps.trial import Trained, Trial, is_crash
 
@@ -66,6 +67,7 @@ def _fit(trial: Trial, scratch: str) -> Trained:
             "checkpoints_uri": trial.checkpoints_uri,
             "parallel": resources.parallel,
             "threads": resources.cpus_per_worker,
+            "curve": (trial.study.root, trial.study.name, trial.key, trial.attempt),
         },
         scaling_config=ray.train.ScalingConfig(
             num_workers=resources.workers,
@@ -109,6 +111,9 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     )
     if result.status == "ok":
         save_pretrained(result.model, data.tokenizer, config["model_uri"])
+    if ray.train.get_context().get_world_rank() == 0:
+        root, study, key, attempt = config["curve"]
+        write_curve(root, study, key, result.curve, attempt)
     return {"status": result.status, "reason": result.reason, "metrics": result.metrics}
 
 

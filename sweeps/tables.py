@@ -29,6 +29,7 @@ RECORD = b"contains"
 NEEDED = {
     "trials": ("trial", "kind", "status", "val_loss"),
     "circuits": ("trial", "task", "target_loss", "status", "edges"),
+    "curves": ("trial", "step"),
 }
 """Columns without which rows say nothing."""
 TRIES = 20
@@ -157,6 +158,8 @@ def _filled(table: str, rows: Any) -> Any:
     Schema 1 had no attempt, a retried trial was at its second. A trial that is not said to be eligible is so where it
     is ok and has a circuit size; a circuit of no method is pruned by nodes.
     """
+    if table == "curves":
+        return rows
     if table == "circuits":
         return _coalesced(rows, "method", pa.scalar("node"))
     retried = pc.if_else(pc.fill_null(rows["retried"], False), 1, 0).cast(pa.int64())

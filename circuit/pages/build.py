@@ -112,7 +112,11 @@ def page_data(
 ) -> dict[str, Any]:
     """Everything a page draws, as JSON. Figures are of held-out prompts."""
     omitted: list[str] = []
-    made = {"model": circuit.model, **origin, "made with": f"circuit-sweeps {_version()}, circuit schema {circuit.schema_version}"}
+    made = {
+        "model": circuit.model,
+        **origin,
+        "made with": f"circuit-sweeps {_version()}, circuit schema {circuit.schema_version}",
+    }
     data: dict[str, Any] = {
         "format": FORMAT,
         "version": 1,
@@ -141,7 +145,9 @@ def _measured(
     """What is measured on prompts and text."""
     prompts, places = task.heldout, places_of(task.heldout)
     layers = frozenset(layer for layer, _ in kept_heads(circuit, model.config.d_head))
-    runs = {name: seen_on(model, circuit, prompts, whole=name == "model", layers=layers) for name in ("circuit", "model")}
+    runs = {
+        name: seen_on(model, circuit, prompts, whole=name == "model", layers=layers) for name in ("circuit", "model")
+    }
     margins = calibrated(circuit, prompts, runs["circuit"].margins)
     shown = prompts_data(circuit, prompts, runs["circuit"], runs["model"], places, table, omitted)
     picture = picture_data(model, circuit, prompts, places, table, omitted)

@@ -24,7 +24,9 @@ class Notes(Config):
     model: str = Field("", max_length=64, description="fingerprint of its model")
     names: dict[str, str] = Field(default_factory=dict, description="names given to nodes")
     groups: dict[str, str] = Field(default_factory=dict, description="group of a node")
-    notes: dict[str, str] = Field(default_factory=dict, description="note on a node; under the empty name, on the whole")
+    notes: dict[str, str] = Field(
+        default_factory=dict, description="note on a node; under the empty name, on the whole"
+    )
 
     @classmethod
     def load(cls, uri: str) -> Notes:
@@ -33,7 +35,9 @@ class Notes(Config):
             return cls.model_validate_json(storage.read_bytes(uri))
         except ValidationError as error:
             first = error.errors()[0]
-            raise InputError(f"{uri}: not the notes of a page ({'.'.join(map(str, first['loc']))}: {first['msg']})") from None
+            raise InputError(
+                f"{uri}: not the notes of a page ({'.'.join(map(str, first['loc']))}: {first['msg']})"
+            ) from None
 
     def require(self, circuit: Circuit) -> None:
         """InputError where the notes are on another circuit, speak of nodes it has not, or are too long."""
@@ -48,4 +52,6 @@ class Notes(Config):
                 if node not in known and not (node == "" and field == "notes"):
                     raise InputError(f"notes: {field}: {node!r} is no node of the circuit of {circuit.task}")
                 if len(text) > most:
-                    raise InputError(f"notes: {field} of {node or 'the circuit'}: {len(text)} characters; allowed: {most}")
+                    raise InputError(
+                        f"notes: {field} of {node or 'the circuit'}: {len(text)} characters; allowed: {most}"
+                    )

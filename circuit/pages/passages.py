@@ -87,9 +87,7 @@ def _between(values: Tensor) -> list[tuple[float, tuple[int, int]]]:
     return [(quantile, (int(window), int(position))) for quantile, (window, position) in chosen]
 
 
-def _passage(
-    name: str, values: Tensor, text: Tensor, place: tuple[int, int], table: TokenTable
-) -> list[Any]:
+def _passage(name: str, values: Tensor, text: Tensor, place: tuple[int, int], table: TokenTable) -> list[Any]:
     """[name, value, place among the tokens, tokens, values]."""
     window, position = place
     start = max(0, position - BEFORE)

@@ -32,7 +32,9 @@ def picture_data(
     picture["tokens"], picture["embedding"] = _tokens(model, feet, layout, table)
     picture["width"] = max([layout.width, *(x + GAP for _, x, _, _ in picture["tokens"])])
     if of > len(feet):
-        omitted.append(f"Graph: {len(feet)} of the {of} tokens of the prompts that write to a lane, those of the cue first")
+        omitted.append(
+            f"Graph: {len(feet)} of the {of} tokens of the prompts that write to a lane, those of the cue first"
+        )
     picture["answers"], picture["unembedding"], n_answers = _answers(model, circuit, data, layout, table)
     picture["n_answers"] = n_answers
     embedded = embedded_lanes(model, data, layout)
@@ -103,13 +105,15 @@ def _lanes(circuit: Circuit, layout: Layout) -> list[dict[str, Any]]:
     """Each channel of the residual stream that a kept node is on: from its first writer to its last reader."""
     lanes = []
     for channel, x in layout.lanes.items():
-        on = [(node, place[1]) for node, place in layout.place.items() if is_lane(node.site) and node.channel == channel]
+        on = [
+            (node, place[1]) for node, place in layout.place.items() if is_lane(node.site) and node.channel == channel
+        ]
         written = [y for node, y in on if node.site.endswith(".out")]
         read = [y for node, y in on if not node.site.endswith(".out")]
         bottom = max(written, default=max(read, default=layout.foot_y))
         lanes.append({
             "channel": channel, "x": x, "top": min([*read, *written], default=layout.foot_y), "bottom": bottom,
-            "embedded": False, "unread": not read or bool(written) and min(written) < min(read),
+            "embedded": False, "unread": not read or (bool(written) and min(written) < min(read)),
         })  # fmt: skip
     return lanes
 
@@ -124,7 +128,9 @@ def embedded_lanes(model: SparseTransformer, data: PairBatch, layout: Layout) ->
     return {channel for channel, there in zip(lanes, written.tolist(), strict=True) if there}
 
 
-def _feet(model: SparseTransformer, data: PairBatch, places: Places, layout: Layout) -> tuple[list[tuple[int, bool]], int]:
+def _feet(
+    model: SparseTransformer, data: PairBatch, places: Places, layout: Layout
+) -> tuple[list[tuple[int, bool]], int]:
     """(token, whether of the cue) of the tokens drawn, and how many tokens there are that write to a lane."""
     lanes = [channel for channel in layout.lanes if channel < model.config.d_model]
     if not lanes:

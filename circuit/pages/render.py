@@ -12,12 +12,10 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-ASSETS = resources.files("circuit.pages") / "assets"
-
 
 def html(template: str, data: Any, styles: list[str], scripts: list[str], **values: Any) -> str:
     """A page: scripts and styles are allowed by their hashes, everything else is not, the network least of all."""
-    style, script = "\n".join(styles), "\n".join(['(() => {', '"use strict";', *scripts, "})();"])
+    style, script = "\n".join(styles), "\n".join(["(() => {", '"use strict";', *scripts, "})();"])
     policy = (
         f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
         "base-uri 'none'; form-action 'none'"
@@ -37,9 +35,9 @@ def embedded(data: Any) -> str:
 
 
 @cache
-def asset(name: str) -> str:
-    """A file of the folder of assets."""
-    return (ASSETS / name).read_text(encoding="utf-8")
+def asset(name: str, package: str = "circuit.pages") -> str:
+    """A file of the folder `assets` of a package."""
+    return (resources.files(package) / "assets" / name).read_text(encoding="utf-8")
 
 
 def _hash(text: str) -> str:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from circuit.graph import Node
-from circuit.tasks import PairBatch
 from circuit.pages.shown import cue_marks
+from circuit.tasks import PairBatch
 
 STEADY = 0.1
 """Standard deviation over mean below which a value counts as constant, and over another spread as nothing."""

@@ -33,9 +33,7 @@ def still_svg(circuit: Circuit, d_head: int = NO_HEADS) -> str:
 def still_html(circuit: Circuit, d_head: int = NO_HEADS) -> str:
     """Figures and the still graph, as a fragment of HTML that carries its own style."""
     head = head_data(circuit, {"model": circuit.model})
-    return _environment().from_string(asset("still.html")).render(
-        head=head, picture=Markup(still_svg(circuit, d_head))
-    )
+    return _environment().from_string(asset("still.html")).render(head=head, picture=Markup(still_svg(circuit, d_head)))
 
 
 def _line(nodes: list[Any], edge: list[Any], largest: float) -> dict[str, Any]:

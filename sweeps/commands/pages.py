@@ -5,18 +5,23 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from circuit.graph import Circuit
 from circuit.pages import Notes
 from sparse_model import storage
+from sparse_model.errors import InputError
 from sweeps.commands.data import StorageOption
 from sweeps.commands.one import opened_with_text
 from sweeps.pages.one_circuit import CONTEXT_WINDOWS, drawn, study_of
+from sweeps.pages.report import Report, write_report
+from sweeps.progress import Show
 from sweeps.study import Study, load_study
 from sweeps.table import terminal
 
 TextOption = Annotated[
-    str | None, typer.Option("--study", help="whose text and prompts: a file or a shipped name; default: the model's own")
+    str | None,
+    typer.Option("--study", help="whose text and prompts: a file or a shipped name; default: the model's own"),
 ]
 
 
@@ -44,6 +49,34 @@ def page(
         terminal().print(f"not on the page: {line}", markup=False, soft_wrap=True)
     terminal().print(f"page: {where} ({len(made.encode()) / 1e6:.2f} MB)", markup=False, soft_wrap=True)
     return 0
+
+
+def report(
+    uris: Annotated[
+        list[str], typer.Argument(metavar="URI...", help="studies' folders or URIs, e.g. ./results/quickstart")
+    ],
+    out: Annotated[
+        str | None, typer.Option(help="folder or URI of the report; default: `report` in the study's")
+    ] = None,
+    circuits: Annotated[str, typer.Option(help="of which trials circuits get pages: front, all or none")] = "front",
+) -> int:
+    """Write a report of studies: an index.html that opens offline, and pages of circuits."""
+    if circuits not in ("front", "all", "none"):
+        raise InputError(f"--circuits {circuits!r}; allowed: front, all, none")
+    with Show(Console(stderr=True)) as show:
+        done = write_report(uris, out, circuits, lambda share, words: show.stage("pages", share, words))  # type: ignore[arg-type]
+    say_report(done)
+    return 0
+
+
+def say_report(done: Report) -> None:
+    """Where the report is, and what could not be drawn."""
+    console = terminal()
+    for problem in done.problems[:10]:
+        console.print(f"no page of {problem}", markup=False, soft_wrap=True)
+    if len(done.problems) > 10:
+        console.print(f"and {len(done.problems) - 10} more without a page", markup=False)
+    console.print(f"{'report':>9}: {done.index} ({done.pages} pages of circuits)", markup=False, soft_wrap=True)
 
 
 def study_for(model: str, study: str | None, storage_uri: str | None) -> Study:

@@ -8,8 +8,11 @@ import typer
 from rich.console import Console
 
 from sparse_model import storage
+from sparse_model.store_errors import redacted
 from sweeps.cluster import prepare_environment
+from sweeps.commands.pages import say_report
 from sweeps.frontier import Frontier
+from sweeps.pages.report import write_report
 from sweeps.plot import plot_frontier
 from sweeps.progress import Show, StudyProgress
 from sweeps.study import Study, load_study, shipped_studies
@@ -56,8 +59,24 @@ def _summary(study: Study, done: Frontier, console: Console) -> int:
         ("picture", picture),
     ):
         console.print(f"{what:>9}: {where}", soft_wrap=True, markup=False)
+    _report(study, console)
     statuses = trials["status"].to_pylist()
     bad = len(statuses) - statuses.count("ok")
     if bad:
         console.print(f"{bad} of {len(statuses)} trials did not end well; their rows say why")
     return 0 if "ok" in statuses else 1
+
+
+def _report(study: Study, console: Console) -> None:
+    """Write the study's report, if it wants one. Results are complete without it: whatever goes wrong is only said."""
+    if study.report == "none":
+        return
+    try:
+        with Show(Console(stderr=True)) as show:
+            done = write_report(
+                [study.root], None, study.report, lambda share, words: show.stage("report", share, words)
+            )
+        say_report(done)
+    except Exception as error:
+        why = redacted(f"{type(error).__name__}: {' '.join(str(error).split())}")
+        console.print(f"no report: {why}; `sweeps report {study.root}` tries again", markup=False, soft_wrap=True)

@@ -54,7 +54,11 @@ def origin_of(circuit: Circuit, model_uri: str, study: Study) -> dict[str, str]:
         f"{source.source} {source.megabytes:g} MB" if source.megabytes else str(source.source)
         for source in study.corpus.sources
     )
-    own = {"trial": trial[1], "study": study.name} if trial else {"model folder": model_uri, "prompts as in study": study.name}
+    own = (
+        {"trial": trial[1], "study": study.name}
+        if trial
+        else {"model folder": model_uri, "prompts as in study": study.name}
+    )
     return own | {"corpus": corpus, "search took": f"{circuit.seconds:.0f} s"}
 
 
