@@ -30,6 +30,7 @@ for command in (
     app.command()(command)
 app.command("import")(importing.import_)
 circuit.app.command("page")(pages.page)
+circuit.app.command("compare")(pages.compare)
 app.add_typer(circuit.app, name="circuit", no_args_is_help=True)
 app.command("doctor")(doctor.doctor)
 

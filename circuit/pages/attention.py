@@ -121,10 +121,12 @@ def summary(
     q: Tensor, k: Tensor, data: PairBatch, places: Places, sink: float | None, table: TokenTable, first: int
 ) -> dict[str, Any]:
     """Over all prompts, of the answer position: mean share on the cue, on itself and on the sink, tokens with the
-    largest shares, and the share of each channel in how scores differ between tokens. `first` is the number of the head's first channel."""
+    largest shares, and the share of each channel in how scores differ between tokens. `first` is the number of the
+    head's first channel.
+    """
     shares, terms = answer_pattern(q, k, data, sink)
     total = shares.sum(-1)
-    ids, inverse = data.tokens.unique(return_inverse=True)
+    ids, inverse = torch.unique(data.tokens, return_inverse=True)
     by_token = torch.zeros(len(ids), dtype=torch.float64).index_add(
         0, inverse[places.real], (shares[places.real] / len(q)).double()
     )
@@ -139,8 +141,8 @@ def summary(
 
 
 def channel_shares(terms: Tensor, real: Tensor) -> list[tuple[int, float]]:
-    """[channel, share]: of the variance of the scores over a prompt's tokens, what each channel's term covaries with it,
-    averaged over prompts; the shares add up to 1. Empty where the scores are all alike."""
+    """[channel, share]: of the variance of the scores over a prompt's tokens, what each channel's term covaries with
+    it, averaged over prompts; the shares add up to 1. Empty where the scores are all alike."""
     weight = real.double()[..., None]
     count = weight.sum(1, keepdim=True)
     centred = (terms.double() - (terms.double() * weight).sum(1, keepdim=True) / count) * weight

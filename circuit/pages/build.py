@@ -67,7 +67,7 @@ def circuit_page(
     where circuit, model, task or notes do not belong together.
     """
     circuit.require(model)
-    (notes or Notes(task=circuit.task, model=circuit.model)).require(circuit)
+    (notes or Notes.none_on(circuit)).require(circuit)
     data = page_data(circuit, model, task, text, tokenizer, origin or {}, relatives, notes)
     page = rendered(data)
     while len(page.encode()) > LARGEST and _shortened(data):
@@ -122,7 +122,7 @@ def page_data(
         "version": 1,
         "head": head_data(circuit, made),
         "omitted": omitted,
-        "notes": (notes or Notes(task=circuit.task, model=circuit.model)).model_dump(),
+        "notes": (notes or Notes.none_on(circuit)).model_dump(),
     }
     if circuit.status == "ok":
         data |= _measured(circuit, model, task, text, TokenTable(tokenizer), omitted)
@@ -239,19 +239,21 @@ def _dose(probe: Probe, node: Node, values: Tensor, places: Places) -> dict[str,
 
 def _shortened(data: dict[str, Any]) -> bool:
     """Leave out the largest part that a page can be without, and say so; whether there was any left."""
-    spare = {
-        "contexts of nodes": lambda: [node.pop("text", None) for node in data.get("nodes", [])],
-        "attention patterns": lambda: data["attention"].update(heads=[], rows=[]),
-        "pairs of nodes": lambda: data["ablations"].update(pairs=[]),
-    }
     done = {line.split(":")[0] for line in data["omitted"]}
-    for name, leave_out in spare.items():
-        line = f"Left out {name}"
-        if line not in done:
-            leave_out()
+    for name in ("contexts of nodes", "attention patterns", "pairs of nodes"):
+        if (line := f"Left out {name}") not in done:
             data["omitted"].append(f"{line}: the page would be larger than {LARGEST / 1e6:.0f} MB")
-            return True
-    return False
+            break
+    else:
+        return False
+    if name == "contexts of nodes":
+        for node in data.get("nodes", []):
+            node.pop("text", None)
+    elif name == "attention patterns":
+        data["attention"].update(heads=[], rows=[])
+    else:
+        data["ablations"].update(pairs=[])
+    return True
 
 
 def _version() -> str:

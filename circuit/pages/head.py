@@ -112,6 +112,6 @@ def answers_of(data: PairBatch) -> tuple[list[int], int]:
     """The two most frequent right answers of prompts A and of prompts B, and how many answers there are in all."""
     chosen = []
     for side in (0, 1):
-        ids, counts = data.right[side::2].unique(return_counts=True)
+        ids, counts = torch.unique(data.right[side::2], return_counts=True)
         chosen.append(int(ids[counts.argmax()]))
-    return chosen, len(torch.cat([data.right, data.wrong]).unique())
+    return chosen, len(torch.unique(torch.cat([data.right, data.wrong])))

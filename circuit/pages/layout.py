@@ -8,6 +8,7 @@ row in turn is sorted by the mean place of its neighbours, and the best order of
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_right, insort
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -252,7 +253,7 @@ def _free_places(
                 reach[orders.key(node)].append(lanes[other.channel])
     middle = (min(lanes.values()) + max(lanes.values())) / 2 if lanes else MARGIN
     wanted = [sum(found) / len(found) if (found := reach[orders.key(node)]) else middle for node in nodes]
-    gaps = [_gap(a, b, orders) for a, b in zip(nodes, nodes[1:], strict=False)]
+    gaps = [_gap(a, b, orders) for a, b in itertools.pairwise(nodes)]
     return dict(zip(nodes, spread(wanted, gaps), strict=True))
 
 

@@ -29,6 +29,11 @@ class Notes(Config):
     )
 
     @classmethod
+    def none_on(cls, circuit: Circuit) -> Notes:
+        """A page's notes before anyone has written one."""
+        return cls.model_validate({"task": circuit.task, "model": circuit.model})
+
+    @classmethod
     def load(cls, uri: str) -> Notes:
         """Read what a page saved; InputError where it is something else."""
         try:

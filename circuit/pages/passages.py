@@ -51,14 +51,14 @@ def passages(values: Tensor, text: Tensor, table: TokenTable) -> dict[str, Any]:
     nonzero = flat[flat != 0]
     bins = _histogram(nonzero)
     top, bottom = _ends(values, highest=True), _ends(values, highest=False)
-    groups = [["top", place] for place in top if float(values[place]) != 0]
-    groups += [[f"{quantile:.0%} of the values that are not 0", place] for quantile, place in _between(values)]
-    groups += [["bottom", place] for place in bottom if float(values[place]) < min(0.0, float(values[top[-1]]))]
+    groups = [("top", place) for place in top if float(values[place]) != 0]
+    groups += [(f"{quantile:.0%} of the values that are not 0", place) for quantile, place in _between(values)]
+    groups += [("bottom", place) for place in bottom if float(values[place]) < min(0.0, float(values[top[-1]]))]
     return {
         "active": len(nonzero) / flat.numel(),
         "tokens": flat.numel(),
         "histogram": bins,
-        "passages": [_passage(str(name), values, text, place, table) for name, place in groups],
+        "passages": [_passage(name, values, text, place, table) for name, place in groups],
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import torch
@@ -136,10 +137,10 @@ def _feet(
     if not lanes:
         return [], 0
     weights = model.embedding.detach().cpu()[:, lanes].abs().sum(1)
-    ids, counts = data.tokens[places.real].unique(return_counts=True)
-    cue = dict(zip(*(x.tolist() for x in data.tokens[places.cue].unique(return_counts=True)), strict=True))
+    ids, counts = torch.unique(data.tokens[places.real], return_counts=True)
+    cue = Counter(data.tokens[places.cue].tolist())
     writes = [(int(t), int(n)) for t, n in zip(ids, counts, strict=True) if float(weights[t]) > 0]
-    ranked = sorted(writes, key=lambda found: (-cue.get(found[0], 0), -found[1] * float(weights[found[0]]), found[0]))
+    ranked = sorted(writes, key=lambda found: (-cue[found[0]], -found[1] * float(weights[found[0]]), found[0]))
     return [(token, token in cue) for token, _ in ranked[:MOST_TOKENS]], len(writes)
 
 

@@ -73,7 +73,7 @@ def _apart(a: Tensor, b: Tensor) -> float | None:
 def tokens_at(values: Tensor, data: PairBatch, places: Places, name: Callable[[int], int]) -> dict[str, Any]:
     """The prompts' tokens at which a node's mean value is highest and lowest, as [token, mean]."""
     seen, tokens = values[places.real].double(), data.tokens[places.real]
-    ids, inverse, counts = tokens.unique(return_inverse=True, return_counts=True)
+    ids, inverse, counts = torch.unique(tokens, return_inverse=True, return_counts=True)
     means = torch.zeros(len(ids), dtype=torch.float64).index_add(0, inverse, seen) / counts
     order = means.argsort(stable=True).tolist()
     chosen = {"highest": order[::-1][:MOST_TOKENS], "lowest": order[:MOST_TOKENS]}

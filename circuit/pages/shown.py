@@ -1,4 +1,4 @@
-"""Tokens as a page shows them. Tasks and corpora are hostile: what cannot be seen is spelled out, what is long is cut."""
+"""Tokens as a page shows them. Corpora are hostile: what cannot be seen is spelled out, what is long is cut."""
 
 from __future__ import annotations
 

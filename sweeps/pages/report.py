@@ -37,7 +37,7 @@ class Job(NamedTuple):
 class Report(NamedTuple):
     """Where a report is, how many pages of circuits it has, and why others could not be drawn."""
 
-    index: str
+    address: str
     pages: int
     problems: list[str]
 
@@ -125,8 +125,8 @@ def draw_trial(where: str, several: bool, job: Job) -> list[str]:
                 page = drawn(circuit, uri, model_uri, study, model, tokenizer, text)
                 target = storage.join(where, *page_name(job.study, job.trial, name, several).split("/"))
                 storage.write_bytes_atomic(target, page.encode())
-        except InputError as error:
-            problems.append(f"{name}: {error}")
+        except Exception as error:  # one page less, never no report
+            problems.append(f"{name}: {type(error).__name__}: {' '.join(str(error).split())}")
     return problems
 
 

@@ -102,14 +102,8 @@ def _axes(trials: Any, studies: Sequence[Study | None]) -> list[dict[str, Any]]:
     """Parameters that were drawn, each with the trials that drew it."""
     configs = flat_configs(trials["config"].to_pylist())
     kinds = trials["kind"].to_pylist()
-    by_kind: dict[str, set[str]] | None = {}
-    for study in studies:
-        if study is None:
-            by_kind = None
-            break
-        for kind in study.space.kinds():
-            by_kind.setdefault(kind, set()).update(study.space.sampled(kind))
-    sampled = None if by_kind is None else set().union(*by_kind.values())
+    by_kind = _sampled(studies)
+    sampled = None if by_kind is None else {name for names in by_kind.values() for name in names}
     names = varied(configs, kinds, sampled)
     return [
         axis(
@@ -119,6 +113,17 @@ def _axes(trials: Any, studies: Sequence[Study | None]) -> list[dict[str, Any]]:
         )
         for name in names
     ]
+
+
+def _sampled(studies: Sequence[Study | None]) -> dict[str, set[str]] | None:
+    """What each kind of trial draws; None where a study is not known."""
+    found: dict[str, set[str]] = {}
+    for study in studies:
+        if study is None:
+            return None
+        for kind in study.space.kinds():
+            found.setdefault(kind, set()).update(study.space.sampled(kind))
+    return found
 
 
 def _methods(
