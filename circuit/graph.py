@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from importlib import import_module
 from typing import Any, Literal, NamedTuple
 
 import networkx as nx
 import numpy as np
 import torch
 from pydantic import Field, ValidationError, model_validator
+from torch import Tensor
 
 from circuit.ablation import Means
 from circuit.compact import Edges
@@ -148,6 +150,18 @@ class Circuit(Config):
         """Read what `save` wrote; InputError where it is missing, truncated or something else."""
         return cls.from_json(storage.read_bytes(uri), uri)
 
+    def page(self, model: SparseTransformer, task: Any, text: Tensor | None = None, **options: Any) -> str:
+        """The circuit as one HTML file that opens offline: `circuit.pages.circuit_page`, which has the options.
+
+        `task` is its prompts (`TaskData`), `text` (n, T) windows of pretraining tokens.
+        """
+        page: str = _pages().circuit_page(self, model, task, text, **options)
+        return page
+
+    def _repr_html_(self) -> str:
+        """A still graph and the figures, for notebooks."""
+        return str(_pages().still_html(self))
+
     def kept_edges(self, device: torch.device) -> Edges | None:
         """The edges as an `AblatedModel` takes them; None of method node, where all between kept nodes are."""
         if self.method == "node":
@@ -166,6 +180,11 @@ class Circuit(Config):
             raise InputError(f"model {actual}; the circuit of {self.task} is of model {self.model}")
         if self.status == "ok":
             check_edges(self, model)
+
+
+def _pages() -> Any:
+    """The room that draws circuits, which builds on this file."""
+    return import_module("circuit.pages")
 
 
 def _version(text: str | bytes) -> Any:

@@ -19,6 +19,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from circuit.ablation import float32_activations
+from circuit.compact import blocks
 from circuit.graph import Circuit, Node, means_of
 from circuit.pages.attention import answer_pattern, kept_heads
 from circuit.pages.passages import activations
@@ -255,7 +256,7 @@ def _rows(member: Member, heads: Sequence[tuple[int, int]], data: PairBatch) -> 
     found = []
     for layer, head in heads:
         part = slice(head * d_head, (head + 1) * d_head)
-        sink = model.layers[layer].attn.sink  # type: ignore[union-attr]
+        sink = blocks(model)[layer].attn.sink
         q, k = (seen[site_name(layer, f"attn.{kind}")][..., part] for kind in "qk")
         found.append(answer_pattern(q, k, data, None if sink is None else float(sink[head]))[0])
     return torch.stack(found) if found else torch.zeros(0, *data.tokens.shape)

@@ -35,12 +35,14 @@ class Choice(TypedDict, total=False):
 class Frontier:
     """The rows below one or more studies' folders. Every method reads what is there now; studies may be running."""
 
-    def __init__(self, *uris: str) -> None:
-        """Studies' folders, e.g. `./results/quickstart`; InputError where no trial has a row."""
+    def __init__(self, *uris: str, may_be_empty: bool = False) -> None:
+        """Studies' folders, e.g. `./results/quickstart`; InputError where no trial has a row, unless that `may_be` and
+        it is a study's."""
         self.uris = uris
         self._read: dict[tuple[Any, ...], tuple[dict[str, str], Any]] = {}
         for i, uri in enumerate(uris):
-            if not storage.listdir(table_uri(uri, "trials")):
+            begun = may_be_empty and storage.exists(storage.join(uri, "study.yaml"))
+            if not storage.listdir(table_uri(uri, "trials")) and not begun:
                 raise InputError(f"{uri}: no frontier here{_hint(uri)}")
             if uri in uris[:i]:
                 raise InputError(f"{uri}: is there twice")

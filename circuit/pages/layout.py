@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_right, insort
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from circuit.graph import Circuit, Edge, Node
 from circuit.running import nodes_of
@@ -27,7 +28,7 @@ PAIR = 26.0
 
 HEAD_KINDS = ("attn.q", "attn.k", "attn.v")
 Key = tuple[str, int]
-"""What an order is of: ("lane", channel), ("head", head) or ("neuron", channel)."""
+"""What stands in an order: ("lane", channel), a channel of a head as ("q", channel), k or v, ("neuron", channel)."""
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,10 @@ class Orders:
         self.free: dict[str, list[Key]] = {}
         for node in nodes_of(circuit):
             if not is_lane(node.site):
-                row = self.free.setdefault(row_name(node.site), [])
-                if (key := self.key(node)) not in row:
-                    row.append(key)
+                self.free.setdefault(row_name(node.site), []).append(self.key(node))
+        for row in self.free:  # heads together from the start
+            if row.endswith("attn.heads"):
+                self.free[row].sort(key=lambda key: (self.head(key), key[0] == "v", key[1], key[0] != "q"))
         self.edges = [(row_name(e.source.site), self.key(e.source), row_name(e.target.site), self.key(e.target))
                       for e in circuit.edges]  # fmt: skip
 
@@ -107,9 +109,7 @@ class Orders:
         """What decides a node's place in its row."""
         if is_lane(node.site):
             return ("lane", node.channel)
-        if node.site.endswith("mlp.act"):
-            return ("neuron", node.channel)
-        return ("head", node.channel // self.d_head)
+        return ("neuron" if node.site.endswith("mlp.act") else node.site[-1], node.channel)
 
     def settle(self) -> int:
         """Sweep; the number of crossings of the order that is kept."""
@@ -148,7 +148,29 @@ class Orders:
                 neighbours[target].append(self._rank(source_row, source))
         old = {key: (i + 0.5) / len(keys) for i, key in enumerate(keys)}
         mean = {key: sum(found) / len(found) if found else old[key] for key, found in neighbours.items()}
-        return sorted(keys, key=lambda key: (mean[key], old[key]))
+        if row is None or not row.endswith("attn.heads"):
+            return sorted(keys, key=lambda key: (mean[key], old[key]))
+        heads = _means_of(mean, self.head)
+        meetings = _means_of(mean, self.meeting)
+        return sorted(
+            keys,
+            key=lambda key: (heads[self.head(key)], self.head(key), meetings[self.meeting(key)], mean[key], old[key]),
+        )
+
+    def head(self, key: Key) -> int:
+        return key[1] // self.d_head
+
+    def meeting(self, key: Key) -> Key:
+        """A query and the key channel it meets stand together."""
+        return ("v" if key[0] == "v" else "qk", key[1])
+
+
+def _means_of(mean: Mapping[Key, float], group: Callable[[Key], Any]) -> dict[Any, float]:
+    """Mean over the members of each group."""
+    members: dict[Any, list[float]] = {}
+    for key, value in mean.items():
+        members.setdefault(group(key), []).append(value)
+    return {name: sum(values) / len(values) for name, values in members.items()}
 
 
 def inversions(ends: Sequence[tuple[float, float]]) -> int:
@@ -228,15 +250,13 @@ def _label(name: str) -> str:
 
 
 def _members(circuit: Circuit, orders: Orders) -> dict[str, list[Node]]:
-    """Nodes of each row; in a row of heads in their order, with q and k channels that meet side by side."""
+    """Nodes of each row, in their order."""
     members: dict[str, list[Node]] = {}
     for node in nodes_of(circuit):
         members.setdefault(row_name(node.site), []).append(node)
     for row, keys in orders.free.items():
         rank = {key: i for i, key in enumerate(keys)}
-        by_place = {node: (rank[orders.key(node)], node.site.endswith("attn.v"), node.channel, node.site[-1] != "q")
-                    for node in members[row]}  # fmt: skip
-        members[row].sort(key=by_place.__getitem__)
+        members[row].sort(key=lambda node, rank=rank: rank[orders.key(node)])  # type: ignore[misc]
     return members
 
 
@@ -245,22 +265,28 @@ def _free_places(
 ) -> dict[Node, float]:
     """x of the nodes of a row of heads or neurons: near the lanes they are joined to, in their order; a head's nodes
     side by side."""
-    reach: dict[Key, list[float]] = {orders.key(node): [] for node in nodes}
+
+    def group(node: Node) -> Key:
+        key = orders.key(node)
+        return key if key[0] == "neuron" else ("head", orders.head(key))
+
+    reach: dict[Key, list[float]] = {group(node): [] for node in nodes}
     inside = set(nodes)
     for edge in edges:
         for node, other in ((edge.source, edge.target), (edge.target, edge.source)):
             if node in inside and is_lane(other.site):
-                reach[orders.key(node)].append(lanes[other.channel])
-    middle = (min(lanes.values()) + max(lanes.values())) / 2 if lanes else MARGIN
-    wanted = [sum(found) / len(found) if (found := reach[orders.key(node)]) else middle for node in nodes]
+                reach[group(node)].append(lanes[other.channel])
+    middle = (min(lanes.values()) + max(lanes.values())) / 2 if lanes else LABELS
+    wanted = [sum(found) / len(found) if (found := reach[group(node)]) else middle for node in nodes]
     gaps = [_gap(a, b, orders) for a, b in itertools.pairwise(nodes)]
     return dict(zip(nodes, spread(wanted, gaps), strict=True))
 
 
 def _gap(a: Node, b: Node, orders: Orders) -> float:
-    if orders.key(a)[0] == "head" and orders.key(a) != orders.key(b):
+    first, second = orders.key(a), orders.key(b)
+    if first[0] != "neuron" and orders.head(first) != orders.head(second):
         return GAP * 1.4
-    if (a.site[-1], b.site[-1]) == ("q", "k") and a.channel == b.channel:
+    if first[0] != "neuron" and orders.meeting(first) == orders.meeting(second):
         return PAIR
     return GAP * 0.8
 

@@ -19,6 +19,8 @@ STEADY = 0.1
 """Standard deviation over mean below which a value counts as constant, and over another spread as nothing."""
 APART = 2.0
 """Distance of the means on A and B, in pooled standard deviations, from which a node tells A from B."""
+SMALL = 0.25
+"""Distance of two means, in standard deviations of all of a node's values, up to which they count as the same."""
 MOST_TOKENS = 3
 """Tokens named as those a node is highest or lowest at."""
 
@@ -57,17 +59,23 @@ def figures(values: Tensor, places: Places) -> dict[str, Any]:
     for name, where in (("cue", places.cue), ("answer", places.answer)):
         sides = [values[side::2][where[side::2]].double() for side in (0, 1)]
         found[name] = [float(side.mean()) if len(side) else None for side in sides]
-        found[f"{name}_apart"] = _apart(*sides)
+        found[f"{name}_apart"] = _apart(sides[0], sides[1], found["deviation"])
+    elsewhere = values[places.real & ~places.cue].double()
+    found["elsewhere"] = float(elsewhere.mean()) if len(elsewhere) else None
+    found["marks_cue"] = _apart(values[places.cue].double(), elsewhere, found["deviation"])
     return found
 
 
-def _apart(a: Tensor, b: Tensor) -> float | None:
-    """Distance of two means in pooled standard deviations, at most 99; None where either is of nothing."""
+def _apart(a: Tensor, b: Tensor, deviation: float) -> float | None:
+    """Distance of two means in pooled standard deviations, at most 99; None where either is of nothing, 0 where it is
+    small beside how the node varies at all."""
     if not len(a) or not len(b):
         return None
     distance = abs(float(a.mean() - b.mean()))
+    if distance <= SMALL * deviation:
+        return 0.0
     pooled = float(((a.var(correction=0) + b.var(correction=0)) / 2).sqrt())
-    return min(99.0, distance / pooled) if pooled > 0 else 99.0 * (distance > 0)
+    return min(99.0, distance / pooled) if pooled > 0 else 99.0
 
 
 def tokens_at(values: Tensor, data: PairBatch, places: Places, name: Callable[[int], int]) -> dict[str, Any]:
@@ -96,6 +104,9 @@ def words(node: Node, found: dict[str, Any], answer_values: Tensor) -> list[str]
         said.append(f"tells A from B at the answer: {_sides(found['answer'])}")
     elif (found["cue_apart"] or 0) >= APART:
         said.append(f"tells A from B at the cue: {_sides(found['cue'])}")
+    elif (found["marks_cue"] or 0) >= APART:
+        at = [value for value in found["cue"] if value is not None]
+        said.append(f"marks the cue: {sum(at) / len(at):+.2f} there, {found['elsewhere']:+.2f} elsewhere")
     if 0 < found["active"] <= 0.25:
         said.append(f"zero but at {found['active']:.0%} of the tokens")
     return said or ["differs between tokens, not between A and B"]

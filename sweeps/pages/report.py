@@ -54,7 +54,7 @@ def write_report(
     """
     where = out or (storage.join(uris[0], "report") if len(uris) == 1 else "report")
     storage.check_writable(where)
-    frontier = Frontier(*uris)
+    frontier = Frontier(*uris, may_be_empty=True)
     several, problems = len(uris) > 1, []
     jobs = _jobs(frontier, uris, draw)
     for done, (job, found) in enumerate(on_all_cores(partial(draw_trial, where, several), jobs), start=1):

@@ -40,7 +40,7 @@ FIGURES = (
 
 def report_data(uris: Sequence[str], made: Mapping[str, str]) -> dict[str, Any]:
     """Everything the page of a report draws; `made` is circuit -> address of its page, where there is one."""
-    frontier = Frontier(*uris)
+    frontier = Frontier(*uris, may_be_empty=True)
     trials = frontier.trials()
     circuits = frontier.circuits()
     studies = [_stored(uri) for uri in uris]
