@@ -19,9 +19,16 @@ from s3_process import S3Process
 
 from circuit.tasks import TASKS
 from sparse_model import storage
-from sweeps.compaction import compact
-from sweeps.frontier import Frontier
-from sweeps.rows import CIRCUIT_SCHEMA, TRIAL_SCHEMA, parquet_bytes, table_uri, write_circuit_rows, write_trial_row
+from sweeps.frontier.compaction import compact
+from sweeps.frontier.queries import Frontier
+from sweeps.frontier.rows import (
+    CIRCUIT_SCHEMA,
+    TRIAL_SCHEMA,
+    parquet_bytes,
+    table_uri,
+    write_circuit_rows,
+    write_trial_row,
+)
 
 QUESTIONS: dict[str, Callable[[Frontier], object]] = {
     "pareto": lambda found: found.pareto(),

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from timing import medians_ms
 from torch import Tensor
 
-from sparse_model.abstopk import abs_topk
-from sparse_model.attention import causal_attention
-from sparse_model.cpu_projection import Matrix, survivors
-from sparse_model.loss import next_token_loss, unembedding_loss
+from sparse_model.model.abstopk import abs_topk
+from sparse_model.model.attention import causal_attention
+from sparse_model.model.loss import next_token_loss, unembedding_loss
+from sparse_model.sparsity.cpu_projection import Matrix, survivors
 
 Pair = tuple[Callable[[], object], Callable[[], object]]
 

@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from circuit.ablation import Means
+from circuit.ablated.ablation import Means
 from circuit.tasks import PairBatch
-from sparse_model.model import SparseTransformer
+from sparse_model.model.transformer import SparseTransformer
 
 Gates = dict[str, Tensor]
 """Site name -> (C,) how much of each node's own value passes; the rest is its mean."""

@@ -1,6 +1,6 @@
 """Time and size of circuits, the paper's recipe beside ours: `python benchmarks/prune.py --model FOLDER`.
 
-(a) the recipe done plainly (paper_recipe.py), hyper-parameter tuning included; (b) `circuit.search`. Both find
+(a) the recipe done plainly (paper_recipe.py), hyper-parameter tuning included; (b) `circuit.search.targets`. Both find
 node-pruned circuits of the same model, on the same prompts, at the same target loss, without controls. What method
 edge makes of either circuit is shown apart.
 
@@ -27,19 +27,19 @@ from rich.console import Console
 from timing import synchronize
 from torch import Tensor
 
-from circuit.ablation import Means
-from circuit.batches import POSITIONS, answer_batch
-from circuit.compact import AblatedModel
-from circuit.config import PruneConfig
-from circuit.evaluation import Judge
-from circuit.search import edge_circuits, eliminated, node_circuits
+from circuit.ablated.ablation import Means
+from circuit.ablated.batches import POSITIONS, answer_batch
+from circuit.ablated.compact import AblatedModel
+from circuit.search.config import PruneConfig
+from circuit.search.evaluation import Judge
+from circuit.search.targets import edge_circuits, eliminated, node_circuits
 from circuit.tasks import PairBatch, build_task, task_named
-from sparse_model.model import SparseTransformer
-from sparse_model.pretrained import from_pretrained
-from sweeps.circuits import pretraining
+from sparse_model.model.transformer import SparseTransformer
+from sparse_model.saved.pretrained import from_pretrained
 from sweeps.cli import status_of
 from sweeps.commands.data import prepared
-from sweeps.study import load_study
+from sweeps.study.study import load_study
+from sweeps.trial.task_circuits import pretraining
 
 TASKS = ("single_double_quote", "bracket_counting", "if_equals", "lambda_func")
 KEYS = ("recipe_seconds", "ours_seconds", "speedup", "recipe_edges", "ours_edges", "edges_ratio")

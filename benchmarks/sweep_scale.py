@@ -18,7 +18,7 @@ import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from rich.console import Console
@@ -26,14 +26,16 @@ from s3_process import S3Process
 
 from circuit.tasks import TASKS
 from sparse_model import storage
-from sweeps import runner
-from sweeps.cluster import prepare_environment, ray_session
-from sweeps.interrupts import remembered_interrupts
-from sweeps.lease import held
-from sweeps.progress import Show, StudyProgress
-from sweeps.search import StudySearch
-from sweeps.study import Study, read_study
-from sweeps.trial import Plan, Row, Trained, Trial, run_trial
+from sweeps.engine import runner
+from sweeps.engine.interrupts import remembered_interrupts
+from sweeps.engine.lease import held
+from sweeps.engine.session import prepare_environment, ray_session
+from sweeps.engine.trial import run_trial
+from sweeps.search.draws import Assignment, StudySearch
+from sweeps.show.progress import Show, StudyProgress
+from sweeps.study.study import Study, read_study
+from sweeps.trial.outcome import TableRow, Trained
+from sweeps.trial.places import StudyRun, Trial
 
 SIZES = (100, 1000, 10_000)
 
@@ -90,13 +92,13 @@ def run_inside(root: str, trials: int, sampler: str) -> None:
         show = stack.enter_context(Show(Console(file=io.StringIO())))
         capacity = stack.enter_context(ray_session(study.resources, None))
         interrupts = stack.enter_context(remembered_interrupts())
-        plan, lease = Plan(study, "data"), stack.enter_context(held(study.root, show.line))
+        run, lease = StudyRun(study, "data"), stack.enter_context(held(study.root, show.line))
         before, start = memory_mb(), time.perf_counter()
-        events = runner.TrialEvents(plan, StudyProgress(show, study), interrupts, lease)
-        runner.run_trials(plan, search, events, capacity)
+        events = runner.TrialEvents(run, StudyProgress(show, study), interrupts, lease)
+        runner.run_trials(run, search, events, capacity)
         seconds, after = time.perf_counter() - start, memory_mb()
     start = time.perf_counter()
-    known, _ = runner.stored_results(study, "data", retry_failed=False)
+    known, _ = runner.known_results(study, "data", retry_failed=False)
     assert len(known) == trials, f"{len(known)} of {trials} trials have rows"
     assert StudySearch(study, known).is_finished()
     replay = time.perf_counter() - start
@@ -137,21 +139,21 @@ class TimedSearch(StudySearch):
 
     seconds = 0.0
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def next_assignment(self) -> Assignment | Literal["wait", "finished"]:
         start = time.perf_counter()
         try:
-            return super().suggest(trial_id)
+            return super().next_assignment()
         finally:
             self.seconds += time.perf_counter() - start
 
 
-def instant_trial(config: dict[str, Any], plan: Plan) -> None:
+def instant_trial(config: dict[str, Any], run: StudyRun) -> None:
     """A trial whose training and pruning take no time; all else is as it is."""
-    from sweeps import ray_prune, ray_train
+    from sweeps.engine import prune, train
 
-    ray_train.train_model = instant_model
-    ray_prune.find_circuits = instant_circuits
-    run_trial(config, plan)
+    train.train_model = instant_model
+    prune.prune_model = instant_circuits
+    run_trial(config, run)
 
 
 def instant_model(trial: Trial) -> Trained:
@@ -160,7 +162,7 @@ def instant_model(trial: Trial) -> Trained:
     return Trained("ok", "", {"val_loss": loss, "train_loss": loss, "l0": 1000, "tokens": recipe.tokens, "flops": 1e12})
 
 
-def instant_circuits(trial: Trial, report: Any) -> list[Row]:
+def instant_circuits(trial: Trial, report: Any) -> list[TableRow]:
     edges = round(1e4 * trial.config.training.fraction) + trial.config.model.d_model
     row = {"study": trial.study.name, "trial": trial.key, "status": "ok", "method": "node", "target_loss": 0.15}
     return [row | {"task": task, "edges": edges + i} for i, task in enumerate(TASKS)]

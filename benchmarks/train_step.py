@@ -16,13 +16,13 @@ import torch.nn.functional as F
 from timing import medians_ms
 from torch import Tensor, nn
 
-from sparse_model.abstopk import abs_topk
-from sparse_model.attention import causal_attention
-from sparse_model.config import ModelConfig, TrainConfig
-from sparse_model.measures import flops_per_token
-from sparse_model.model import SparseTransformer
-from sparse_model.optimizer import SparseOptimizer
-from sparse_model.sparsity import Group, project, projected_groups
+from sparse_model.model.abstopk import abs_topk
+from sparse_model.model.attention import causal_attention
+from sparse_model.model.config import ModelConfig, TrainConfig
+from sparse_model.model.transformer import SparseTransformer
+from sparse_model.sparsity.projection import Group, project, projected_groups
+from sparse_model.training.measures import flops_per_token
+from sparse_model.training.optimizer import SparseOptimizer
 
 SHAPES = {
     "tiny": {"d_model": 128, "n_layer": 3, "context": 128, "batch": 16},

@@ -9,20 +9,20 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
-from circuit.ablation import Means, Pretraining
-from circuit.config import PruneConfig
-from circuit.edges import count_embedding_edges, count_unembedding_edges, edges_between, edges_kept
-from circuit.evaluation import Judge
-from circuit.faithfulness import Controls, necessity
-from circuit.graph import Circuit, fingerprint, stored_means
-from circuit.resample import resampled_losses
-from circuit.search import Solution, edge_circuits, node_circuits
-from circuit.stability import stability
+from circuit.ablated.ablation import Means, Pretraining
+from circuit.graph.edges import count_embedding_edges, count_unembedding_edges, edges_between, edges_kept
+from circuit.graph.record import Circuit, fingerprint, stored_means
+from circuit.proofs.faithfulness import Controls, necessity
+from circuit.proofs.resample import resampled_losses
+from circuit.proofs.stability import stability
+from circuit.proofs.verdicts import summary
+from circuit.search.config import PruneConfig
+from circuit.search.evaluation import Judge
+from circuit.search.targets import Solution, edge_circuits, node_circuits
+from circuit.search.watch import Progress, Stopped, Watch
 from circuit.tasks import TaskData
-from circuit.verdicts import summary
-from circuit.watch import Progress, Stopped, Watch
 from sparse_model.errors import InputError
-from sparse_model.model import SparseTransformer
+from sparse_model.model.transformer import SparseTransformer
 
 Method = Literal["node", "edge"]
 METHODS: tuple[Method, ...] = ("node", "edge")

@@ -8,7 +8,7 @@ import typer
 from pydantic import ValidationError
 
 from sparse_model.errors import InputError
-from sparse_model.store_errors import StorageFailed, StorageUnavailable, redacted
+from sparse_model.storage.store_errors import StorageFailed, StorageUnavailable, redacted
 from sweeps.commands import circuit, cluster, curves, data, doctor, frontier, importing, one, pages, run, search
 
 app = typer.Typer(

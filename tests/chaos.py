@@ -17,8 +17,8 @@ import yaml
 from ray._private.node import Node
 from ray.cluster_utils import Cluster
 
-from sweeps.cluster import HOLDER, prepare_environment
-from sweeps.frontier import Frontier
+from sweeps.engine.session import HOLDER, prepare_environment
+from sweeps.frontier.queries import Frontier
 
 CLOCK = {"train_seconds", "prune_seconds", "seconds", "finished"}
 """Columns that no two runs share."""

@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 
+from sparse_model.sparsity.projection import Group, keep_mask
+
 GPU = torch.device("cuda", 0)
 _aten = torch.ops.aten
 _COPIES = {_aten.copy_.default, _aten._to_copy.default}
@@ -192,9 +194,24 @@ def selected(x: Tensor, k: int, gelu: bool = False) -> Tensor:
     return y * (y.abs() >= y.abs().topk(k).values[..., -1:])
 
 
+def normed_and_selected(x: Tensor, k: int, dtype: torch.dtype) -> Tensor:
+    return selected(F.rms_norm(x, (x.shape[-1],)).to(dtype), k)
+
+
+def projected(cut: list[tuple[Group, int]]) -> None:
+    before = list(waits)
+    for group, k in cut:
+        rows = group.weight.detach()
+        keep = keep_mask(rows if rows.dim() == 2 else rows[None], k, group.min_alive, group.by_column)
+        rows.mul_(keep.view(rows.shape))
+    waits[:] = before  # the plain way asks, and the kernels do not
+
+
 @contextmanager
 def pretend_gpu() -> Iterator[torch.device]:
     """A GPU while the context lasts; kernels that only a real one runs are replaced by the plain way."""
     with pytest.MonkeyPatch.context() as patch, _Factories() as factories, PretendGpu(factories):
-        patch.setattr("sparse_model.abstopk._triton", selected)
+        patch.setattr("sparse_model.model.abstopk._triton", selected)
+        patch.setattr("sparse_model.model.abstopk._triton_norm", normed_and_selected)
+        patch.setattr("sparse_model.sparsity.projection._project_on_gpu", projected)
         yield GPU

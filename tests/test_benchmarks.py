@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from circuit.ablation import mean_activations
-from circuit.edges import count_edges
-from circuit.evaluation import Judge
+from circuit.ablated.ablation import mean_activations
+from circuit.graph.edges import count_edges
+from circuit.search.evaluation import Judge
 from circuit.tasks import PairBatch
-from sparse_model.config import ModelConfig
-from sparse_model.model import SparseTransformer
+from sparse_model.model.config import ModelConfig
+from sparse_model.model.transformer import SparseTransformer
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(FOLDER))

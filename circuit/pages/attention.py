@@ -11,29 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circuit.compact import blocks
-from circuit.graph import Circuit
+from circuit.ablated.compact import blocks
+from circuit.graph.record import Circuit
+from circuit.inspect.activity import answer_pattern, kept_heads
 from circuit.pages.packing import packed, scale_of
 from circuit.pages.roles import Places
 from circuit.pages.runs import Seen
 from circuit.pages.shown import TokenTable
 from circuit.tasks import PairBatch
-from sparse_model.model import SparseTransformer
-from sparse_model.sites import site_name
+from sparse_model.model.sites import site_name
+from sparse_model.model.transformer import SparseTransformer
 
 PAIRS = 6
 """Pairs whose patterns are shown at most, and"""
 BYTES = 260_000
 """of a page for them."""
-
-
-def kept_heads(circuit: Circuit, d_head: int) -> list[tuple[int, int]]:
-    """(layer, head) of every head with a kept node, in the order of the forward pass."""
-    found = set()
-    for site, channels in circuit.nodes.items():
-        if site.endswith((".attn.q", ".attn.k", ".attn.v")):
-            found |= {(int(site.split(".")[1]), channel // d_head) for channel in channels}
-    return sorted(found)
 
 
 def attention_data(
@@ -103,18 +95,6 @@ def _packed(q: Tensor, k: Tensor, data: PairBatch, rows: list[int]) -> dict[str,
         flat = [values[row, : int(data.length[row])].flatten() for row in rows]
         parts[name] = packed(torch.cat(flat) if flat else torch.zeros(0), scales[name])
     return parts
-
-
-def answer_pattern(q: Tensor, k: Tensor, data: PairBatch, sink: float | None) -> tuple[Tensor, Tensor]:
-    """Shares (R, T) of the answer position's attention, and the terms (R, T, D) q_c k_c / sqrt(D) of its scores."""
-    R, T, D = q.shape
-    last = data.length - 1
-    asking = q[torch.arange(R), last]
-    terms = asking[:, None, :] * k / math.sqrt(D)
-    scores = terms.sum(-1).masked_fill(torch.arange(T) > last[:, None], -math.inf)
-    if sink is None:
-        return scores.softmax(-1), terms
-    return torch.cat([scores, torch.full((R, 1), sink)], -1).softmax(-1)[:, :-1], terms
 
 
 def summary(

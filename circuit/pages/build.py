@@ -8,8 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from circuit.graph import Circuit, Node
-from circuit.pages.attention import attention_data, kept_heads
+from circuit.graph.record import Circuit, Node
+from circuit.inspect.activity import activations, kept_heads
+from circuit.inspect.running import nodes_of
+from circuit.pages.attention import attention_data
 from circuit.pages.head import example, head_data
 from circuit.pages.importance import (
     FEW_PAIRS,
@@ -25,7 +27,7 @@ from circuit.pages.importance import (
 )
 from circuit.pages.notes import Notes
 from circuit.pages.packing import rounded
-from circuit.pages.passages import activations, passages
+from circuit.pages.passages import passages
 from circuit.pages.picture import picture_data
 from circuit.pages.probe import Probe
 from circuit.pages.prompts import calibrated, prompts_data
@@ -33,9 +35,8 @@ from circuit.pages.render import asset, html
 from circuit.pages.roles import Places, figures, places_of, tokens_at, words
 from circuit.pages.runs import Seen, seen_on
 from circuit.pages.shown import Decoder, TokenTable
-from circuit.running import nodes_of
 from circuit.tasks import TaskData
-from sparse_model.model import SparseTransformer
+from sparse_model.model.transformer import SparseTransformer
 
 FORMAT = "circuit-sweeps/page"
 LARGEST = 2_000_000

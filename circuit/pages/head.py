@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from circuit.graph import Circuit
+from circuit.graph.record import Circuit
 from circuit.pages.roles import Places
 from circuit.pages.shown import TokenTable, visible
+from circuit.proofs.verdicts import verdicts
 from circuit.tasks import TASKS, PairBatch
-from circuit.verdicts import verdicts
 
 LARGE_SCALE = 10.0
 """Calibration above which the page says that the calibration does much of the work (METHOD 11)."""

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from circuit.binarise import binarise
-from circuit.graph import Circuit, Edge, Node
+from circuit.graph.record import Circuit, Edge, Node
+from circuit.inspect.binarise import binarise
+from circuit.inspect.running import nodes_of
 from circuit.pages.probe import Outcome, Probe, outcome_of
-from circuit.running import nodes_of
 from circuit.tasks import TaskData
-from sparse_model.model import SparseTransformer
+from sparse_model.model.transformer import SparseTransformer
 
 FEW_PAIRS = 32
 """Pairs of prompts for what takes many runs: doses, pairs of nodes, steps."""

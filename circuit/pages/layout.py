@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from circuit.graph import Circuit, Edge, Node
-from circuit.running import nodes_of
-from sparse_model.sites import FINAL_SITE
+from circuit.graph.record import Circuit, Edge, Node
+from circuit.inspect.running import nodes_of
+from sparse_model.model.sites import FINAL_SITE
 
 SWEEPS = 24
 GAP, ROW, MARGIN = 46.0, 68.0, 64.0

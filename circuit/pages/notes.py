@@ -6,11 +6,11 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
-from circuit.graph import Circuit
-from circuit.running import nodes_of
+from circuit.graph.record import Circuit
+from circuit.inspect.running import nodes_of
 from sparse_model import storage
-from sparse_model.config import Config
 from sparse_model.errors import InputError
+from sparse_model.model.config import Config
 
 LONGEST_NAME, LONGEST_NOTE = 60, 4000
 

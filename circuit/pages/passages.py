@@ -5,43 +5,18 @@ Shapes: n windows of T tokens, K nodes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from circuit.ablation import float32_activations
-from circuit.graph import Node
 from circuit.pages.shown import TokenTable
-from sparse_model.model import SparseTransformer
 
-WINDOWS_AT_ONCE = 16
 BEFORE, AFTER = 12, 5
 """Tokens shown around the one at which a node has its value."""
 ENDS, QUANTILES = 4, (0.1, 0.5, 0.9)
 """Passages shown at either end, and places in the order of the values other than zero at which one more is."""
 BINS = 24
-
-
-@torch.no_grad()
-def activations(model: SparseTransformer, nodes: Sequence[Node], text: Tensor) -> Tensor:
-    """(n, T, K) of windows (n, T), in float32 on the CPU."""
-    channels: dict[str, list[tuple[int, int]]] = {}
-    for place, node in enumerate(nodes):
-        channels.setdefault(node.site, []).append((place, node.channel))
-    found = torch.zeros(*text.shape, len(nodes))
-    with float32_activations(model):
-        for start in range(0, len(text), WINDOWS_AT_ONCE):
-            part = found[start : start + WINDOWS_AT_ONCE]
-
-            def look(site: str, x: Tensor, part: Tensor = part) -> Tensor:
-                if here := channels.get(site):
-                    part[..., [place for place, _ in here]] = x[..., [channel for _, channel in here]].cpu()
-                return x
-
-            model.final(text[start : start + WINDOWS_AT_ONCE].to(model.embedding.device), look)
-    return found
 
 
 def passages(values: Tensor, text: Tensor, table: TokenTable) -> dict[str, Any]:

@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circuit.edges import matrices
-from circuit.graph import Circuit, Node
+from circuit.graph.edges import matrices
+from circuit.graph.record import Circuit, Node
+from circuit.inspect.running import nodes_of
 from circuit.pages.head import answers_of
 from circuit.pages.layout import GAP, Layout, is_lane, laid_out
 from circuit.pages.roles import Places
 from circuit.pages.shown import TokenTable
-from circuit.running import nodes_of
 from circuit.tasks import PairBatch
-from sparse_model.model import SparseTransformer
-from sparse_model.sites import FINAL_SITE
+from sparse_model.model.sites import FINAL_SITE
+from sparse_model.model.transformer import SparseTransformer
 
 MOST_TOKENS = 10
 """Tokens below the graph: those of the cue first, then those that weigh most."""

@@ -11,14 +11,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from circuit.batches import all_batches
-from circuit.calibration import task_loss
-from circuit.compact import Gates, edges_into
-from circuit.graph import Circuit, Edge, Node
-from circuit.running import CircuitModel
+from circuit.ablated.batches import all_batches
+from circuit.ablated.calibration import task_loss
+from circuit.ablated.compact import Gates, edges_into
+from circuit.graph.record import Circuit, Edge, Node
+from circuit.inspect.running import CircuitModel
 from circuit.tasks import PairBatch
-from sparse_model.model import SparseTransformer
-from sparse_model.sites import site_width
+from sparse_model.model.sites import site_width
+from sparse_model.model.transformer import SparseTransformer
 
 
 class Outcome(NamedTuple):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circuit.graph import Circuit
+from circuit.graph.record import Circuit
 from circuit.pages.packing import packed, scale_of
 from circuit.pages.roles import Places
 from circuit.pages.runs import Seen

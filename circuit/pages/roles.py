@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from circuit.graph import Node
+from circuit.graph.record import Node
 from circuit.pages.shown import cue_marks
 from circuit.tasks import PairBatch
 

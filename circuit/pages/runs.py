@@ -15,14 +15,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from circuit.ablation import float32_activations
-from circuit.compact import blocks
-from circuit.edges import matrices
-from circuit.graph import Circuit, means_of
-from circuit.running import nodes_of
+from circuit.ablated.ablation import float32_activations
+from circuit.ablated.compact import blocks
+from circuit.graph.edges import matrices
+from circuit.graph.record import Circuit, means_of
+from circuit.inspect.running import nodes_of
 from circuit.tasks import PairBatch
-from sparse_model.model import SparseTransformer
-from sparse_model.sites import site_names, site_width
+from sparse_model.model.sites import site_names, site_width
+from sparse_model.model.transformer import SparseTransformer
 
 ROWS_AT_ONCE = 64
 

@@ -7,7 +7,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from circuit.graph import Circuit
+from circuit.graph.record import Circuit
 from circuit.pages.head import head_data
 from circuit.pages.layout import laid_out
 from circuit.pages.picture import skeleton

@@ -4,9 +4,7 @@ import random
 
 from circuit.tasks.context import Context
 from circuit.tasks.pair import Pair
-from sparse_model.data.idioms import expressions as ex
-from sparse_model.data.idioms import names
-from sparse_model.data.idioms import statements as st
+from sparse_model.data.idioms import expressions as ex, names, statements as st
 
 QUOTE = '"'
 

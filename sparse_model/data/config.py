@@ -4,7 +4,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from sparse_model.store_errors import check_no_credentials
+from sparse_model.storage.store_errors import check_no_credentials
 
 GENERATED = "idioms"
 PYTHON_FILES = ("stdlib", "installed")

@@ -14,8 +14,8 @@ from typing import Literal, TypeVar
 
 from sparse_model.data.config import GENERATED, PYTHON_FILES, CorpusConfig, SourceConfig
 from sparse_model.data.idioms import programs
-from sparse_model.data.python_files import PythonFile, python_files, read_python
-from sparse_model.data.text_files import TextFile, TextPiece, pieces, read_texts, text_files
+from sparse_model.data.readers.python_files import PythonFile, python_files, read_python
+from sparse_model.data.readers.text_files import TextFile, TextPiece, pieces, read_texts, text_files
 from sparse_model.errors import InputError
 
 MEGABYTE = 1_000_000

@@ -21,7 +21,7 @@ from sparse_model.data.recent import Recent
 from sparse_model.data.shard_files import CACHE_BYTES, CachedShards, LocalShards, ShardFiles, Tokens, default_cache
 from sparse_model.data.tokenizer import Tokenizer
 from sparse_model.errors import InputError
-from sparse_model.storage import filesystem, is_local, join, read_bytes
+from sparse_model.storage.files import filesystem, is_local, join, read_bytes
 
 TOKENIZER_FILE = "tokenizer.json"
 

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from sparse_model.data.config import CorpusConfig, TokenizerConfig
 from sparse_model.data.corpora import Split
 from sparse_model.errors import InputError
-from sparse_model.storage import exists, join, read_bytes, safe_name, write_bytes_atomic
+from sparse_model.storage.files import exists, join, read_bytes, safe_name, write_bytes_atomic
 
 MANIFEST = "manifest.json"
 

@@ -20,7 +20,7 @@ from sparse_model.data.corpora import MEGABYTE, SPLITS, Part, Split, mixed_docum
 from sparse_model.data.manifest import File, Shard, SplitManifest
 from sparse_model.data.tokenizer import Tokenizer
 from sparse_model.errors import InputError
-from sparse_model.storage import join, listdir, read_bytes, sizes, write_bytes_atomic
+from sparse_model.storage.files import join, listdir, read_bytes, sizes, write_bytes_atomic
 
 RECORDS = "parts"
 SHARD_TOKENS = 16 * 2**20  # at most: a part of compressed text may be longer than its files are

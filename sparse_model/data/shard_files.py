@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from sparse_model.data.manifest import File, Shard
 from sparse_model.errors import InputError
-from sparse_model.storage import filesystem, join, refusing
+from sparse_model.storage.files import filesystem, join, refusing
 
 Tokens = npt.NDArray[np.uint16]
 

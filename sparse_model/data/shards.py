@@ -31,7 +31,7 @@ from sparse_model.data.parts import Document, PartRecord, Tokenising, file_of, f
 from sparse_model.data.processes import Execute, in_processes, in_turn
 from sparse_model.data.tokenizer import Tokenizer
 from sparse_model.errors import InputError
-from sparse_model.storage import check_writable, exists, join, read_bytes, remove, write_bytes_atomic
+from sparse_model.storage.files import check_writable, exists, join, read_bytes, remove, write_bytes_atomic
 
 FORMAT = 2  # raise when the same configuration and input would give other tokens
 FEWEST_TOKENS = 1024  # of a split: a loss measured on less means nothing

@@ -9,7 +9,7 @@ from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 from sparse_model.data.config import TokenizerConfig
 from sparse_model.errors import InputError
-from sparse_model.storage import read_bytes, write_bytes_atomic
+from sparse_model.storage.files import read_bytes, write_bytes_atomic
 
 # The released pattern: brackets and quotes can fuse with their neighbours, so that `("` or `],` is one token.
 PATTERN = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"

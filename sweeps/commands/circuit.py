@@ -11,23 +11,21 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
-from circuit.binarise import Binary
-from circuit.binarise import binarise as binarised
-from circuit.contexts import Place
-from circuit.contexts import contexts as contexts_of
-from circuit.evaluation import Score
-from circuit.graph import Circuit, Edge
-from circuit.running import CircuitModel, changed, effects, nodes_of, part_named
+from circuit.graph.record import Circuit, Edge
+from circuit.inspect.binarise import Binary, binarise as binarised
+from circuit.inspect.contexts import Place, contexts as contexts_of
+from circuit.inspect.running import CircuitModel, changed, effects, nodes_of, part_named
+from circuit.search.evaluation import Score
 from circuit.tasks import TASKS, TaskData, task_data
 from sparse_model.data.tokenizer import Tokenizer
 from sparse_model.errors import InputError
-from sparse_model.model import SparseTransformer
-from sparse_model.pretrained import from_pretrained
-from sweeps.circuits import settings
+from sparse_model.model.transformer import SparseTransformer
+from sparse_model.saved.pretrained import from_pretrained
 from sweeps.commands.data import StorageOption
 from sweeps.commands.one import describe, opened_with_text
-from sweeps.study import load_study
-from sweeps.table import terminal
+from sweeps.show.text import terminal
+from sweeps.study.study import load_study
+from sweeps.trial.task_circuits import settings
 
 BEFORE, AFTER = 12, 4
 """Tokens shown before and after the one at which a node has its value."""

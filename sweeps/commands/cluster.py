@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 from typing import Annotated, Literal
 
 import typer
 
 from sparse_model.errors import InputError
-from sweeps import planning, submission
-from sweeps import status as state
-from sweeps.cluster import prepare_environment
 from sweeps.commands.data import StorageOption, StudyArgument
-from sweeps.study import load_study
-from sweeps.table import terminal
+from sweeps.engine import submission
+from sweeps.show import planning, status as state
+from sweeps.show.text import terminal
+from sweeps.study.study import load_study
 
 PriceOption = Annotated[float | None, typer.Option(min=0, help="of one device for an hour, in any currency")]
 TextOrJson = Annotated[Literal["text", "json"], typer.Option("--format", help="of the answer on standard output")]
@@ -87,24 +85,15 @@ def submit(
 
     Exits as the study did: 0 only if the job succeeded, 1 if it was stopped. Ctrl-C stops following, not the job.
     """
-    submission.check(study, storage_uri)
+    submission.check_shared(study, storage_uri)
     command = submission.entrypoint(study, storage_uri, working_dir, retry_failed=retry_failed)
-    prepare_environment()
-    from ray.exceptions import AuthenticationError
-    from ray.job_submission import JobSubmissionClient
-
-    try:
-        client = JobSubmissionClient(address)
-        logging.disable(logging.INFO)  # Ray's loggers, each set to INFO by itself
-        job = submission.submit(client, command, working_dir)
-    except (AuthenticationError, ConnectionError, RuntimeError, ValueError) as error:
-        raise InputError(f"address {address}: {' '.join(str(error).split())}") from None
+    client, job = submission.start_job_at(address, command, working_dir)
     console = terminal()
     console.print(f"job {job}: {command}", soft_wrap=True, markup=False)
     if not wait:
         return 0
     try:
-        return submission.follow(client, job, lambda text: console.print(text, soft_wrap=True, markup=False))
+        return submission.follow_job(client, job, lambda text: console.print(text, soft_wrap=True, markup=False))
     except KeyboardInterrupt:
         console.print(f"job {job} goes on; stop it with: ray job stop {job} --address {address}", soft_wrap=True)
         raise

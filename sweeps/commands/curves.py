@@ -10,25 +10,25 @@ import typer
 from rich import box
 from rich.table import Table
 
-from circuit.ablation import Means
-from circuit.baselines import BASELINES, scores, sizes
-from circuit.config import PruneConfig
-from circuit.evaluation import Judge
+from circuit.ablated.ablation import Means
 from circuit.pruning import METHODS, Method, check_length
-from circuit.search import Solution, edge_circuits, node_circuits
+from circuit.search.baselines import BASELINES, scores, sizes
+from circuit.search.config import PruneConfig
+from circuit.search.evaluation import Judge
+from circuit.search.targets import Solution, edge_circuits, node_circuits
 from circuit.tasks import check_source, source_name, task_data
 from sparse_model.errors import InputError
-from sparse_model.pretrained import from_pretrained
-from sweeps.circuits import settings
+from sparse_model.saved.pretrained import from_pretrained
 from sweeps.commands.data import StorageOption
 from sweeps.commands.one import opened
-from sweeps.curve_store import CurveStore
-from sweeps.curves import TARGETS, Curve, Interval, Point, mean_curves, plot_curves, sizes_of, stored_rows
-from sweeps.parallel import on_all_cores
-from sweeps.plot import image_format
-from sweeps.progress import Show
-from sweeps.study import Study, load_study
-from sweeps.table import terminal
+from sweeps.commands.parallel import on_all_cores
+from sweeps.show.curve_store import CurveStore
+from sweeps.show.curves import TARGETS, Curve, Interval, Point, mean_curves, plot_curves, sizes_of, stored_rows
+from sweeps.show.plot import image_format
+from sweeps.show.progress import Show
+from sweeps.show.text import terminal
+from sweeps.study.study import Study, load_study
+from sweeps.trial.task_circuits import settings
 
 StudyOption = Annotated[str, typer.Option(help="whose corpus, tasks and pruning settings: a file or a shipped name")]
 TasksOption = Annotated[

@@ -13,10 +13,10 @@ from sparse_model.data.loader import TokenDataset
 from sparse_model.data.processes import Execute, in_processes
 from sparse_model.data.shards import prepare
 from sparse_model.errors import InputError
-from sweeps.progress import Show, StudyProgress
-from sweeps.ray_tokens import on_ray
-from sweeps.study import Study, load_study
-from sweeps.table import terminal
+from sweeps.engine.tokens import on_ray
+from sweeps.show.progress import Show, StudyProgress
+from sweeps.show.text import terminal
+from sweeps.study.study import Study, load_study
 
 StudyArgument = Annotated[str, typer.Argument(help="a study file, or the name of a shipped study")]
 StorageOption = Annotated[

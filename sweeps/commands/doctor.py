@@ -11,10 +11,9 @@ import torch
 import typer
 
 from sparse_model import storage
-from sparse_model.errors import InputError
-from sweeps.cluster import capacity
-from sweeps.study import load_study
-from sweeps.table import terminal
+from sweeps.engine.session import capacity, offered_at
+from sweeps.show.text import terminal
+from sweeps.study.study import load_study
 
 PACKAGES = ("torch", "ray", "optuna", "pyarrow", "duckdb", "tokenizers", "fsspec")
 
@@ -44,20 +43,6 @@ def doctor(
         fits = capacity(asked.resources, {"CPU": cpus, "GPU": gpus}, can_grow=False)
         console.print(f"resources: {fits.concurrency} of {asked.resources.concurrency} trials at a time fit here")
     else:
-        console.print(f"cluster at {address}: {_cluster(address)}")
+        offered = offered_at(address)
+        console.print(f"cluster at {address}: {offered.get('CPU', 0):g} CPU cores, {offered.get('GPU', 0):g} GPUs")
     return 0
-
-
-def _cluster(address: str) -> str:
-    from sweeps.cluster import prepare_environment
-
-    prepare_environment()
-    import ray
-
-    try:
-        ray.init(address=address, log_to_driver=False)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise InputError(f"address {address}: Ray cannot be reached ({error})") from None
-    offered = ray.cluster_resources()
-    ray.shutdown()
-    return f"{offered.get('CPU', 0):g} CPU cores, {offered.get('GPU', 0):g} GPUs"

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from sparse_model.errors import InputError
-from sweeps.compaction import compact as compact_rows
-from sweeps.frontier import Choice, Frontier
-from sweeps.plot import image_format, plot_frontier
-from sweeps.table import Format, any_table, encoded, frontier_table, matched_table, terminal
+from sweeps.frontier.compaction import compact as compact_rows
+from sweeps.frontier.queries import Choice, Frontier
+from sweeps.show.plot import image_format, plot_frontier
+from sweeps.show.text import Format, any_table, encoded, frontier_table, matched_table, terminal
 
 Uris = Annotated[
     list[str], typer.Argument(metavar="URI...", help="studies' folders or URIs, e.g. ./results/quickstart")

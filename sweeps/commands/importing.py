@@ -10,10 +10,10 @@ from rich.console import Console
 
 from sparse_model import storage
 from sparse_model.errors import InputError
-from sparse_model.model import SparseTransformer
-from sparse_model.openai import load_openai
-from sparse_model.pretrained import save_pretrained
-from sweeps.table import terminal
+from sparse_model.model.transformer import SparseTransformer
+from sparse_model.saved.openai import load_openai
+from sparse_model.saved.pretrained import save_pretrained
+from sweeps.show.text import terminal
 
 
 def import_(

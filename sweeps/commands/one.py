@@ -9,26 +9,26 @@ import typer
 from rich.console import Console
 from torch import Tensor
 
-from circuit.ablation import Pretraining
-from circuit.graph import Circuit
+from circuit.ablated.ablation import Pretraining
+from circuit.graph.record import Circuit
+from circuit.proofs.verdicts import verdicts
 from circuit.pruning import Method, find_circuit
+from circuit.search.watch import Progress, Update
 from circuit.tasks import check_source, task_data
-from circuit.verdicts import verdicts
-from circuit.watch import Progress, Update
 from sparse_model import storage
-from sparse_model.checkpoint import Checkpoints
 from sparse_model.data.tokenizer import Tokenizer
 from sparse_model.errors import InputError
-from sparse_model.model import SparseTransformer
-from sparse_model.pretrained import from_pretrained, save_pretrained
-from sparse_model.training import train as train_model
-from sweeps.circuits import circuit_row, measured, settings, text_windows, windows
+from sparse_model.model.transformer import SparseTransformer
+from sparse_model.saved.pretrained import from_pretrained, save_pretrained
+from sparse_model.training.checkpoint import Checkpoints
+from sparse_model.training.loop import train as train_model
 from sweeps.commands.data import StorageOption, prepared
-from sweeps.progress import Show, StudyProgress
-from sweeps.space import Space, TrialConfig
-from sweeps.study import Study, load_study
-from sweeps.table import terminal
-from sweeps.yamlfile import parse_yaml
+from sweeps.show.progress import Show, StudyProgress
+from sweeps.show.text import terminal
+from sweeps.study.space import Space, TrialConfig
+from sweeps.study.study import Study, load_study
+from sweeps.study.yamlfile import parse_yaml
+from sweeps.trial.task_circuits import circuit_row, measured, settings, text_windows, windows
 
 CPU = torch.device("cpu")
 

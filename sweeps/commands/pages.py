@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import typer
@@ -12,20 +13,21 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from circuit.graph import Circuit
-from circuit.likeness import Member, likenesses
+from circuit.graph.record import Circuit
+from circuit.inspect.likeness import Member, likenesses
 from circuit.pages import Notes
 from sparse_model import storage
 from sparse_model.errors import InputError
-from sparse_model.pretrained import from_pretrained
+from sparse_model.saved.pretrained import from_pretrained
 from sweeps.commands.data import StorageOption
 from sweeps.commands.one import opened_with_text
+from sweeps.commands.parallel import on_all_cores
 from sweeps.pages.compare import FIGURES, comparison_data, comparison_page
 from sweeps.pages.one_circuit import CONTEXT_WINDOWS, drawn, prompts_of, study_of
-from sweeps.pages.report import Report, write_report
-from sweeps.progress import Show
-from sweeps.study import Study, load_study
-from sweeps.table import terminal
+from sweeps.pages.report import Drawn, Report, write_report
+from sweeps.show.progress import Show
+from sweeps.show.text import terminal
+from sweeps.study.study import Study, load_study
 
 TextOption = Annotated[
     str | None,
@@ -147,13 +149,11 @@ def report(
     out: Annotated[
         str | None, typer.Option(help="folder or URI of the report; default: `report` in the study's")
     ] = None,
-    circuits: Annotated[str, typer.Option(help="of which trials circuits get pages: front, all or none")] = "front",
+    circuits: Annotated[Drawn, typer.Option(help="of which trials circuits get pages")] = "front",
 ) -> int:
     """Write a report of studies: an index.html that opens offline, and pages of circuits."""
-    if circuits not in ("front", "all", "none"):
-        raise InputError(f"--circuits {circuits!r}; allowed: front, all, none")
     with Show(Console(stderr=True)) as show:
-        done = write_report(uris, out, circuits, lambda share, words: show.stage("pages", share, words))  # type: ignore[arg-type]
+        done = write_report(uris, out, circuits, partial(show.stage, "pages"), on_all_cores)
     say_report(done)
     return 0
 

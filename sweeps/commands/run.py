@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from sparse_model import storage
-from sparse_model.store_errors import redacted
-from sweeps.cluster import prepare_environment
+from sparse_model.storage.store_errors import redacted
 from sweeps.commands.pages import say_report
-from sweeps.frontier import Frontier
+from sweeps.commands.parallel import on_all_cores
+from sweeps.engine.session import prepare_environment
+from sweeps.frontier.queries import Frontier
 from sweeps.pages.report import write_report
-from sweeps.plot import plot_frontier
-from sweeps.progress import Show, StudyProgress
-from sweeps.study import Study, load_study, shipped_studies
-from sweeps.table import frontier_table, terminal
+from sweeps.show.plot import plot_frontier
+from sweeps.show.progress import Show, StudyProgress
+from sweeps.show.text import frontier_table, terminal
+from sweeps.study.study import Study, load_study, shipped_studies
 
 
 def run(
@@ -36,7 +38,7 @@ def run(
     Exits 1 if no trial of the study ended well, 2 on bad input (nothing is run), 130 when interrupted.
     """
     prepare_environment()
-    from sweeps.runner import run_study
+    from sweeps.engine.runner import run_study
 
     asked = load_study(study, storage_uri)
     console = terminal()
@@ -73,9 +75,7 @@ def _report(study: Study, console: Console) -> None:
         return
     try:
         with Show(Console(stderr=True)) as show:
-            done = write_report(
-                [study.root], None, study.report, lambda share, words: show.stage("report", share, words)
-            )
+            done = write_report([study.root], None, study.report, partial(show.stage, "report"), on_all_cores)
         say_report(done)
     except Exception as error:
         why = redacted(f"{type(error).__name__}: {' '.join(str(error).split())}")

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from sweeps.analysis import importances, optuna_study, plot_slices
-from sweeps.table import Format, any_table, encoded, terminal
+from sweeps.search.importances import importances, optuna_study
+from sweeps.show.slices import plot_slices
+from sweeps.show.text import Format, any_table, encoded, terminal
 
 
 def search(

@@ -7,8 +7,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from circuit.graph import Circuit
-from circuit.likeness import MATCHED, Figure, Likeness
+from circuit.graph.record import Circuit
+from circuit.inspect.likeness import MATCHED, Figure, Likeness
 from circuit.pages.head import head_data
 from circuit.pages.packing import rounded
 from circuit.pages.render import asset, html

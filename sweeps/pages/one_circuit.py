@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from circuit.graph import Circuit
+from circuit.graph.record import Circuit
 from circuit.pages import Notes, Page, circuit_page
 from circuit.tasks import TASKS, TaskData, task_data
 from sparse_model import storage
 from sparse_model.errors import InputError
-from sparse_model.model import SparseTransformer
-from sparse_model.pretrained import from_pretrained
-from sweeps.circuits import settings
-from sweeps.study import Study, read_study
+from sparse_model.model.transformer import SparseTransformer
+from sparse_model.saved.pretrained import from_pretrained
+from sweeps.study.folder import study_at
+from sweeps.study.study import Study
+from sweeps.trial.task_circuits import settings
 
 CONTEXT_WINDOWS = 256
 """Windows of training text in which contexts are looked for."""
@@ -28,10 +29,9 @@ def trial_of(model_uri: str) -> tuple[str, str] | None:
 def study_of(model_uri: str) -> Study | None:
     """The study that trained a model, if it is kept beside it."""
     trial = trial_of(model_uri)
-    if trial is None or not storage.exists(uri := storage.join(trial[0], "study.yaml")):
+    if trial is None or not storage.exists(storage.join(trial[0], "study.yaml")):
         return None
-    study = read_study(storage.read_bytes(uri).decode(), uri)
-    return study.model_copy(update={"storage": storage.parent(trial[0])})
+    return study_at(trial[0]).model_copy(update={"storage": storage.parent(trial[0])})
 
 
 def prompts_of(circuit: Circuit, study: Study, tokenizer: object, source: str | None) -> TaskData:

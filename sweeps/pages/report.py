@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import pyarrow.compute as pc
 from torch import Tensor
 
-from circuit.graph import Circuit
+from circuit.graph.record import Circuit
 from circuit.pages.render import asset, html
 from sparse_model import storage
 from sparse_model.data.loader import TokenDataset
 from sparse_model.errors import InputError
-from sparse_model.pretrained import from_pretrained
-from sweeps.circuits import windows
-from sweeps.frontier import Frontier
+from sparse_model.saved.pretrained import from_pretrained
+from sweeps.frontier.queries import Frontier
 from sweeps.pages.one_circuit import CONTEXT_WINDOWS, drawn, study_of
 from sweeps.pages.report_data import page_name, report_data
-from sweeps.parallel import on_all_cores
+from sweeps.trial.task_circuits import windows
 
 Drawn = Literal["front", "all", "none"]
 """Of which trials the circuits get pages: those on the front, all, none."""
@@ -32,6 +31,16 @@ class Job(NamedTuple):
     study: str
     trial: str
     data: str
+
+
+Draw = Callable[[Job], list[str]]
+Spread = Callable[[Draw, Sequence[Job]], Iterator[tuple[Job, list[str]]]]
+"""Carries out a function over jobs, and gives each with its result as they end."""
+
+
+def in_turn(work: Draw, jobs: Sequence[Job]) -> Iterator[tuple[Job, list[str]]]:
+    """One after the other, in this process."""
+    yield from ((job, work(job)) for job in jobs)
 
 
 class Report(NamedTuple):
@@ -47,17 +56,19 @@ def write_report(
     out: str | None = None,
     draw: Drawn = "front",
     tell: Callable[[float, str], None] = lambda share, words: None,
+    spread: Spread | None = None,
 ) -> Report:
     """Write `index.html` and pages of circuits below `out`, the only study's folder `report` if left out.
 
-    Pages that are there are kept. What cannot be drawn is said in `problems`. InputError where there are no rows.
+    `spread` carries out a function over jobs, in turn if left out. Pages that are there are kept. What cannot be drawn
+    is said in `problems`. InputError where there are no rows, and no study either.
     """
     where = out or (storage.join(uris[0], "report") if len(uris) == 1 else "report")
     storage.check_writable(where)
     frontier = Frontier(*uris, may_be_empty=True)
     several, problems = len(uris) > 1, []
     jobs = _jobs(frontier, uris, draw)
-    for done, (job, found) in enumerate(on_all_cores(partial(draw_trial, where, several), jobs), start=1):
+    for done, (job, found) in enumerate((spread or in_turn)(partial(draw_trial, where, several), jobs), start=1):
         problems += [f"{job.trial}: {problem}" for problem in found]
         tell(done / len(jobs), f"{done}/{len(jobs)} trials")
     made = {name: name for name in _there(where, frontier, several)}

@@ -17,11 +17,12 @@ import pyarrow.compute as pc
 from circuit.pages.shown import visible
 from sparse_model import storage
 from sparse_model.errors import InputError
-from sweeps.analysis import importances, optuna_study, stored
-from sweeps.comparison import Comparison, places
-from sweeps.frontier import Frontier
+from sweeps.frontier.comparison import Comparison, places
+from sweeps.frontier.queries import Frontier
 from sweeps.pages.columns import Array, axis, flat_configs, floats, shorts, thinned, varied, words
-from sweeps.study import Study
+from sweeps.search.importances import importances, optuna_study
+from sweeps.study.folder import study_at
+from sweeps.study.study import Study
 
 FORMAT = "circuit-sweeps/report"
 CURVE_POINTS = 24
@@ -75,7 +76,7 @@ def visible_lines(text: str) -> str:
 
 def _stored(uri: str) -> Study | None:
     try:
-        return stored(uri)
+        return study_at(uri)
     except InputError:
         return None
 

@@ -12,10 +12,10 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from circuit.ablation import Means, mean_activations
+from circuit.ablated.ablation import Means, mean_activations
 from circuit.tasks import PairBatch, TaskData
-from sparse_model.config import ModelConfig
-from sparse_model.model import SparseTransformer
+from sparse_model.model.config import ModelConfig
+from sparse_model.model.transformer import SparseTransformer
 
 DECOYS, CUES, QUESTION, FILLERS, ANSWERS = (0, 1), (2, 3), 4, (5, 6, 7, 8, 9), (10, 11)
 SIGN, MARK, ASK = 0, 1, 2  # residual channels that the embedding writes

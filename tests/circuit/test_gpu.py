@@ -11,19 +11,19 @@ from pretend_gpu import pretend_gpu, waits
 from torch import Tensor
 from toys import VARIANTS, random_model, random_nodes, random_pairs
 
-from circuit.ablation import Means, mean_activations
-from circuit.baselines import BASELINES, scores, sizes
-from circuit.batches import all_batches
-from circuit.binarise import binarise
-from circuit.compact import AblatedModel
-from circuit.config import PruneConfig
-from circuit.contexts import contexts
-from circuit.evaluation import Judge
-from circuit.masks import NodeIndex, _Learner
+from circuit.ablated.ablation import Means, mean_activations
+from circuit.ablated.batches import all_batches
+from circuit.ablated.compact import AblatedModel
+from circuit.inspect.binarise import binarise
+from circuit.inspect.contexts import contexts
+from circuit.inspect.running import CircuitModel, changed, effects, nodes_of
 from circuit.pruning import find_circuits
-from circuit.running import CircuitModel, changed, effects, nodes_of
+from circuit.search.baselines import BASELINES, scores, sizes
+from circuit.search.config import PruneConfig
+from circuit.search.evaluation import Judge
+from circuit.search.masks import NodeIndex, _Learner
 from circuit.tasks import TaskData
-from sparse_model.model import SparseTransformer
+from sparse_model.model.transformer import SparseTransformer
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

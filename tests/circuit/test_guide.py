@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from circuit.tasks import task_data
-from sparse_model.config import ModelConfig
 from sparse_model.data.config import TokenizerConfig
 from sparse_model.data.idioms import programs
 from sparse_model.data.tokenizer import Tokenizer
-from sparse_model.model import SparseTransformer
-from sparse_model.pretrained import save_pretrained
+from sparse_model.model.config import ModelConfig
+from sparse_model.model.transformer import SparseTransformer
+from sparse_model.saved.pretrained import save_pretrained
 
 GUIDE = Path(__file__).parents[2] / "docs" / "circuits.md"
 
@@ -59,7 +59,7 @@ def test_the_guide_runs(
 
 
 def test_the_guides_thresholds_are_those_of_the_code() -> None:
-    from circuit import verdicts
+    from circuit.proofs import verdicts
 
     guide = GUIDE.read_text()
     assert f"at most {verdicts.HELDOUT:g} × the target" in guide

@@ -10,18 +10,17 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
-from circuit.calibration import Calibration
-from circuit.config import PruneConfig
-from circuit.discretise import bisect_nodes, fewest, grown
-from circuit.elimination import _Circuit, eliminate
-from circuit.evaluation import Judge, task_scores
-from circuit.graph import Circuit
-from circuit.masks import learn_masks
-from circuit.parts import Parts
+from circuit.ablated.calibration import Calibration
+from circuit.graph.record import Circuit
 from circuit.pruning import find_circuit, find_circuits
+from circuit.search.config import PruneConfig
+from circuit.search.discretise import bisect_nodes, fewest, grown
+from circuit.search.elimination import _Circuit, eliminate
+from circuit.search.evaluation import Judge, task_scores
+from circuit.search.masks import learn_masks
+from circuit.search.parts import Parts
 from circuit.tasks import TaskData
 
 
@@ -157,8 +156,8 @@ def test_elimination_leaves_the_planted_edges_of_all(planted: Any) -> None:
 @pytest.mark.parametrize("edges", [False, True])
 def test_what_is_left_is_minimal(planted: Any, edges: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even where estimates say nothing."""
-    monkeypatch.setattr("circuit.elimination.ROUNDS", 1000)
-    monkeypatch.setattr("circuit.elimination.AT_ONCE", 1)
+    monkeypatch.setattr("circuit.search.elimination.ROUNDS", 1000)
+    monkeypatch.setattr("circuit.search.elimination.AT_ONCE", 1)
     noise, prompts = torch.Generator().manual_seed(0), 2 * planted.task.train.n_pairs
     monkeypatch.setattr(
         Parts, "changes", lambda self, keep, singles: torch.randn(len(singles), prompts, generator=noise)
@@ -186,8 +185,8 @@ def test_tries_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _tried(monkeypatch: pytest.MonkeyPatch, rounds: int) -> Any:
     """Which of three parts are left."""
-    monkeypatch.setattr("circuit.elimination.AT_ONCE", 1)
-    monkeypatch.setattr("circuit.elimination.ROUNDS", rounds)
+    monkeypatch.setattr("circuit.search.elimination.AT_ONCE", 1)
+    monkeypatch.setattr("circuit.search.elimination.ROUNDS", rounds)
 
     class Circuit(_Circuit):
         def __init__(self, parts: Any, keep: torch.Tensor, target: float) -> None:
@@ -212,7 +211,7 @@ def _tried(monkeypatch: pytest.MonkeyPatch, rounds: int) -> Any:
         def checked(self) -> torch.Tensor:
             return self.keep
 
-    monkeypatch.setattr("circuit.elimination._Circuit", Circuit)
+    monkeypatch.setattr("circuit.search.elimination._Circuit", Circuit)
     parts: Any = None
     return eliminate(parts, torch.tensor([True] * 3), 0.5).tolist()
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from circuit.tasks import PairBatch
-from sparse_model.config import ModelConfig
-from sparse_model.model import SparseTransformer
-from sparse_model.sites import site_names, site_width
+from sparse_model.model.config import ModelConfig
+from sparse_model.model.sites import site_names, site_width
+from sparse_model.model.transformer import SparseTransformer
 
 VARIANTS = {
     "plain": {},

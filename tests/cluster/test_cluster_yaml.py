@@ -13,8 +13,8 @@ import yaml
 from ray import __version__ as ray_version
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from sweeps.cluster import HOLDER, capacity
-from sweeps.study import ResourceConfig
+from sweeps.engine.session import HOLDER, capacity
+from sweeps.study.study import ResourceConfig
 
 ROOT = Path(__file__).parents[2]
 LAUNCHER = ("cluster.yaml", "deploy/gcp.yaml")

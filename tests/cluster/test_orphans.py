@@ -9,9 +9,9 @@ import pytest
 import ray
 from ray.util.placement_group import placement_group, placement_group_table
 
-from sweeps.cluster import ray_session
-from sweeps.orphans import Orphans, orphans
-from sweeps.study import ResourceConfig
+from sweeps.engine.orphans import Orphans, orphans
+from sweeps.engine.session import ray_session
+from sweeps.study.study import ResourceConfig
 
 pytestmark = pytest.mark.cluster
 

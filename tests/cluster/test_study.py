@@ -17,12 +17,12 @@ import boto3
 import pytest
 import yaml
 
-from circuit.graph import Circuit
+from circuit.graph.record import Circuit
 from sparse_model import storage
-from sparse_model.pretrained import from_pretrained
-from sweeps.circuits import methods
-from sweeps.frontier import Frontier
-from sweeps.study import load_study
+from sparse_model.saved.pretrained import from_pretrained
+from sweeps.frontier.queries import Frontier
+from sweeps.study.study import load_study
+from sweeps.trial.task_circuits import methods
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 

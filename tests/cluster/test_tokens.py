@@ -16,8 +16,8 @@ from sparse_model.data.parts import RECORDS
 from sparse_model.data.processes import in_turn
 from sparse_model.data.shards import prepare
 from sparse_model.errors import InputError
-from sweeps.ray_tokens import on_ray
-from sweeps.study import ResourceConfig
+from sweeps.engine.tokens import on_ray
+from sweeps.study.study import ResourceConfig
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 

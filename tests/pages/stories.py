@@ -14,16 +14,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from circuit.ablation import mean_activations
-from circuit.config import PruneConfig
-from circuit.edges import edges_between
-from circuit.evaluation import Judge
-from circuit.faithfulness import necessity
-from circuit.graph import Circuit
+from circuit.ablated.ablation import mean_activations
+from circuit.graph.edges import edges_between
+from circuit.graph.record import Circuit
+from circuit.proofs.faithfulness import necessity
 from circuit.pruning import find_circuit
+from circuit.search.config import PruneConfig
+from circuit.search.evaluation import Judge
 from circuit.tasks import PairBatch, TaskData
-from sparse_model.config import ModelConfig
-from sparse_model.model import SparseTransformer
+from sparse_model.model.config import ModelConfig
+from sparse_model.model.transformer import SparseTransformer
 
 HOSTILE = ("</script><img src=x onerror=hacked=1>", "\u202eevil\u200b", "a\x00b\n", "w" * 10_000)
 TEXTS = ("plus", "minus", "PLUS!", "MINUS!", "?", *HOSTILE, "[]", "YES", "NO")

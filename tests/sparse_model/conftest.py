@@ -10,8 +10,8 @@ import pytest
 from faulty_proxy import FaultyProxy
 from moto.server import ThreadedMotoServer
 
-from sparse_model import store_errors
-from sparse_model.storage import filesystem
+from sparse_model.storage import store_errors
+from sparse_model.storage.files import filesystem
 
 
 @pytest.fixture(scope="session")

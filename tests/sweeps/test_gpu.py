@@ -9,13 +9,13 @@ import pytest
 import torch
 from pretend_gpu import pretend_gpu
 
-from circuit.graph import Circuit
-from sweeps.circuits import measure, prune_task, settings
+from circuit.graph.record import Circuit
 from sweeps.cli import status_of
 from sweeps.commands.data import prepared
 from sweeps.commands.one import device_named
-from sweeps.study import load_study
-from sweeps.table import terminal
+from sweeps.show.text import terminal
+from sweeps.study.study import load_study
+from sweeps.trial.task_circuits import measure, prune_task, settings
 
 
 def test_a_model_is_trained_and_pruned_where_it_is_asked_for(

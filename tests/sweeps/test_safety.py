@@ -10,9 +10,9 @@ import pytest
 
 from sparse_model.errors import InputError
 from sweeps.cli import status_of
-from sweeps.rows import row_uri, write_trial_row
-from sweeps.study import read_study
-from sweeps.yamlfile import parse_yaml
+from sweeps.frontier.rows import row_uri, write_trial_row
+from sweeps.study.study import read_study
+from sweeps.study.yamlfile import parse_yaml
 
 Text = Callable[..., str]
 ROOT = Path(__file__).parents[2]
@@ -27,7 +27,7 @@ def calls() -> Iterator[tuple[str, str, ast.Call]]:
                 yield str(path.relative_to(ROOT)), ast.unparse(node.func), node
 
 
-BETWEEN_PROCESSES = {"sweeps/ray_tokens.py"}
+BETWEEN_PROCESSES = {"sweeps/engine/tokens.py"}
 """Pickle what one Ray process hands to another, and read none of it from storage."""
 
 
@@ -54,7 +54,7 @@ def test_torch_and_numpy_load_no_objects() -> None:
 
 def test_yaml_is_loaded_in_one_place() -> None:
     loads = [path for path, name, _ in calls() if name.startswith("yaml.") and "load" in name]
-    assert loads == ["sweeps/yamlfile.py"]
+    assert loads == ["sweeps/study/yamlfile.py"]
 
 
 @pytest.mark.parametrize("tag", ["!!python/object/apply:os.system ['touch {folder}/made']", "!!python/name:os.system"])
@@ -103,7 +103,7 @@ def test_credentials_reach_neither_messages_nor_files(
 
 
 def test_ray_on_this_machine_has_no_dashboard() -> None:
-    inits = [call for path, name, call in calls() if name == "ray.init" and path == "sweeps/cluster.py"]
+    inits = [call for path, name, call in calls() if name == "ray.init" and path == "sweeps/engine/session.py"]
     options = [{keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords} for call in inits]
     started = [given for given in options if given.get("address") == "'local'"]
     assert started

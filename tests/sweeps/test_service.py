@@ -13,14 +13,14 @@ import pytest
 from ray.job_submission import JobStatus
 
 from sparse_model.errors import InputError
-from sparse_model.measures import flops_per_token
-from sparse_model.model import SparseTransformer
-from sweeps import submission
+from sparse_model.model.transformer import SparseTransformer
+from sparse_model.training.measures import flops_per_token
 from sweeps.cli import status_of
-from sweeps.planning import assumed, measured, parameters, plan, sample
-from sweeps.rows import write_circuit_rows, write_trial_row
-from sweeps.status import short, study_status
-from sweeps.study import Study, read_study
+from sweeps.engine import submission
+from sweeps.frontier.rows import write_circuit_rows, write_trial_row
+from sweeps.show.planning import assumed, measured, parameters, plan, sample
+from sweeps.show.status import short, study_status
+from sweeps.study.study import Study, read_study
 
 Text = Callable[..., str]
 
@@ -151,25 +151,25 @@ class Client:
 def test_the_exit_status_is_the_jobs(
     monkeypatch: pytest.MonkeyPatch, end: JobStatus, code: int | None, expected: int
 ) -> None:
-    monkeypatch.setattr(submission, "POLL_SECONDS", 0)
+    monkeypatch.setattr(submission, "JOB_POLL_SECONDS", 0)
     said: list[str] = []
     logs = ["", "one\nhalf a l", ConnectionError("away"), "one\nhalf a line\n", "one\nhalf a line\nlast"]
-    assert submission.follow(Client(logs, end, code), "j", said.append) == expected
+    assert submission.follow_job(Client(logs, end, code), "j", said.append) == expected
     assert "\n".join(said[:-1]).splitlines() == ["one", "half a line", "last"]
     assert end.value in said[-1]
 
 
 def test_a_cluster_that_is_gone_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(submission, "POLL_SECONDS", 0)
+    monkeypatch.setattr(submission, "JOB_POLL_SECONDS", 0)
     monkeypatch.setattr(submission, "LONGEST_OUTAGE", 0)
     said: list[str] = []
     client = Client([ConnectionError("away")] * 3, JobStatus.SUCCEEDED)
-    assert submission.follow(client, "j", said.append) == 1
+    assert submission.follow_job(client, "j", said.append) == 1
     assert "may still be running" in said[-1]
 
 
 def test_what_is_submitted(study_text: Text, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(submission, "POLL_SECONDS", 0)
+    monkeypatch.setattr(submission, "JOB_POLL_SECONDS", 0)
     (tmp_path / "s.yaml").write_text(study_text({"storage": "s3://bucket/x"}))
     path = str(tmp_path / "s.yaml")
     command = submission.entrypoint(path, "s3://b/a path", str(tmp_path), retry_failed=True)
@@ -179,7 +179,7 @@ def test_what_is_submitted(study_text: Text, tmp_path: Path, monkeypatch: pytest
         submission.entrypoint(path, None, str(tmp_path / "elsewhere"))
     client = Client([""], JobStatus.SUCCEEDED)
     client.not_yet = 2  # the cluster has only just started
-    submission.submit(client, command, str(tmp_path))
+    submission.start_job(client, command, str(tmp_path))
     assert client.submitted["entrypoint"] == command
     assert {"results", ".venv"} <= set(client.submitted["runtime_env"]["excludes"])
     assert not {key for key in client.submitted if key.startswith("entrypoint_num")}, "the driver stays on the head"
@@ -187,11 +187,11 @@ def test_what_is_submitted(study_text: Text, tmp_path: Path, monkeypatch: pytest
 
 def test_a_folder_of_this_machine_is_no_storage_for_a_cluster() -> None:
     with pytest.raises(InputError, match="nodes of a cluster share no local folder"):
-        submission.check("smoke", None)
+        submission.check_shared("smoke", None)
     with pytest.raises(InputError, match="storage results: nodes"):
-        submission.check("smoke", "results")  # would lie in the folder in which a cluster unpacks the upload
-    assert submission.check("smoke", "s3://bucket/x").storage == "s3://bucket/x"
-    assert submission.check("smoke", "/mnt/shared").storage == "/mnt/shared"
+        submission.check_shared("smoke", "results")  # would lie in the folder in which a cluster unpacks the upload
+    assert submission.check_shared("smoke", "s3://bucket/x").storage == "s3://bucket/x"
+    assert submission.check_shared("smoke", "/mnt/shared").storage == "/mnt/shared"
 
 
 def test_the_study_of_the_scale_plan_is_sound_and_costs_what_the_plan_says() -> None:

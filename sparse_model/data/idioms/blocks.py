@@ -1,8 +1,6 @@
 """Compound statements. Bodies are indented by four spaces; every function returns whole lines, as in `statements`."""
 
-from sparse_model.data.idioms import expressions as ex
-from sparse_model.data.idioms import names
-from sparse_model.data.idioms import statements as st
+from sparse_model.data.idioms import expressions as ex, names, statements as st
 from sparse_model.data.idioms.names import Kind, weighted
 from sparse_model.data.idioms.scope import Draw, Scope
 

@@ -3,8 +3,7 @@
 import random
 from collections.abc import Callable, Iterator
 
-from sparse_model.data.idioms import blocks, names
-from sparse_model.data.idioms import expressions as ex
+from sparse_model.data.idioms import blocks, expressions as ex, names
 from sparse_model.data.idioms.names import Kind, weighted
 from sparse_model.data.idioms.scope import Draw, Scope
 

@@ -6,8 +6,7 @@ Names are bound after the expression that defines them is written: no statement 
 
 from collections.abc import Callable
 
-from sparse_model.data.idioms import expressions as ex
-from sparse_model.data.idioms import names
+from sparse_model.data.idioms import expressions as ex, names
 from sparse_model.data.idioms.names import weighted
 from sparse_model.data.idioms.scope import Draw, Scope
 

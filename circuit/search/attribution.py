@@ -1,0 +1,28 @@
+"""First-order estimates of what nodes are worth to a task.
+
+Shapes: N nodes of a model in the order of `NodeIndex`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from circuit.ablated.calibration import IDENTITY, Calibration, task_loss
+from circuit.ablated.compact import AblatedModel
+from circuit.search.evaluation import Judge
+
+
+def attributions(judge: Judge, gates: Tensor, calibration: Calibration = IDENTITY) -> Tensor:
+    """(N,) fall in task loss (nats) for each unit by which a node's gate is opened, where the gates are at `gates`.
+
+    A gate of 1 is the activation, 0 the mean: with all of them at 1 this is gradient × (mean − activation).
+    """
+    whole = AblatedModel(judge.model, judge.means, judge.index.channels(judge.everything()))
+    gates = gates.detach().float().requires_grad_()
+    total = torch.zeros_like(gates)
+    for batch in judge.batches:
+        loss = task_loss(whole.margins(batch, judge.index.split(gates)), batch.sides, calibration)
+        (gradient,) = torch.autograd.grad(loss, gates)
+        total -= gradient * len(batch.sides) / len(judge.sides)
+    return total

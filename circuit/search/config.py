@@ -1,0 +1,72 @@
+"""How circuits are searched for."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from sparse_model.model.config import Config
+
+
+class PruneConfig(Config):
+    """Search of one circuit (METHOD 6).
+
+    Defaults are the paper's search centres, but for k_coef and lr: ten times theirs, as steps are ten times fewer.
+    """
+
+    target_loss: float = Field(0.15, gt=0, description="calibrated task loss a circuit must reach, in nats")
+    solved_loss: float | None = Field(
+        None,
+        gt=0,
+        description="own loss of the whole model above which a task is unsolved, in nats; default: the target",
+    )
+    pairs: int = Field(
+        256,
+        ge=1,
+        description="prompt pairs a task is searched on, and as many held out; with 64 circuits fit these pairs and "
+        "lose two to three times the target on others",
+    )
+    steps: int = Field(200, ge=1, description="optimiser steps of mask learning")
+    batch_pairs: int = Field(8, ge=1, description="prompt pairs per step; all of them if there are fewer")
+    k_coef: float = Field(
+        1e-3,
+        gt=0,
+        description="nats one kept node must be worth, at the least; below a target of 0.15 it is lower by the square "
+        "root of the targets' ratio",
+    )
+    steer: float = Field(
+        0.05, ge=0, description="speed at which that price rises while the loss is below the target; 0: never"
+    )
+    edge_price: float = Field(
+        0.9, ge=0, le=1, description="share of a node's price that goes by its edges; 0: all nodes cost the same"
+    )
+    init_bias: float = Field(0.1, gt=0, le=1, description="mask parameter every node starts at")
+    init_noise: float = Field(1e-2, ge=0, description="standard deviation around init_bias")
+    lr: float = Field(3e-2, gt=0, description="peak learning rate of the masks")
+    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps with rising learning rate")
+    beta2: float = Field(0.95, ge=0, lt=1, description="AdamW second moment decay")
+    weight_decay: float = Field(1e-3, ge=0, description="AdamW decay")
+    temperature: float = Field(1.0, gt=0, description="of the sigmoid whose derivative the backward pass uses")
+    retire: float = Field(
+        0.05, gt=0, le=1, description="a node whose mask parameter is below minus this, and falling, never returns"
+    )
+    restarts: int = Field(
+        1,
+        ge=1,
+        description="searches from different seeds; the smallest circuit found in one of them, or in two together, "
+        "is kept",
+    )
+    tuning_trials: int = Field(
+        0,
+        ge=0,
+        description="further searches with k_coef, lr and others picked by Optuna around the values here; the smallest "
+        "circuit of all, or of two together, is kept",
+    )
+    stability: int = Field(
+        0, ge=0, description="further searches from other seeds, whose kept nodes are compared; they cost as much again"
+    )
+    tie_qk: bool = Field(False, description="learn one mask for channel i of attn.q and of attn.k in place of two")
+    eliminate: bool = Field(
+        True, description="after bisection, remove every node, and for method edge every edge, that can be spared"
+    )
+    edges: bool = Field(True, description="whether studies also look for circuits by method edge")
+    seed: int = Field(0, ge=0, lt=2**32, description="of the initial noise, the batches and the shuffled control")

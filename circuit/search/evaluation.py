@@ -1,0 +1,81 @@
+"""Scores on a task: of a whole model, and of a circuit that was saved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from circuit.ablated.ablation import Means, zero_means
+from circuit.ablated.batches import all_batches
+from circuit.ablated.calibration import IDENTITY, Calibration, calibrated_loss, task_loss
+from circuit.ablated.compact import AblatedModel, Edges
+from circuit.graph.record import Circuit, means_of
+from circuit.search.masks import NodeIndex
+from circuit.search.watch import SILENT, Watch
+from circuit.tasks import PairBatch
+from sparse_model.model.transformer import SparseTransformer
+
+
+class Score(NamedTuple):
+    """Two-way cross-entropy in nats, averaged over all prompts, and the share of prompts whose right answer wins,
+    a tie being half a win."""
+
+    loss: float
+    accuracy: float
+
+
+class Judge:
+    """What models with some nodes ablated make of one set of prompts.
+
+    `keep` is boolean (N,) over all nodes of the model, in the order of `NodeIndex`. `watch` is told what is judged.
+    """
+
+    def __init__(self, model: SparseTransformer, means: Means, data: PairBatch, watch: Watch = SILENT) -> None:
+        self.model, self.means, self.index, self.watch = model, means, NodeIndex(model), watch
+        self.data, self.batches = data, all_batches(data, model.embedding.device)
+        self.sides = torch.cat([batch.sides for batch in self.batches])
+
+    def everything(self) -> Tensor:
+        """`keep` of the whole model."""
+        return torch.ones(self.index.total, dtype=torch.bool, device=self.sides.device)
+
+    @torch.no_grad()
+    def margins(self, keep: Tensor, edges: Edges | None = None) -> Tensor:
+        """Margins of all prompts, in the order of `sides`, with the nodes outside `keep` at their means, and of the
+        edges between the others only `edges`, if they are given."""
+        compact = AblatedModel(self.model, self.means, self.index.channels(keep), edges)
+        return torch.cat([compact.margins(batch) for batch in self.batches])
+
+    def calibrated(self, keep: Tensor, edges: Edges | None = None) -> tuple[float, Calibration]:
+        """Task loss after calibration, and the calibration."""
+        loss, calibration = calibrated_loss(self.margins(keep, edges), self.sides)
+        self.watch.judged(int(keep.sum()), loss)
+        return loss, calibration
+
+    def at(self, target: float) -> Callable[[Tensor], bool]:
+        """Tells of nodes `keep` (N,) whether they are, calibrated, at a target loss or below."""
+        return lambda keep: self.calibrated(keep)[0] <= target
+
+    def score(self, keep: Tensor, calibration: Calibration = IDENTITY, edges: Edges | None = None) -> Score:
+        """Loss and accuracy under a given calibration; by default of the logits as they are."""
+        margins = self.margins(keep, edges).double()
+        lead = calibration.scale * margins + calibration.shift * self.sides
+        accuracy = float((lead.sign() + 1).mean() / 2)
+        return Score(float(task_loss(margins, self.sides, calibration)), accuracy)
+
+
+def task_scores(model: SparseTransformer, data: PairBatch) -> Score:
+    """Score of the whole model, its logits as they are. In float32; only the answer position's two logits."""
+    judge = Judge(model, zero_means(model), data)
+    return judge.score(judge.everything())
+
+
+def circuit_score(model: SparseTransformer, circuit: Circuit, data: PairBatch) -> Score:
+    """Score of a circuit under its calibration; InputError if it is of another model."""
+    circuit.require(model)
+    judge = Judge(model, means_of(circuit, model.embedding.device), data)
+    edges = circuit.kept_edges(judge.sides.device)
+    return judge.score(judge.index.flat(circuit.nodes), Calibration(circuit.scale, circuit.shift), edges)

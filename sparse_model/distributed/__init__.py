@@ -1,0 +1,1 @@
+"""Many processes as one: what workers tell each other, and a model spread over them."""

@@ -1,0 +1,1 @@
+"""Models on disk: ours, and those that the authors of the paper released."""

@@ -1,0 +1,1 @@
+"""How many weights may be nonzero, and the exact selection of which, on CPU, GPU and shards."""

@@ -1,0 +1,1 @@
+"""Studies on Ray: runner, trial, training, pruning, tokens, session, lease, submission."""

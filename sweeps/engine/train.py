@@ -1,0 +1,127 @@
+"""Training of a trial's model by Ray Train: data-parallel workers, checkpoints found again by the trial's key.
+
+Checkpoints go past Ray's own register of them: that is one file, rewritten in place (ray 2.60, checkpoint_manager.py),
+and a kill at that moment, or a checkpoint that got lost, makes Ray refuse the whole run from then on.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from typing import Any
+
+import ray.train
+import torch
+from ray.train import TrainingFailedError
+from ray.train.torch import TorchTrainer, get_device
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from sparse_model import storage
+from sparse_model.data.loader import TokenDataset
+from sparse_model.saved.pretrained import save_pretrained
+from sparse_model.training.checkpoint import Checkpoints
+from sparse_model.training.loop import train
+from sweeps.engine.crashes import is_crash
+from sweeps.frontier.rows import write_curve
+from sweeps.study.space import TrialConfig
+from sweeps.trial.outcome import Trained
+from sweeps.trial.places import Trial
+
+POLL_SECONDS = "0.5"
+"""Ray Train's controller fetches one progress report per poll, and the next one blocks till then (2 s by default)."""
+
+WORKER_RETRIES = 3
+"""Times the workers are started again, to go on from the last checkpoint, after one of them died or raised."""
+
+
+def train_model(trial: Trial) -> Trained:
+    """Train and publish the model; a run of the same key that was interrupted continues from its last checkpoint.
+
+    Machines may vanish as often as they like, as long as training gets to a later checkpoint in between.
+    """
+    for name, value in _TRAIN_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    reached: list[str] | None = None
+    while True:
+        try:
+            with tempfile.TemporaryDirectory(prefix="circuit-sweeps-") as scratch:
+                return _fit(trial, scratch)
+        except TrainingFailedError as error:
+            before, reached = reached, storage.listdir(trial.checkpoints_uri)
+            if reached == before or not is_crash(error):
+                raise
+
+
+def _fit(trial: Trial, scratch: str) -> Trained:
+    """Train with workers that are started again a few times. `scratch` is for Ray Train's own state.
+
+    That state is of no use to us, and an outage of the study's storage would end the run if it lay there.
+    """
+    resources = trial.study.resources
+    per_worker = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={
+            "trial": trial.config.model_dump(mode="json"),
+            "data": trial.run.data,
+            "cache_bytes": resources.cache_bytes,
+            "model_uri": trial.model_uri,
+            "checkpoints_uri": trial.checkpoints_uri,
+            "parallel": resources.parallel,
+            "threads": resources.cpus_per_worker,
+            "curve": (trial.study.root, trial.study.name, trial.key, trial.attempt),
+        },
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=resources.workers,
+            use_gpu=resources.gpus_per_worker > 0,
+            resources_per_worker={name: amount for name, amount in per_worker.items() if amount},
+        ),
+        run_config=ray.train.RunConfig(
+            name=trial.key,
+            storage_path=scratch,
+            callbacks=[TuneReportCallback()],
+            failure_config=ray.train.FailureConfig(max_failures=WORKER_RETRIES),
+            logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    summary = trainer.fit().return_value
+    assert summary is not None, trial.key
+    return Trained(**summary)
+
+
+_TRAIN_SETTINGS = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": POLL_SECONDS,
+    # Workers may have to wait for pruning tasks of another trial to end.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+}
+
+
+def train_worker(config: dict[str, Any]) -> dict[str, Any]:
+    """One training worker: all take part in training and in publishing the model. Gives the fields of `Trained`."""
+    torch.set_num_threads(config["threads"])
+    trial = TrialConfig.model_validate(config["trial"])
+    data = TokenDataset.open(config["data"], cache_bytes=config["cache_bytes"])
+    result = train(
+        trial.model,
+        trial.training,
+        data,
+        checkpoints=Checkpoints(config["checkpoints_uri"], warn=_warn),
+        report=_report,
+        device=get_device(),
+        parallel=config["parallel"],
+    )
+    if result.status == "ok":
+        save_pretrained(result.model, data.tokenizer, config["model_uri"])
+    if ray.train.get_context().get_world_rank() == 0:
+        root, study, key, attempt = config["curve"]
+        write_curve(root, study, key, result.curve, attempt)
+    return {"status": result.status, "reason": result.reason, "metrics": result.metrics}
+
+
+def _report(metrics: dict[str, float]) -> None:
+    ray.train.report({"stage": "training", **metrics})
+
+
+def _warn(text: str) -> None:
+    ray.train.report({"stage": "warning", "warning": text})

@@ -1,0 +1,1 @@
+"""The rows: written, read, joined; what is asked of them."""

@@ -1,0 +1,172 @@
+"""Reading one of the frontier's tables: files of single trials beside compacted ones, rows of older versions.
+
+Every file *claims* trials, each with an attempt: a trial's own file claims that one trial, a compacted file all those
+in the record in its metadata (an empty table claims too: a trial without circuits). The rows of a trial come from the
+file with the highest claim: the highest attempt, then the trial's own file, then the newest compacted one. So it does
+not matter whether a compaction was killed half-way, or what was written while it ran.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from sparse_model import storage
+from sparse_model.errors import InputError
+from sweeps.frontier.rows import SCHEMA_VERSION, TABLES, table_uri
+
+COMPACTED = "compacted-"
+"""How names of compacted files begin; trials' keys begin otherwise."""
+RECORD = b"contains"
+"""Metadata of a compacted file: JSON object from trials to their attempts."""
+NEEDED = {
+    "trials": ("trial", "kind", "status", "val_loss"),
+    "circuits": ("trial", "task", "target_loss", "status", "edges"),
+    "curves": ("trial", "step"),
+}
+"""Columns without which rows say nothing."""
+TRIES = 20
+"""Times a folder is listed again because a file listed was gone when it was to be read (it was compacted)."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file of a table, read. Not opened for longer than needed: an open one takes 180 kB, whatever is in it."""
+
+    root: str
+    name: str
+    content: bytes = field(repr=False)
+
+    @property
+    def is_compacted(self) -> bool:
+        return self.name.startswith(COMPACTED)
+
+    @cached_property
+    def claims(self) -> dict[str, int]:
+        """Trials this file speaks for, each with its attempt."""
+        if self.is_compacted:
+            metadata = self.open().schema_arrow.metadata or {}
+            if RECORD not in metadata:
+                raise InputError(f"{self.root}: {self.name} is not of `sweeps frontier --compact`: name it differently")
+            record: dict[str, int] = json.loads(metadata[RECORD])
+            return record
+        stem = self.name.removesuffix(".parquet")
+        trial, plus, attempt = stem.rpartition("+")
+        return {trial: int(attempt)} if plus and attempt.isdigit() else {stem: 0}
+
+    def open(self) -> Any:
+        """The `pyarrow.parquet.ParquetFile`; InputError for one that is damaged or newer than this version."""
+        try:
+            file = pq.ParquetFile(pa.BufferReader(self.content))
+        except pa.ArrowException as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"{self.root}: rows that cannot be read ({self.name}: {reason})") from None
+        version = int((file.schema_arrow.metadata or {}).get(b"schema_version", 0))
+        if version > SCHEMA_VERSION:
+            raise InputError(
+                f"{self.root}: rows of schema {version} in {self.name}; this version reads up to {SCHEMA_VERSION}"
+            )
+        return file
+
+    def rows(self, table: str, columns: Sequence[str]) -> Any:
+        """The file's rows in the table's present schema; columns it lacks are null."""
+        schema, file = TABLES[table], self.open()
+        there = [name for name in columns if name in file.schema_arrow.names]
+        for name in NEEDED[table]:
+            if name not in file.schema_arrow.names:
+                raise InputError(f"{self.root}: {self.name} in frontier/{table} has no column {name!r}")
+        content = file.read(columns=there, use_threads=self.is_compacted)
+        arrays = [
+            content[name].cast(schema.field(name).type)
+            if name in there
+            else pa.nulls(len(content), schema.field(name).type)
+            for name in columns
+        ]
+        return pa.table(arrays, schema=pa.schema([schema.field(name) for name in columns], metadata=schema.metadata))
+
+
+def read_table(root: str, table: str, columns: Sequence[str] | None = None) -> Any:
+    """One of the `TABLES` of the study at `root` as a `pyarrow.Table`; InputError for rows that cannot be read."""
+    names = TABLES[table].names if columns is None else list(columns)
+    needed = [*names, *(name for name in ("trial", *_FILLED_FROM.get(table, ())) if name not in names)]
+    try:
+        rows = together(rows for _, rows in kept_rows(read_sources(root, table), table, needed))
+        return _filled(table, rows).select(names) if rows is not None else TABLES[table].empty_table().select(names)
+    except (pa.ArrowException, json.JSONDecodeError, KeyError) as error:
+        raise InputError(f"{root}: rows that cannot be read ({' '.join(str(error).split())})") from None
+
+
+def read_sources(root: str, table: str) -> list[Source]:
+    """Every file of a table as of one moment, however busy others are with it."""
+    uri = table_uri(root, table)
+    for _ in range(TRIES):
+        names = [name for name in storage.versions(uri) if name.endswith(".parquet")]
+        found = {name: content for name, content in storage.read_many(uri, names) if content is not None}
+        if len(found) == len(names):
+            return [Source(root, name, content) for name, content in found.items()]
+    raise InputError(f"{uri}: its files keep vanishing while they are read")
+
+
+def together(tables: Iterable[Any]) -> Any:
+    """Many small tables as one, None for none. Copied a few hundred at a time: one of one row takes 70 kB."""
+    done: list[Any] = []
+    waiting: list[Any] = []
+    for table in tables:
+        waiting.append(table)
+        if len(waiting) == 500:
+            done.append(pa.concat_tables(waiting).combine_chunks())
+            waiting = []
+    return pa.concat_tables(done + waiting) if done or waiting else None
+
+
+def kept_rows(sources: Sequence[Source], table: str, columns: Sequence[str]) -> Iterator[tuple[Source, Any]]:
+    """Of every source that has any, the rows of trials for which no other source has the higher claim."""
+    best = winners(sources)
+    for source in sources:
+        lost = [trial for trial in source.claims if best[trial] is not source]
+        if lost and len(lost) == len(source.claims):
+            continue
+        rows = source.rows(table, columns)
+        yield source, rows.filter(pc.invert(pc.is_in(rows["trial"], pa.array(lost)))) if lost else rows
+
+
+def winners(sources: Sequence[Source]) -> Mapping[str, Source]:
+    """The source whose rows of a trial hold, for every trial any source speaks for."""
+    best: dict[str, tuple[tuple[int, bool, str], Source]] = {}
+    for source in sources:
+        for trial, attempt in source.claims.items():
+            rank = (attempt, not source.is_compacted, source.name)
+            if trial not in best or rank > best[trial][0]:
+                best[trial] = (rank, source)
+    return {trial: source for trial, (_, source) in best.items()}
+
+
+_FILLED_FROM = {"trials": ("attempt", "retried", "eligible", "status", "circuit_edges"), "circuits": ("method",)}
+"""Columns that `_filled` needs."""
+
+
+def _filled(table: str, rows: Any) -> Any:
+    """What older versions and other programs did not write but imply.
+
+    Schema 1 had no attempt, a retried trial was at its second. A trial that is not said to be eligible is so where it
+    is ok and has a circuit size; a circuit of no method is pruned by nodes.
+    """
+    if table == "curves":
+        return rows
+    if table == "circuits":
+        return _coalesced(rows, "method", pa.scalar("node"))
+    retried = pc.if_else(pc.fill_null(rows["retried"], False), 1, 0).cast(pa.int64())
+    sized = pc.and_(pc.fill_null(pc.equal(rows["status"], "ok"), False), pc.is_valid(rows["circuit_edges"]))
+    return _coalesced(_coalesced(rows, "attempt", retried), "eligible", sized)
+
+
+def _coalesced(rows: Any, column: str, implied: Any) -> Any:
+    place = rows.schema.get_field_index(column)
+    return rows.set_column(place, rows.schema.field(column), pc.coalesce(rows[column], implied))

@@ -1,0 +1,170 @@
+"""The frontier's tables: Arrow schemas, and rows written whole, one Parquet file per trial and table.
+
+A row's file is named after its trial and attempt: `<trial>.parquet`, and `<trial>+1.parquet` once the trial was run
+again after a failure. So no name ever gets other content, which is what makes compaction safe beside writers
+(`compaction.py`), and the highest attempt replaces the rows of lower ones. Circuits are written before the trial's
+own row, which is written last of all: where it exists, everything it speaks of exists.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sparse_model import storage
+
+SCHEMA_VERSION = 2
+"""Raised when a column changes its meaning. A column more needs no other version: columns are read by name."""
+
+
+def _schema(columns: Mapping[str, tuple[Any, str]]) -> Any:
+    fields = [pa.field(name, kind, metadata={"description": text}) for name, (kind, text) in columns.items()]
+    return pa.schema(fields, metadata={"schema_version": str(SCHEMA_VERSION)})
+
+
+TEXT, INT, FLOAT, BOOL, TIME = pa.string(), pa.int64(), pa.float64(), pa.bool_(), pa.timestamp("us", tz="UTC")
+
+TRIAL_SCHEMA = _schema(
+    {
+        "study": (TEXT, "the study's name"),
+        "trial": (TEXT, "the trial's key: number of the suggestion and hash of the configuration"),
+        "suggestion": (INT, "number of the search's suggestion; seeds of one configuration share it"),
+        "kind": (TEXT, "sparse or dense"),
+        "status": (TEXT, "ok, failed or diverged"),
+        "reason": (TEXT, "why the status is not ok"),
+        "attempt": (INT, "0, or how often the trial was run again after a failure"),
+        "retried": (BOOL, "run again after a failure, which is what the search was told"),
+        "eligible": (BOOL, "may stand on the frontier: ok, and at least min_tasks_solved tasks solved"),
+        "seed": (INT, "of weights and data order"),
+        "d_model": (INT, "width of the residual stream"),
+        "n_layer": (INT, "blocks"),
+        "fraction": (FLOAT, "share of weights kept"),
+        "l0": (INT, "nonzero weights, biases and embeddings; the bigram table not counted"),
+        "total_params": (INT, "parameters, zeros and bigram table included"),
+        "tokens": (INT, "training tokens seen"),
+        "train_loss": (FLOAT, "nats per token, over the last logged steps"),
+        "val_loss": (FLOAT, "nats per token on held-out text"),
+        "tasks_solved": (INT, "tasks with a circuit at the study's target loss"),
+        "tasks_tried": (INT, "tasks of the study"),
+        "circuit_edges": (FLOAT, "geometric mean of edges over the solved tasks, at the study's target loss"),
+        "circuit_edges_low": (FLOAT, "lower end of the 95 % bootstrap interval of circuit_edges, over tasks"),
+        "circuit_edges_high": (FLOAT, "upper end of that interval"),
+        "target_loss": (FLOAT, "the study's target: task loss of those circuits, in nats"),
+        "dead_neurons": (FLOAT, "share of MLP neurons never active on held-out text"),
+        "kurtosis": (FLOAT, "of the final residual stream's channels"),
+        "active": (FLOAT, "share of activations that are not zero, over all node sites, on held-out text"),
+        "active_neurons": (FLOAT, "the same of MLP neurons, after AbsTopK"),
+        "flops": (FLOAT, "of training, counted as if dense"),
+        "train_seconds": (FLOAT, "spent in training steps, by each worker"),
+        "prune_seconds": (FLOAT, "from the first to the last circuit, on the wall clock"),
+        "devices": (INT, "GPUs, or else CPU cores, that trained at a time: times train_seconds gives device seconds"),
+        "finished": (TIME, "when the row was written"),
+        "data": (TEXT, "key of the token dataset: it changes with the text it was made from"),
+        "config": (TEXT, "the trial's configuration as JSON"),
+        "schema_version": (INT, "of this table"),
+    }
+)
+
+CIRCUIT_SCHEMA = _schema(
+    {
+        "study": (TEXT, "the study's name"),
+        "trial": (TEXT, "the trial's key"),
+        "task": (TEXT, "the task's name"),
+        "target_loss": (FLOAT, "task loss the circuit was to reach, in nats"),
+        "method": (TEXT, "what was pruned: node or edge"),
+        "status": (TEXT, "ok, unsolved or failed"),
+        "reason": (TEXT, "why the search failed"),
+        "nodes": (INT, "kept nodes"),
+        "edges": (INT, "nonzero weights between kept nodes, embeddings not counted"),
+        "embedding_edges": (INT, "nonzero embedding weights the circuit reads; never part of edges"),
+        "unembedding_edges": (INT, "nonzero unembedding weights of the answers; never part of edges"),
+        "loss": (FLOAT, "task loss of the circuit, calibrated, on the pairs it was searched on"),
+        "heldout_loss": (FLOAT, "the same on held-out pairs"),
+        "heldout_accuracy": (FLOAT, "share of held-out prompts answered right by the circuit"),
+        "unpruned_loss": (FLOAT, "task loss of the whole model"),
+        "necessity_loss": (FLOAT, "task loss of the model with only the circuit ablated"),
+        "control_loss": (FLOAT, "loss the same search reaches when answers are shuffled"),
+        "control_edges": (INT, "edges of the circuit for shuffled answers, if one reaches the target"),
+        **{
+            f"resample_loss_{share}": (FLOAT, f"loss with other nodes {share} % of the way to values in random text")
+            for share in (25, 50, 75, 100)
+        },
+        "stability": (FLOAT, "mean overlap of kept nodes between searches from other seeds, if made"),
+        "summary": (TEXT, "which proofs the circuit passes, which it fails, which were not measured"),
+        "seconds": (FLOAT, "spent on this circuit"),
+        "schema_version": (INT, "of this table"),
+    }
+)
+
+CURVE_SCHEMA = _schema(
+    {
+        "study": (TEXT, "the study's name"),
+        "trial": (TEXT, "the trial's key"),
+        "step": (INT, "optimiser steps done"),
+        "tokens": (INT, "training tokens seen"),
+        "train_loss": (FLOAT, "nats per token, over the steps since the last row"),
+        "val_loss": (FLOAT, "nats per token on held-out text, where it was measured at this step"),
+        "lr": (FLOAT, "learning rate of this step"),
+        "l0": (FLOAT, "nonzero weights"),
+        "dead_neurons": (FLOAT, "share of MLP neurons never active on held-out text, where measured"),
+        "seconds": (FLOAT, "spent in training steps so far"),
+        "schema_version": (INT, "of this table"),
+    }
+)
+
+TABLES = {"trials": TRIAL_SCHEMA, "circuits": CIRCUIT_SCHEMA, "curves": CURVE_SCHEMA}
+
+
+def table_uri(root: str, table: str) -> str:
+    """Folder of one of the frontier's `TABLES` below a study's folder."""
+    assert table in TABLES, table
+    return storage.join(root, "frontier", table)
+
+
+def row_uri(root: str, table: str, trial: str, attempt: int = 0) -> str:
+    """File of a trial's rows."""
+    stem = storage.safe_name(trial) + (f"+{attempt}" if attempt else "")
+    return storage.join(table_uri(root, table), f"{stem}.parquet")
+
+
+def write_trial_row(root: str, row: Mapping[str, Any]) -> None:
+    """Write a trial's row below the study's folder `root`. Columns left out are null; `finished` is now by default."""
+    _write(root, "trials", row["trial"], [{"finished": datetime.now(UTC), **row}], row.get("attempt") or 0)
+
+
+def write_circuit_rows(root: str, trial: str, rows: Sequence[Mapping[str, Any]], attempt: int = 0) -> None:
+    """Write all circuit rows of a trial's attempt; none of them leaves an empty table."""
+    _write(root, "circuits", trial, rows, attempt)
+
+
+def write_curve(root: str, study: str, trial: str, points: Sequence[Mapping[str, Any]], attempt: int = 0) -> None:
+    """Write a trial's learning curve, as `sparse_model.training.TrainResult.curve` has it."""
+    _write(root, "curves", trial, [{"study": study, "trial": trial, **point} for point in points], attempt)
+
+
+def read_rows(uri: str) -> list[dict[str, Any]]:
+    """The rows in one file that this version wrote."""
+    rows: list[dict[str, Any]] = pq.read_table(io.BytesIO(storage.read_bytes(uri))).to_pylist()
+    return rows
+
+
+def _write(root: str, table: str, trial: str, rows: Sequence[Mapping[str, Any]], attempt: int) -> None:
+    schema = TABLES[table]
+    unknown = {name for row in rows for name in row} - set(schema.names)
+    assert not unknown, unknown
+    content = pa.Table.from_pylist([{**row, "schema_version": SCHEMA_VERSION} for row in rows], schema=schema)
+    storage.write_bytes_atomic(row_uri(root, table, trial, attempt), parquet_bytes(content))
+    for earlier in range(attempt):  # readers know better already, but other Parquet tools do not
+        storage.remove(row_uri(root, table, trial, earlier))
+
+
+def parquet_bytes(table: Any) -> bytes:
+    """An Arrow table as a Parquet file."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()

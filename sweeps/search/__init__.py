@@ -1,0 +1,1 @@
+"""What is tried: draws, sampler, warm start, objectives, importances."""

@@ -1,0 +1,52 @@
+"""Warm start: trials of earlier studies that the search of a new one learns from before it draws anything.
+
+A row counts if it could be one of the new study's: its configuration is in the space, with the same fixed fields, on
+the same tokens, with as many tasks at the same target loss. Figures of anything else are not comparable.
+They are read once and kept in the new study's folder, so that the search stays a function of what lies there.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from optuna.trial import FrozenTrial
+
+from sparse_model import storage
+from sweeps.frontier.queries import Frontier
+from sweeps.search.objectives import objectives
+from sweeps.search.sampling import finished_trial
+from sweeps.study.space import TrialConfig
+from sweeps.study.study import Study
+
+
+def warm_trials(study: Study, data_key: str) -> list[FrozenTrial]:
+    """The trials a study starts warm with, as Optuna knows trials. InputError for a URI without a frontier."""
+    if not study.search.warm_start:
+        return []
+    uri = storage.join(study.root, "warm_start.json")
+    if not storage.exists(uri):
+        storage.write_bytes_atomic(uri, json.dumps(_fitting(study, data_key), indent=1).encode())
+    kept = json.loads(storage.read_bytes(uri))
+    found = (
+        finished_trial(study.space, TrialConfig.model_validate(entry["config"]), entry["values"]) for entry in kept
+    )
+    return [trial for trial in found if trial is not None]
+
+
+def _fitting(study: Study, data_key: str) -> list[dict[str, Any]]:
+    kept = []
+    for uri in study.search.warm_start:
+        for row in Frontier(uri).trials().to_pylist():
+            same = (row["data"], row["tasks_tried"], row["target_loss"]) == (
+                data_key,
+                len(study.task_sources),
+                study.target_loss,
+            )
+            if not same or row["status"] != "ok":
+                continue
+            config = TrialConfig.model_validate_json(row["config"])
+            if study.space.params_of(config) is not None:
+                source = {"from": storage.join(uri, "frontier"), "trial": row["trial"]}
+                kept.append(source | {"values": list(objectives(row)), "config": config.model_dump(mode="json")})
+    return kept

@@ -1,0 +1,121 @@
+"""What a study will cost, before anything is spent: its trials drawn at random, their work counted by formula."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+import optuna
+import torch
+
+from sparse_model.errors import InputError
+from sparse_model.model.config import ModelConfig
+from sparse_model.model.transformer import SparseTransformer
+from sparse_model.training.measures import flops_per_token
+from sweeps.frontier.queries import Frontier
+from sweeps.search.sampling import BoundedStudy
+from sweeps.study.space import TrialConfig
+from sweeps.study.study import SearchConfig, Study
+from sweeps.trial.task_circuits import methods
+
+SAMPLE = 200
+"""Configurations drawn to estimate means and extremes."""
+CPU_CORE_FLOPS, GPU_FLOPS = 4e10, 3e13
+"""Sustained training FLOP/s assumed of a device unless stated: a CPU core of a server, and a tenth of what an A100
+promises in bfloat16 (small models do not fill it)."""
+PRUNE_SECONDS = 4.0
+"""Seconds per circuit (task, target loss and method) assumed unless stated; they grow with the model."""
+BYTES_PER_WEIGHT = {"model": 4, "checkpoint": 12, "in training": 20}
+"""Float32 weights; with two Adam moments; with gradients and a working copy."""
+CIRCUIT_BYTES = 60_000
+ROW_BYTES = 15_000
+"""Measured sizes, of a circuit file and of the rows of a trial."""
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """How fast the work is done: FLOP/s of a device, seconds per circuit on its cores, and where that is from."""
+
+    flops: float
+    prune_seconds: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cost of a study. Devices are GPUs, or CPU cores where trials ask for none."""
+
+    trials: int
+    parameters: tuple[int, int]
+    tokens: float
+    flops: float
+    device_hours: float
+    prune_core_hours: float
+    hours: float
+    storage_gb: float
+    training_gb: float
+    peak_checkpoint_gb: float
+
+
+def assumed(study: Study, flops: float | None, prune_seconds: float | None) -> Throughput:
+    """The throughput as stated, and where not, as assumed for the study's kind of device."""
+    gpu = study.resources.gpus_per_worker > 0
+    source = (
+        "stated" if flops is not None else f"assumed of a {'GPU' if gpu else 'CPU core'}: --flops or --like replace it"
+    )
+    return Throughput(flops or (GPU_FLOPS if gpu else CPU_CORE_FLOPS), prune_seconds or PRUNE_SECONDS, source)
+
+
+def measured(uri: str) -> Throughput:
+    """The throughput of the study at `uri` from its rows; InputError where none of them tells."""
+    found = Frontier(uri)
+    rows = [
+        row for row in found.trials().to_pylist() if row["status"] == "ok" and row["flops"] and row["train_seconds"]
+    ]
+    if not rows:
+        raise InputError(f"like {uri}: no finished trial has its FLOPs and seconds")
+    seconds = [row["seconds"] for row in found.circuits(["trial", "seconds"]).to_pylist() if row["seconds"]]
+    flops = sum(row["flops"] for row in rows) / sum(row["train_seconds"] * (row["devices"] or 1) for row in rows)
+    return Throughput(flops, fmean(seconds) if seconds else PRUNE_SECONDS, f"measured over {len(rows)} trials of {uri}")
+
+
+def plan(study: Study, throughput: Throughput) -> Plan:
+    """The plan of a study. FLOPs are counted as if dense, as rows count them."""
+    configs = sample(study)
+    trials = study.search.trials * len(study.seeds)
+    sizes = [parameters(config.model) for config in configs]
+    flops = trials * fmean(config.training.tokens * flops_per_token(config.model) for config in configs)
+    circuits = trials * len(study.task_sources) * len(study.target_losses) * len(methods(study.pruning))
+    device_hours = flops / throughput.flops / 3600
+    prune_hours = circuits * throughput.prune_seconds / 3600
+    at_once = min(study.resources.concurrency, study.search.in_flight * len(study.seeds), trials)
+    devices, pruning = study.resources.devices * at_once, study.resources.pruning_parallel * at_once
+    return Plan(
+        trials=trials,
+        parameters=(min(sizes), max(sizes)),
+        tokens=trials * fmean(config.training.tokens for config in configs),
+        flops=flops,
+        device_hours=device_hours,
+        prune_core_hours=prune_hours * study.resources.cpus_per_pruning_task,
+        hours=device_hours / devices + prune_hours / pruning,
+        storage_gb=(trials * (fmean(sizes) * BYTES_PER_WEIGHT["model"] + ROW_BYTES) + circuits * CIRCUIT_BYTES) / 1e9,
+        training_gb=max(sizes) * BYTES_PER_WEIGHT["in training"] / 1e9,
+        peak_checkpoint_gb=2 * at_once * max(sizes) * BYTES_PER_WEIGHT["checkpoint"] / 1e9,
+    )
+
+
+def sample(study: Study) -> Sequence[TrialConfig]:
+    """Configurations of the study's space, drawn at random (and its own first ones before them)."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    search = SearchConfig.model_validate(
+        {"trials": SAMPLE, "sampler": "random", "seed": study.search.seed, "try_first": study.search.try_first}
+    )
+    drawn = BoundedStudy(study.name, study.space, search)
+    return [study.space.config(drawn.ask(str(i)), 0) for i in range(min(SAMPLE, study.search.trials))]
+
+
+def parameters(config: ModelConfig) -> int:
+    """Parameters of a model, zeros and bigram table included; none of them is allocated."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in SparseTransformer(config, torch.float32).parameters())

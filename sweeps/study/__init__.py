@@ -1,0 +1,1 @@
+"""What is asked: the study file, the space in it, its mistakes, the shipped studies."""

@@ -1,0 +1,131 @@
+"""Circuits of a published model, task by task, as files and rows: the work of a pruning task, nothing of Ray."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from circuit.ablated.ablation import Pretraining, mean_activations
+from circuit.graph.record import Circuit
+from circuit.proofs.resample import STRENGTHS
+from circuit.pruning import METHODS, Method, find_circuits
+from circuit.search.config import PruneConfig
+from circuit.tasks import task_data
+from sparse_model import storage
+from sparse_model.data.config import CorpusConfig
+from sparse_model.data.corpora import mixture, split_of
+from sparse_model.data.loader import TokenDataset
+from sparse_model.data.tokenizer import Tokenizer
+from sparse_model.errors import InputError
+from sparse_model.model.transformer import SparseTransformer
+from sparse_model.saved.pretrained import from_pretrained
+from sweeps.study.study import Study
+
+MEAN_TOKENS = 65_536
+"""Training tokens that mean activations are taken over."""
+
+RESAMPLED_WINDOWS = 64
+"""Windows of training tokens from which nodes outside a circuit take values in resample ablation."""
+
+
+def settings(study: Study, target: float | None = None, **changes: Any) -> PruneConfig:
+    """How circuits of the study are searched: the first of its target losses, or `target` in their place, decides what
+    is solved. `changes` are other fields of `PruneConfig`."""
+    target = study.target_loss if target is None else target
+    solved = study.pruning.solved_loss or target
+    return PruneConfig.model_validate(
+        study.pruning.model_dump() | {"target_loss": target, "solved_loss": solved, **changes}
+    )
+
+
+def methods(config: PruneConfig) -> tuple[Method, ...]:
+    """By which methods circuits are looked for."""
+    return METHODS if config.edges else ("node",)
+
+
+def measure(model_uri: str, data_uri: str, cache_bytes: int, threads: int, device: str = "cpu") -> Pretraining:
+    """`pretraining` of a published model, computed on a device; in the CPU's memory, to be sent around."""
+    torch.set_num_threads(threads)
+    model, _ = from_pretrained(model_uri, device)
+    means, text = pretraining(model, TokenDataset.open(data_uri, cache_bytes=cache_bytes))
+    return Pretraining({site: mean.cpu() for site, mean in means.items()}, text)
+
+
+def pretraining(model: SparseTransformer, data: TokenDataset) -> Pretraining:
+    """What searches take from training text; the same text for every model of a context."""
+    return measured(model, windows(model, data))
+
+
+def windows(model: SparseTransformer, data: TokenDataset) -> Tensor:
+    """About `MEAN_TOKENS` training tokens as (n, context), drawn from all of the text."""
+    rows, context = 32, model.config.context
+    steps = max(1, min(MEAN_TOKENS // context, data.n_windows("train", context)) // rows)
+    batches = (data.batch("train", step, batch_size=rows, context=context, seed=0) for step in range(steps))
+    return torch.cat([torch.from_numpy(batch[:, :-1]) for batch in batches])
+
+
+def text_windows(model: SparseTransformer, tokenizer: Tokenizer, corpus: CorpusConfig) -> Tensor:
+    """The first `MEAN_TOKENS` training tokens of a corpus as (n, context), cut by a tokenizer of the model's own.
+
+    InputError for a corpus that is shorter than the model's context.
+    """
+    context = model.config.context
+    tokens: list[int] = []
+    for text in mixture(corpus):
+        if split_of(text, corpus.heldout_fraction) == "train":
+            tokens += [*tokenizer.encode(text), tokenizer.eot]
+        if len(tokens) >= MEAN_TOKENS:
+            break
+    n_windows = min(len(tokens), MEAN_TOKENS) // context
+    if not n_windows:
+        raise InputError(f"corpus: {len(tokens)} training tokens; the model's context is {context}")
+    return torch.tensor(tokens[: n_windows * context]).view(n_windows, context)
+
+
+def measured(model: SparseTransformer, text: Tensor) -> Pretraining:
+    """Mean activations over text (n, context), and some of it."""
+    return Pretraining(mean_activations(model, torch.split(text, 32)), text[:RESAMPLED_WINDOWS])
+
+
+def prune_task(
+    model_uri: str,
+    task: str,
+    config: PruneConfig,
+    targets: tuple[float, ...],
+    circuits_uri: str,
+    threads: int,
+    known: Pretraining,
+    device: str = "cpu",
+) -> list[dict[str, Any]]:
+    """Find, publish and describe one task's circuits, one per target loss and method."""
+    torch.set_num_threads(threads)
+    model, tokenizer = from_pretrained(model_uri, device)
+    means = {site: mean.to(device) for site, mean in known.means.items()}
+    data = task_data(task, tokenizer, pairs=config.pairs, seed=config.seed)
+    circuits = find_circuits(model, data, means, config, targets, methods(config), text=known.text)
+    for circuit in circuits:
+        circuit.save(storage.join(circuits_uri, f"{circuit_name(circuit, config.target_loss)}.json"))
+    return [circuit_row(circuit) for circuit in circuits]
+
+
+def circuit_name(circuit: Circuit, target: float) -> str:
+    """A circuit's file, less .json: the task, with the target loss unless it is the study's, and the method edge."""
+    other = "" if circuit.target_loss == target else f"-{circuit.target_loss:g}"
+    return f"{circuit.task}{other}{'-edge' if circuit.method == 'edge' else ''}"
+
+
+def circuit_row(circuit: Circuit) -> dict[str, Any]:
+    """The columns of a circuit's row that the circuit knows itself; sizes are null where there is none."""
+    same = ("task", "target_loss", "method", "status", "loss", "heldout_loss", "heldout_accuracy")
+    proofs = ("unpruned_loss", "necessity_loss", "control_loss", "control_edges", "stability", "summary", "seconds")
+    sizes = {
+        "nodes": circuit.n_nodes,
+        "edges": circuit.n_edges,
+        "embedding_edges": circuit.n_embedding_edges,
+        "unembedding_edges": circuit.n_unembedding_edges,
+    }
+    row = {name: getattr(circuit, name) for name in (*same, *proofs)} | {"reason": ""}
+    row |= {f"resample_loss_{s:.0%}".rstrip("%"): circuit.resample_losses.get(s) for s in STRENGTHS}
+    return row | (sizes if circuit.status == "ok" else dict.fromkeys(sizes))

@@ -1,0 +1,189 @@
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from sparse_model.data import CorpusConfig, SourceConfig, TokenDataset, TokenizerConfig, prepare
+from sparse_model.errors import InputError
+from sparse_model.model.config import ModelConfig, TrainConfig
+from sparse_model.model.transformer import SparseTransformer
+from sparse_model.training.checkpoint import Checkpoints
+from sparse_model.training.loop import train
+from sparse_model.training.measures import evaluate
+
+MODEL = ModelConfig(vocab_size=300, context=32, n_layer=1, d_model=32, d_head=8)
+RECIPE = TrainConfig(
+    tokens=32 * 8 * 40, batch_size=8, fraction=0.2, min_alive=1, lr=0.05, dtype="float32",
+    log_every=5, eval_every=20, checkpoint_every=8, eval_tokens=2_000,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> TokenDataset:
+    corpus = CorpusConfig(sources=(SourceConfig(source="idioms", megabytes=0.3),), heldout_fraction=0.05)
+    return prepare(corpus, TokenizerConfig(vocab_size=300), str(tmp_path_factory.mktemp("data")))
+
+
+def weights(model: SparseTransformer) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_sparse_model_learns_and_ends_at_its_budget(data):
+    seen = []
+    result = train(MODEL, RECIPE, data, report=lambda m: seen.append(dict(m)))
+    assert result.status == "ok"
+    assert result.metrics["val_loss"] < seen[0]["train_loss"] - 1
+    assert result.metrics["val_step"] == result.metrics["step"]
+    assert result.metrics["tokens"] == RECIPE.tokens
+    up = result.model.layers[0].mlp.up.weight
+    assert int(up.count_nonzero()) == round(0.2 * up.numel())
+    assert seen[0]["l0"] > seen[-1]["l0"] == result.metrics["l0"]
+    assert {"step", "lr", "tokens_per_second", "dead_neurons", "kurtosis", "val_loss"} <= seen[-1].keys()
+    assert 0 <= result.metrics["dead_neurons"] < 1
+    assert 0 < result.metrics["active.mlp.act"] <= 0.25  # what AbsTopK lets through
+    assert result.metrics["active"] < 0.3  # all but final.in are that sparse
+
+
+def test_same_seed_same_weights_other_seed_others(data):
+    first, second = (train(MODEL, RECIPE, data).model for _ in range(2))
+    other = train(MODEL, RECIPE.model_copy(update={"seed": 1}), data).model
+    assert same(weights(first), weights(second))
+    assert not same(weights(first), weights(other))
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("at", [1, 17, 39])
+def test_a_run_broken_off_anywhere_continues_to_the_same_weights_and_figures(data, tmp_path, monkeypatch, at):
+    whole = train(MODEL, RECIPE, data)
+    real_batch, calls = TokenDataset.batch, []
+
+    def breaking(self, split, step, **options):
+        calls.append(step)
+        if len(calls) == at + 1:
+            raise Killed
+        return real_batch(self, split, step, **options)
+
+    monkeypatch.setattr(TokenDataset, "batch", breaking)
+    with pytest.raises(Killed):
+        train(MODEL, RECIPE, data, checkpoints=Checkpoints(str(tmp_path)))
+    resumed = train(MODEL, RECIPE, data, checkpoints=Checkpoints(str(tmp_path)))
+    assert calls[at + 1] == at // 8 * 8  # went on from the newest checkpoint, not from the start
+    assert same(weights(resumed.model), weights(whole.model))
+    for key in ("train_loss", "val_loss", "l0", "tokens", "kurtosis"):
+        assert resumed.metrics[key] == whole.metrics[key], key
+
+
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(data, tmp_path):
+    whole = train(MODEL, RECIPE, data, checkpoints=Checkpoints(str(tmp_path)))
+    newest = sorted(tmp_path.glob("step-*"))[-1] / "__0_0.distcp"
+    newest.write_bytes(newest.read_bytes()[:1000])
+    with pytest.warns(UserWarning, match="trying the one before"):
+        resumed = train(MODEL, RECIPE, data, checkpoints=Checkpoints(str(tmp_path)))
+    assert same(weights(resumed.model), weights(whole.model))
+
+
+def test_checkpoints_of_another_run_are_refused_and_stay(data, tmp_path):
+    train(MODEL, RECIPE, data, checkpoints=Checkpoints(str(tmp_path / "kept")))
+    kept = sorted(path.name for path in (tmp_path / "kept").iterdir())
+    corpus = CorpusConfig(sources=(SourceConfig(source="idioms", megabytes=0.2),), heldout_fraction=0.05)
+    other_text = prepare(corpus, TokenizerConfig(vocab_size=300), str(tmp_path / "data"))
+    others = [
+        (MODEL.model_copy(update={"d_model": 64}), RECIPE, data, "model.d_model 32, now 64"),
+        (MODEL, RECIPE.model_copy(update={"lr": 0.06}), data, "training.lr 0.05, now 0.06"),
+        (MODEL, RECIPE, other_text, f"data.key '{data.manifest.key}', now '{other_text.manifest.key}'"),
+    ]
+    for model, recipe, text, difference in others:
+        with pytest.raises(InputError, match=f"step-00000040-.* is of another run: {difference}; allowed: "):
+            train(model, recipe, text, checkpoints=Checkpoints(str(tmp_path / "kept")))
+    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == kept
+
+
+def test_how_often_something_is_reported_or_kept_may_change_between_starts(data, tmp_path):
+    train(MODEL, RECIPE, data, checkpoints=Checkpoints(str(tmp_path)))
+    newest = max(tmp_path.glob("step-*"))
+    shutil.rmtree(newest)  # there is something left to do
+    other = RECIPE.model_copy(update={"log_every": 3, "eval_every": 7, "checkpoint_every": 11})
+    resumed = train(MODEL, other, data, checkpoints=Checkpoints(str(tmp_path)))
+    assert same(weights(resumed.model), weights(train(MODEL, RECIPE, data).model))
+
+
+def test_time_that_was_not_yet_logged_counts_after_a_resumption(data, tmp_path, monkeypatch):
+    """Checkpoints come every 8 steps, of one second each here, logs every 40."""
+    rarely = RECIPE.model_copy(update={"log_every": 40, "eval_every": 40})
+    real_batch, steps = TokenDataset.batch, []
+
+    def slow(self, split, step, **options):
+        steps.append(step)
+        if len(steps) == 30:
+            raise Killed
+        return real_batch(self, split, step, **options)
+
+    monkeypatch.setattr(TokenDataset, "batch", slow)
+    monkeypatch.setattr("sparse_model.training.loop.time.monotonic", lambda: float(len(steps)))
+    with pytest.raises(Killed):
+        train(MODEL, rarely, data, checkpoints=Checkpoints(str(tmp_path)))
+    resumed = train(MODEL, rarely, data, checkpoints=Checkpoints(str(tmp_path)))
+    assert steps[30] == 24
+    assert resumed.metrics["train_seconds"] == 40
+    assert resumed.metrics["tokens_per_second"] == 8 * 32
+
+
+def test_a_diverging_run_stops_early_with_its_reason(data):
+    wild = RECIPE.model_copy(update={"lr": 1e4, "gradient": "none", "fraction": 1.0, "warmup": 0.0})
+    result = train(MODEL, wild, data)
+    assert result.status == "diverged"
+    assert "training loss" in result.reason
+    assert result.metrics["step"] < 40
+
+
+def test_what_cannot_be_trained_is_refused(data):
+    with pytest.raises(InputError, match="vocab_size 64; the data's tokenizer has 300"):
+        train(MODEL.model_copy(update={"vocab_size": 64}), RECIPE, data)
+    with pytest.raises(InputError, match="min_alive"):
+        train(MODEL, RECIPE.model_copy(update={"fraction": 0.001}), data)
+
+
+def test_dead_neurons_kurtosis_and_activity_of_a_hand_made_model():
+    model = SparseTransformer(MODEL.model_copy(update={"activation_fraction": 1.0}))
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p.zero_() if "layers" in name else p.normal_()
+        model.layers[0].mlp.up.bias[:32] = 1.0  # a quarter of the 128 neurons always fires; gelu(0) = 0 for the others
+        model.embedding.zero_()
+        model.embedding[:, 0] = 1.0  # one of 32 channels carries everything: kurtosis of a one-hot vector
+    figures = evaluate(model, [torch.randint(0, 300, (2, 9))])
+    one_hot = torch.eye(32)[0]
+    z = one_hot - one_hot.mean()
+    assert figures["dead_neurons"] == pytest.approx(0.75)
+    assert figures["active.mlp.act"] == pytest.approx(0.25)
+    assert figures["active.attn.in"] == figures["active.final.in"] == pytest.approx(1 / 32)
+    assert figures["active.attn.q"] == 0
+    assert figures["active"] == pytest.approx((3 + 32) / (8 * 32 + 128))  # 8 sites of 32 channels and the neurons
+    assert figures["kurtosis"] == pytest.approx(float((z**4).mean() / (z**2).mean() ** 2), rel=1e-4)
+
+
+def test_sigkill_leaves_a_checkpoint_to_continue_from(data, tmp_path):
+    folder = tmp_path / "checkpoints"
+    script = Path(__file__).parent / "train_worker.py"
+    environment = os.environ | {"MODEL": MODEL.model_dump_json(), "RECIPE": RECIPE.model_dump_json()}
+    process = subprocess.Popen([sys.executable, script, data.uri, str(folder)], env=environment)
+    deadline = time.monotonic() + 60
+    while not list(folder.glob("step-*/manifest.json")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait(10) == -signal.SIGKILL
+    resumed = train(MODEL, RECIPE, data, checkpoints=Checkpoints(str(folder)))
+    assert same(weights(resumed.model), weights(train(MODEL, RECIPE, data).model))

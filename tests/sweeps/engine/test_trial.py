@@ -1,0 +1,264 @@
+"""What becomes of a trial, however it ends: its stages are replaced here, Ray's part is tested in tests/cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+from ray import tune
+from ray.train import TrainingFailedError
+from ray.train.v2.api.exceptions import WorkerGroupError
+
+from sparse_model import storage
+from sparse_model.errors import InputError
+from sparse_model.storage.store_errors import StorageUnavailable
+from sweeps.engine import prune, train
+from sweeps.engine.interrupts import Interrupts
+from sweeps.engine.lease import Lease
+from sweeps.engine.runner import TrialEvents, known_results
+from sweeps.engine.trial import run_trial
+from sweeps.frontier.queries import Frontier
+from sweeps.search.draws import Assignment, StudySearch
+from sweeps.search.objectives import METRICS, PENALTIES
+from sweeps.show.progress import StudyProgress
+from sweeps.study.study import Study, read_study
+from sweeps.trial.outcome import Trained
+from sweeps.trial.places import StudyRun, Trial
+from sweeps.trial.task_circuits import prune_task
+
+Text = Callable[..., str]
+FIGURES = {"val_loss": 2.0, "train_loss": 2.1, "l0": 100, "total_params": 200, "tokens": 1000, "flops": 1e9}
+FIGURES |= {"active": 0.2, "active.mlp.act": 0.1}
+
+
+@pytest.fixture
+def study(study_text: Text) -> Study:
+    return read_study(study_text({"min_tasks_solved": 2}), "s")
+
+
+@pytest.fixture
+def reported(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    reports: list[dict[str, Any]] = []
+    monkeypatch.setattr(tune, "report", reports.append)
+    return reports
+
+
+def suggestion(study: Study) -> dict[str, Any]:
+    assignment = StudySearch(study, {}).next_assignment()
+    assert isinstance(assignment, Assignment)
+    return assignment.as_config()
+
+
+def circuit(task: str, status: str, edges: int | None, target: float = 0.15) -> dict[str, Any]:
+    return {"task": task, "status": status, "edges": edges, "target_loss": target, "method": "node"}
+
+
+def play(
+    study: Study,
+    monkeypatch: pytest.MonkeyPatch,
+    trained: Trained | Exception,
+    circuits: list[dict[str, Any]] | Exception,
+    attempts: dict[str, int] | None = None,
+) -> dict[str, Any]:
+    """Run a trial whose training and pruning end as given; its row."""
+
+    def ending(outcome: Any) -> Any:
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(train, "train_model", lambda trial: ending(trained))
+    monkeypatch.setattr(
+        prune, "prune_model", lambda trial, report: [row | {"trial": trial.key} for row in ending(circuits)]
+    )
+    run_trial(suggestion(study), StudyRun(study, "data", attempts or {}))
+    (row,) = Frontier(study.root).trials().to_pylist()
+    return dict(row)
+
+
+def crashed_trial(study: Any, get_error: Any) -> SimpleNamespace:
+    """What the driver sees of a trial of Tune's."""
+    kept = SimpleNamespace(last_result={}, metric_analysis={}, metric_n_steps={})
+    return SimpleNamespace(config=suggestion(study), get_error=get_error, last_result={}, run_metadata=kept)
+
+
+def test_a_trial_that_ends_well(study: Study, monkeypatch: pytest.MonkeyPatch, reported: list[dict[str, Any]]) -> None:
+    found = [circuit("a", "ok", 4), circuit("b", "ok", 9), circuit("c", "unsolved", None), circuit("a", "ok", 99, 0.5)]
+    found.append(circuit("a", "ok", 1) | {"method": "edge"})  # never mixed with the others
+    row = play(study, monkeypatch, Trained("ok", "", FIGURES), found)
+    assert (row["status"], row["eligible"], row["tasks_solved"], row["l0"]) == ("ok", True, 2, 100)
+    assert (row["active"], row["active_neurons"]) == (0.2, 0.1)
+    assert row["circuit_edges"] == pytest.approx(6)
+    assert [reported[-1][metric] for metric in METRICS] == [2.0, row["circuit_edges"]]
+    assert Frontier(study.root).circuits().num_rows == 5
+
+
+def test_too_few_tasks_keep_a_trial_off_the_frontier(
+    study: Study, monkeypatch: pytest.MonkeyPatch, reported: list[dict[str, Any]]
+) -> None:
+    row = play(study, monkeypatch, Trained("ok", "", FIGURES), [circuit("a", "ok", 1)])
+    assert (row["status"], row["eligible"], row["circuit_edges"]) == ("ok", False, 1)
+    assert [reported[-1][metric] for metric in METRICS] == [2.0, PENALTIES[1]]
+    assert Frontier(study.root).pareto().num_rows == 0
+
+
+@pytest.mark.parametrize(
+    ("trained", "circuits", "status", "reason"),
+    [
+        (Trained("diverged", "training loss is nan at step 3", {"train_loss": 9.0}), [], "diverged", "nan at step 3"),
+        (InputError("no such thing"), [], "failed", "InputError: no such thing"),
+        (Trained("ok", "", FIGURES), RuntimeError("two\nlines"), "failed", "RuntimeError: two lines"),
+        (WorkerGroupError("x", {0: ValueError("odd shape")}), [], "failed", "ValueError: odd shape"),
+    ],
+)
+def test_other_ends_are_rows_with_a_reason(
+    study: Study,
+    monkeypatch: pytest.MonkeyPatch,
+    reported: list[dict[str, Any]],
+    trained: Any,
+    circuits: Any,
+    status: str,
+    reason: str,
+) -> None:
+    row = play(study, monkeypatch, trained, circuits)
+    assert row["status"] == status
+    assert reason in row["reason"]
+    assert (row["eligible"], row["kind"] in ("sparse", "dense")) == (False, True)
+    assert tuple(reported[-1][metric] for metric in METRICS) == PENALTIES
+    assert Frontier(study.root).circuits().num_rows == 0
+
+
+def test_a_dead_process_is_tried_again_instead(
+    study: Study, monkeypatch: pytest.MonkeyPatch, reported: list[dict[str, Any]]
+) -> None:
+    with pytest.raises(TrainingFailedError):
+        play(study, monkeypatch, WorkerGroupError("x", {0: ray.exceptions.ActorDiedError()}), [])
+    assert not storage.exists(storage.join(study.root, "frontier"))
+    assert not reported
+
+
+def test_the_driver_sees_to_a_trial_that_kept_crashing(study: Study) -> None:
+    class Silent:
+        def line(self, text: str) -> None: ...
+        def end(self, name: str) -> None: ...
+
+    progress = StudyProgress(Silent(), study)  # type: ignore[arg-type]
+    events = TrialEvents(StudyRun(study, "data"), progress, Interrupts(), Lease(study.root, 1))
+    error = ray.exceptions.WorkerCrashedError()
+    events.on_trial_error(1, [], crashed_trial(study, lambda: error))
+    (row,) = Frontier(study.root).trials().to_pylist()
+    assert (row["status"], row["eligible"]) == ("failed", False)
+    assert "WorkerCrashedError" in row["reason"]
+
+
+def test_a_validation_loss_is_shown_with_the_step_it_is_of(study: Study) -> None:
+    class Shown:
+        def stage(self, name: str, share: float, note: str) -> None:
+            self.note = note
+
+    shown = Shown()
+    progress = StudyProgress(shown, study)  # type: ignore[arg-type]
+    metrics = {"step": 20, "steps": 100, "train_loss": 3.0, "l0": 5}
+    progress.training("t", metrics)
+    assert shown.note == "step 20/100 · train 3.000 · L0 5"
+    progress.training("t", metrics | {"step": 40, "val_loss": 2.5, "val_step": 30})
+    assert shown.note == "step 40/100 · train 3.000, val 2.500 at 30 · L0 5"
+
+
+def test_retrying_failed_trials(study: Study, monkeypatch: pytest.MonkeyPatch, reported: list[dict[str, Any]]) -> None:
+    """A failed trial is run again when asked for; the search stays told of the failure, so that later trials stay."""
+    key = play(study, monkeypatch, ValueError("once"), [])["trial"]
+    assert known_results(study, "data", retry_failed=False) == ({key: PENALTIES}, {})
+    known, again = known_results(study, "data", retry_failed=True)
+    assert (known, again) == ({}, {key: 1})
+    row = play(study, monkeypatch, Trained("ok", "", FIGURES), [circuit("a", "ok", 4)] * 2, again)
+    assert (row["trial"], row["status"], row["eligible"], row["retried"]) == (key, "ok", True, True)
+    assert known_results(study, "data", retry_failed=True) == ({key: PENALTIES}, {})
+    assert Frontier(study.root).pareto().num_rows == 1
+
+
+def test_results_on_other_text_are_not_continued(
+    study: Study, monkeypatch: pytest.MonkeyPatch, reported: list[dict[str, Any]]
+) -> None:
+    play(study, monkeypatch, Trained("ok", "", FIGURES), [])
+    with pytest.raises(InputError, match="dataset data, now other"):
+        known_results(study, "other", retry_failed=False)
+
+
+def test_a_trial_whose_rows_cannot_be_written_has_not_finished(
+    study: Study, monkeypatch: pytest.MonkeyPatch, reported: list[dict[str, Any]]
+) -> None:
+    def down(*_: Any) -> None:
+        raise StorageUnavailable("storage: cannot write: down")
+
+    monkeypatch.setattr(storage, "write_bytes_atomic", down)
+    with pytest.raises(StorageUnavailable):
+        play(study, monkeypatch, Trained("ok", "", FIGURES), [circuit("a", "ok", 4)])
+    assert not any(report.get("stage") == "done" for report in reported)
+    assert not storage.exists(storage.join(study.root, "frontier"))
+
+
+def test_a_trial_that_ended_without_telling_is_told_from_its_row(
+    study: Study, monkeypatch: pytest.MonkeyPatch, reported: list[dict[str, Any]]
+) -> None:
+    """A process that dies between its row and its report: the retry neither trains again nor makes it a failure."""
+    written = play(study, monkeypatch, Trained("ok", "", FIGURES), [circuit("a", "ok", 4)] * 2)
+    told = reported[-1]
+    again = play(study, monkeypatch, AssertionError("trained again"), [])
+    assert again == written
+    assert {metric: reported[-1][metric] for metric in METRICS} == {metric: told[metric] for metric in METRICS}
+    crashed = crashed_trial(study, ray.exceptions.WorkerCrashedError)
+    shown: list[str] = []
+    progress = SimpleNamespace(finished=lambda key, row: shown.append(row["status"]))
+    events = TrialEvents(StudyRun(study, "data"), progress, Interrupts(), Lease(study.root, 1))  # type: ignore[arg-type]
+    events.on_trial_error(1, [], crashed)
+    assert shown == ["ok"]
+    assert Frontier(study.root).trials().to_pylist() == [written]
+
+
+def test_leftovers_that_cannot_be_removed_are_no_failure(
+    study: Study, monkeypatch: pytest.MonkeyPatch, reported: list[dict[str, Any]]
+) -> None:
+    def down(*_: Any) -> None:
+        raise StorageUnavailable("storage: cannot delete: down")
+
+    monkeypatch.setattr(storage, "remove", down)
+    assert play(study, monkeypatch, Trained("ok", "", FIGURES), [])["status"] == "ok"
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_training_goes_on_for_as_long_as_it_gets_further(
+    study: Study, monkeypatch: pytest.MonkeyPatch, progress: bool
+) -> None:
+    trial, fits = Trial.of(suggestion(study), StudyRun(study, "data")), list[int]()
+
+    def fit(trial: Trial, scratch: str) -> Trained:
+        fits.append(len(fits))
+        if progress:
+            storage.write_bytes_atomic(storage.join(trial.checkpoints_uri, f"step-{len(fits)}", "x"), b"")
+        if len(fits) == 20:
+            return Trained("ok", "", {})
+        raise WorkerGroupError("x", {0: ray.exceptions.ActorDiedError()})
+
+    monkeypatch.setattr(train, "_fit", fit)
+    if progress:
+        assert train.train_model(trial).status == "ok"
+    else:
+        with pytest.raises(TrainingFailedError):
+            train.train_model(trial)
+        assert len(fits) == 2
+
+
+def test_pruning_holds_what_it_is_given_and_runs_where_it_is_told_to(study: Study) -> None:
+    resources = study.resources.model_copy(update={"gpus_per_worker": 1.0, "workers": 8, "cpus_per_pruning_task": 3})
+    anywhere = prune.placement(resources)
+    assert (anywhere["num_gpus"], anywhere["num_cpus"], anywhere["resources"]) == (0, 3, {})
+    elsewhere = prune.placement(resources.model_copy(update={"pruning_resource": "pruner"}))
+    assert (elsewhere["num_gpus"], elsewhere["resources"]) == (0, {"pruner": 3})
+    sharing = resources.model_copy(update={"gpus_per_pruning_task": 0.25})
+    assert prune.placement(sharing)["num_gpus"] == 0.25
+    assert prune.remote(prune_task, sharing)._max_calls == 1  # so that no idle process keeps a GPU's memory
+    assert prune.remote(prune_task, resources)._max_calls == 0
