@@ -87,5 +87,5 @@ def steps(model: SparseTransformer, circuit: Circuit, task: TaskData) -> dict[st
         "before": found.circuit.loss,
         "together": found.together.loss,
         "accuracy": found.together.accuracy,
-        "nodes": {numbers[node]: [*step, found.alone[node].loss] for node, step in found.steps.items()},
+        "nodes": {str(numbers[node]): [*step, found.alone[node].loss] for node, step in found.steps.items()},
     }
