@@ -78,8 +78,8 @@ def circuit_page(
 
 def rendered(data: dict[str, Any]) -> Page:
     """The page of its data."""
-    scripts = SCRIPTS if data["head"]["status"] == "ok" else SCRIPTS[:1]
-    styles, assets = [asset("base.css"), asset("circuit.css")], [asset(name) for name in scripts]
+    scripts = SCRIPTS if data["head"]["status"] == "ok" else ("base.js",)
+    styles, assets = [asset("base.css"), asset("circuit.css")], [asset(name) for name in (*scripts, "ready.js")]
     values = {"head": data["head"], "omitted": data["omitted"], "example": _spelled(data)}
     page = Page(html(asset("circuit.html"), data, styles, assets, **values))
     page.data = data

@@ -23,7 +23,17 @@ from sweeps.commands.data import StorageOption
 from sweeps.commands.one import opened
 from sweeps.commands.parallel import on_all_cores
 from sweeps.show.curve_store import CurveStore
-from sweeps.show.curves import TARGETS, Curve, Interval, Point, mean_curves, plot_curves, sizes_of, stored_rows
+from sweeps.show.curves import (
+    TARGETS,
+    Curve,
+    Interval,
+    Point,
+    mean_curves,
+    model_names,
+    plot_curves,
+    sizes_of,
+    stored_rows,
+)
 from sweeps.show.plot import image_format
 from sweeps.show.progress import Show
 from sweeps.show.text import terminal
@@ -57,7 +67,8 @@ def curves(
     asked = load_study(study, storage_uri)
     console = terminal()
     chosen = _tasks(asked, tasks)
-    names = {"a": a, "b": b} if _name(a) == _name(b) else {_name(a): a, _name(b): b}
+    named = model_names([a, b]) if a != b else ["a", "b"]
+    names = dict(zip(named, (a, b), strict=True))
     with Show(console) as show:
         found = {name: _sizes(uri, name, asked, chosen, tasks is not None, show) for name, uri in names.items()}
     panels: dict[str, list[Point]] = {}
@@ -93,7 +104,7 @@ def baselines(
     points = mean_curves(curves, TARGETS)
     console.print(_table("node-pruned: geometric mean of edges", points, ratio=False))
     if plot is not None:
-        plot_curves({"node": points}, plot, f"Learned masks against baselines: {_name(model)}")
+        plot_curves({"node": points}, plot, f"Learned masks against baselines: {model_names([model])[0]}")
     return 0
 
 

@@ -84,7 +84,7 @@ def rendered(data: dict[str, Any]) -> str:
         asset("report.html", "sweeps.pages"),
         data,
         [asset("base.css"), asset("report.css", "sweeps.pages")],
-        [asset("base.js"), *(asset(name, "sweeps.pages") for name in ("study.js", "panels.js"))],
+        [asset("base.js"), *(asset(name, "sweeps.pages") for name in ("study.js", "panels.js")), asset("ready.js")],
         names=data["names"],
         uris=data["uris"],
         omitted=data["omitted"],

@@ -248,6 +248,8 @@ def _importances(uris: Sequence[str]) -> dict[str, Any]:
     """Of the only study, where there are trials enough."""
     if len(uris) > 1:
         return {"rows": [], "why": "of several studies; ask for a report of one"}
+    if _stored(uris[0]) is None:
+        return {"rows": [], "why": "no study.yaml is kept with these results, so their space is not known"}
     try:
         rows = importances(optuna_study(uris[0])).to_pylist()
     except InputError as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from pages.stories import Story, Tokens, story
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -68,6 +69,7 @@ def opened(browser: Any, tmp_path: Path) -> Iterator[Open]:
         page.wait_for_selector("html[data-ready]", state="attached", timeout=10_000)
         return page
 
+    open_page.said = said  # type: ignore[attr-defined]
     yield open_page
     for context in contexts:
         context.close()

@@ -6,10 +6,10 @@ import itertools
 import random
 
 import pytest
-from pages.stories import Story
 
 from circuit.graph.record import Circuit, Edge, Node
 from circuit.pages.layout import Orders, inversions, laid_out, spread
+from pages.stories import Story
 
 GRID = [(x, y) for x in range(4) for y in range(4)]
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pages.stories import ANSWERS, CUES, HOSTILE, QUESTION, Story, Tokens
 
 from circuit.graph.edges import matrices
 from circuit.graph.record import Circuit, Edge
@@ -19,10 +18,11 @@ from circuit.inspect.contexts import contexts
 from circuit.inspect.running import CircuitModel, changed, effects, nodes_of
 from circuit.pages import Notes
 from circuit.pages.head import proofs
-from circuit.pages.shown import visible
 from circuit.pages.runs import seen_on
+from circuit.pages.shown import visible
 from circuit.search.evaluation import task_scores
 from circuit.tasks import TaskData
+from pages.stories import ANSWERS, CUES, HOSTILE, QUESTION, Story, Tokens
 from sparse_model.errors import InputError
 
 CLOSE = {"rel": 2e-4, "abs": 1e-5}
@@ -60,7 +60,9 @@ def test_ten_figures_of_a_page_are_those_of_model_and_circuit(told: Story, told_
     step = data["ablations"]["steps"]["nodes"][str(i)]
     assert step[:3] == pytest.approx(list(binary.steps[nodes_of(circuit)[i]]), **CLOSE)
     top = next(one for one in data["nodes"][i]["text"]["passages"] if one[0] == "top")
-    assert top[1] == pytest.approx(contexts(model, [nodes_of(circuit)[i]], text)[nodes_of(circuit)[i]].top[0].value, **CLOSE)
+    assert top[1] == pytest.approx(
+        contexts(model, [nodes_of(circuit)[i]], text)[nodes_of(circuit)[i]].top[0].value, **CLOSE
+    )
     margins = running.margins(task.heldout)
     assert sorted(row["margin"] for row in data["prompts"]["rows"])[0] == pytest.approx(float(margins.min()), **CLOSE)
     weights = {(layer, m, t): w for layer, m, _, t, w in matrices(model)}
@@ -72,7 +74,9 @@ def test_heat_maps_hold_the_values_of_both_runs(told: Story, told_page: Any) -> 
     data, prompts = told_page.data, told_page.data["prompts"]
     row = prompts["rows"][0]
     tokens = [data["tokens"][token] for token in row["tokens"]]
-    texts = [visible(text) for text in Tokens().decode([0]).split()] and [visible(Tokens().decode([i])) for i in range(12)]
+    texts = [visible(text) for text in Tokens().decode([0]).split()] and [
+        visible(Tokens().decode([i])) for i in range(12)
+    ]
     ids = torch.tensor([[texts.index(text) for text in tokens]])
     name = "layers.0.attn.v.1"
     i, n = of(told, data, name), len(tokens)
@@ -113,8 +117,8 @@ def test_attention_of_the_planted_head_is_all_on_the_cue(told_page: Any) -> None
 
 
 def test_the_story_is_in_the_words_of_its_nodes(told: Story, told_page: Any) -> None:
-    words = {name: told_page.data["nodes"][of(told, told_page.data, name)]["words"] for name in (
-        "layers.0.attn.q.0", "layers.0.attn.k.0", "layers.0.attn.v.1", "layers.0.attn.out.5", "layers.1.mlp.act.3")}  # fmt: skip
+    names = [f"{site}.{channel}" for site, channel, _, _ in told_page.data["graph"]["nodes"]]
+    words = dict(zip(names, (found["words"] for found in told_page.data["nodes"]), strict=True))
     assert words["layers.0.attn.q.0"][0].startswith("constant query")
     assert any(said.startswith("marks the cue") for said in words["layers.0.attn.k.0"])
     assert any(said.startswith("tells A from B at the cue") for said in words["layers.0.attn.v.1"])

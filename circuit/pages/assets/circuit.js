@@ -83,10 +83,12 @@ function nameFields(name) {
 
 function drawNotes() {
   const named = G.nodes.map((_, i) => i).filter((i) => KINDS_OF_NOTES.some((kind) => notes[kind][fullName(i)]));
-  const whole = el("textarea", { "aria-label": "note on the circuit", placeholder: "What this circuit does, in your words", maxlength: 4000, id: "whole-note", onchange: (event) => setNote("notes", "", event.target.value) });
-  whole.value = notes.notes[""] || "";
+  // made once: a reader may be writing in it while notes on nodes change
+  const whole = byId("whole-note") || el("textarea", { "aria-label": "note on the circuit", placeholder: "What this circuit does, in your words", maxlength: 4000, id: "whole-note", onchange: (event) => setNote("notes", "", event.target.value) });
+  if (document.activeElement !== whole) whole.value = notes.notes[""] || "";
+  if (!byId("whole-note")) byId("notes").append(whole, el("div", { id: "notes-list" }));
   const groups = [...new Set(named.map((i) => notes.groups[fullName(i)] || ""))].sort();
-  clear(byId("notes"), whole,
+  clear(byId("notes-list"),
     groups.map((group) => el("div", {}, el("h3", {}, group || (named.length ? "without a group" : "")),
       table([["node"], ["name"], ["note"], ["loss when ablated", true]], named.filter((i) => (notes.groups[fullName(i)] || "") === group).map((i) => [nodeLink(i, fullName(i)), notes.names[fullName(i)] || "", notes.notes[fullName(i)] || "", signed(effects[i][0])])))),
     el("p", {}, el("button", { id: "download", onclick: download }, "Download notes as JSON"), " ", el("small", {}, "They are also in this page's address. `sweeps circuit page … --notes FILE` puts a downloaded file into a new page.")));
@@ -111,4 +113,3 @@ if (data.graph) {
   }
   window.addEventListener("resize", () => zoom(null));
 }
-document.documentElement.dataset.ready = "true";

@@ -29,7 +29,7 @@ function ticks(low, high, log) {
 }
 
 function frame(pen, width, height, x, y, labels) {
-  const box = { left: 58, right: width - 14, top: 12, bottom: height - 40 };
+  const box = { left: 58, right: width - 30, top: 12, bottom: height - 40 };
   const along = (axis, value) => (axis.log ? Math.log(value) - Math.log(axis.low) : value - axis.low) / ((axis.log ? Math.log(axis.high) - Math.log(axis.low) : axis.high - axis.low) || 1);
   const px = (value) => box.left + along(x, value) * (box.right - box.left), py = (value) => box.bottom - along(y, value) * (box.bottom - box.top);
   pen.strokeStyle = css("--line"); pen.fillStyle = css("--soft"); pen.lineWidth = 1;
@@ -165,7 +165,7 @@ function cell(m, i, k) {
   const [yes, no] = proofsOf(m.summary.at(place)), share = yes.length / ((yes.length + no.length) || 1);
   const words = `${m.tasks[k]} in ${label(i)}: ${size} edges\npasses ${yes.join(", ") || "none"}\nfails ${no.join(", ") || "none"}`;
   const name = `circuits/${several ? `${W.study.at(i)}/` : ""}${KEYS[i]}/${m.tasks[k]}${m.suffix}.html`;
-  const inner = data.pages[name] ? el("a", { href: name.split("/").map(encodeURIComponent).join("/") }, size) : el("button", { onclick: () => showCommand(m, i, k, name) }, size);
+  const inner = Object.hasOwn(data.pages, name) ? el("a", { href: name.split("/").map(encodeURIComponent).join("/") }, size) : el("button", { onclick: () => showCommand(m, i, k, name) }, size);
   const made = el("td", { class: "cell", title: words }, inner);
   made.style.backgroundColor = `rgba(var(--pos-rgb), ${(0.06 + 0.5 * share ** 2).toFixed(2)})`;
   if (no.length) made.style.boxShadow = `inset 0 -2px 0 ${css("--neg")}`;
@@ -305,4 +305,3 @@ window.addEventListener("popstate", () => { readFragment(); filterControls(); dr
 window.addEventListener("resize", drawAll);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
 for (const link of document.querySelectorAll(".bar a")) link.addEventListener("click", (event) => { event.preventDefault(); byId(link.getAttribute("href").slice(1)).scrollIntoView(); });
-document.documentElement.dataset.ready = "true";
