@@ -60,5 +60,5 @@ def comparison_page(
         for name, circuit, d_head in zip(names, circuits, d_heads, strict=True)
     ]
     styles = [asset("base.css"), asset("compare.css", "sweeps.pages")]
-    return html(asset("compare.html", "sweeps.pages"), data, styles, [], task=data["task"], stills=stills,
+    return html(asset("compare.html", "sweeps.pages"), data, styles, [asset("ready.js")], task=data["task"], stills=stills,
                 pairs=data["pairs"], figures=FIGURES)  # fmt: skip

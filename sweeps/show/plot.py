@@ -102,7 +102,7 @@ def _inside(axes: Axes, text: Text) -> None:
     up = min(0.0, box.y1 - label.y1) + max(0.0, box.y0 - label.y0)
     if right or up:
         x, y = axes.transData.transform(text.get_position())
-        text.set_position(axes.transData.inverted().transform((x + right, y + up)))
+        text.set_position(tuple(axes.transData.inverted().transform((x + right, y + up))))
 
 
 def _points(rows: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
