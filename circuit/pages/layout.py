@@ -21,6 +21,8 @@ from sparse_model.model.sites import FINAL_SITE
 SWEEPS = 24
 GAP, ROW, MARGIN = 46.0, 68.0, 64.0
 """Least distance between neighbours in a row, between rows, and around everything, in units of the picture."""
+TALLEST_ROW = 120.0
+"""Of a wide picture, whose lines would be too flat."""
 LABELS = 130.0
 """Room on the left for the names of rows."""
 PAIR = 26.0
@@ -208,10 +210,11 @@ def _placed(circuit: Circuit, orders: Orders, crossings: int) -> Layout:
     names = [name for name in _row_names(circuit) if name in members]
     place: dict[Node, tuple[float, float]] = {}
     boxes: list[Box] = []
-    height = MARGIN + ROW * (len(names) + 2)
+    row_height = min(TALLEST_ROW, max(ROW, (LABELS + GAP * len(lanes)) / (1.5 * max(1, len(names)))))
+    height = 2 * MARGIN + row_height * (len(names) + 1)
     rows = []
     for i, name in enumerate(names):
-        y = height - MARGIN - ROW * (i + 1.6)
+        y = height - MARGIN - row_height * (i + 1.6)
         rows.append(Row(name, _label(name), y))
         if name in orders.free:
             x = _free_places(orders, members[name], circuit.edges, lanes)
@@ -230,7 +233,7 @@ def _placed(circuit: Circuit, orders: Orders, crossings: int) -> Layout:
         {channel: x + shift for channel, x in lanes.items()},
         tuple(Box(b.layer, b.head, b.x + shift, b.y, b.width, b.height) for b in boxes),
         {node: (x + shift, y) for node, (x, y) in place.items()},
-        height - MARGIN - ROW * 0.8,
+        height - MARGIN - row_height * 0.8,
         height - MARGIN,
         MARGIN * 0.8,
         crossings,

@@ -59,6 +59,6 @@ def comparison_page(
         (name, head_data(circuit, {}), Markup(still_svg(circuit, d_head)))
         for name, circuit, d_head in zip(names, circuits, d_heads, strict=True)
     ]
-    styles = [asset("base.css"), asset("compare.css", "sweeps.pages")]
-    return html(asset("compare.html", "sweeps.pages"), data, styles, [asset("ready.js")], task=data["task"], stills=stills,
-                pairs=data["pairs"], figures=FIGURES)  # fmt: skip
+    styles, scripts = [asset("base.css"), asset("compare.css", "sweeps.pages")], [asset("ready.js")]
+    values = {"task": data["task"], "stills": stills, "pairs": data["pairs"], "figures": FIGURES}
+    return html(asset("compare.html", "sweeps.pages"), data, styles, scripts, **values)

@@ -128,6 +128,7 @@ function paintGraph() {
   const chosen = state.node, inCone = new Set(chosen === null ? [] : [chosen]);
   if (chosen !== null && state.cone !== "above") cone(chosen, below).forEach((i) => inCone.add(i));
   if (chosen !== null && state.cone !== "below") cone(chosen, above).forEach((i) => inCone.add(i));
+  for (const pair of G.pairs) if (pair.includes(chosen)) pair.forEach((i) => inCone.add(i));
   const faded = (...ends) => chosen !== null && state.cone !== "off" && !ends.every((i) => inCone.has(i));
   const gone = (i) => nodeEffect(i) < state.least;
   drawn.nodes.forEach((made, i) => {
