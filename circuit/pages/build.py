@@ -15,6 +15,7 @@ from circuit.pages.attention import attention_data
 from circuit.pages.head import example, head_data
 from circuit.pages.importance import (
     FEW_PAIRS,
+    MANY_PARTS,
     MOST_DOSED,
     MOST_EDGES,
     MOST_STEPPED,
@@ -167,7 +168,9 @@ def _measured(
 def _ablations(circuit: Circuit, model: SparseTransformer, task: TaskData, omitted: list[str]) -> dict[str, Any]:
     """Effects of parts alone and of pairs, loss as nodes go, steps."""
     nodes = nodes_of(circuit)
-    probe, few = Probe(model, circuit, task.heldout), Probe(model, circuit, task.heldout.first(FEW_PAIRS))
+    few = Probe(model, circuit, task.heldout.first(FEW_PAIRS))
+    many = circuit.n_nodes + circuit.n_edges > MANY_PARTS
+    probe = few if many else Probe(model, circuit, task.heldout)
     of_nodes = effects(probe, nodes)
     edges = list(circuit.edges)
     by_weight = sorted(range(len(edges)), key=lambda i: -abs(edges[i].weight))[:MOST_EDGES]
@@ -184,6 +187,7 @@ def _ablations(circuit: Circuit, model: SparseTransformer, task: TaskData, omitt
         omitted.append(f"Two-valued steps: not fitted for circuits of more than {MOST_STEPPED} nodes")
     return {
         "before": list(probe.outcome()),
+        "measured_on": len(probe.order) // 2,
         "nodes": of_nodes,
         "edges": [measured.get(i) for i in range(len(edges))],
         "pairs": paired(few, nodes, strongest),

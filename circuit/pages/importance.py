@@ -19,7 +19,9 @@ FEW_PAIRS = 32
 """Pairs of prompts for what takes many runs: doses, pairs of nodes, steps."""
 MOST_EDGES = 1500
 """Edges of a circuit whose effects are measured one by one."""
-MOST_STEPPED, MOST_DOSED = 80, 240
+MANY_PARTS = 300
+"""Nodes and edges of a circuit above which their effects are measured on a few pairs instead of all."""
+MOST_STEPPED, MOST_DOSED = 80, 60
 """Nodes of a circuit whose steps are fitted, and whose response is measured."""
 PAIRED = 14
 """Nodes, those of the largest effects, that are ablated two by two."""

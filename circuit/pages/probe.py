@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from circuit.ablated.batches import all_batches
+from circuit.ablated.batches import answer_batch
 from circuit.ablated.calibration import task_loss
 from circuit.ablated.compact import Gates, edges_into
 from circuit.graph.record import Circuit, Edge, Node
@@ -19,6 +19,9 @@ from circuit.inspect.running import CircuitModel
 from circuit.tasks import PairBatch
 from sparse_model.model.sites import site_width
 from sparse_model.model.transformer import SparseTransformer
+
+POSITIONS = 16384
+"""Positions per batch: what is left of a model is small."""
 
 
 class Outcome(NamedTuple):
@@ -39,8 +42,9 @@ class Probe:
         self.circuit, self.device = circuit, self.running.device
         self.widths = {site: site_width(model.config, site) for site in circuit.means}
         self.blocks = {between.target: between for between in self.running.compact.projections()}
-        self.batches = all_batches(data, self.device)
-        self.order = data.length.argsort(stable=True)  # that of all_batches
+        self.order = data.length.argsort(stable=True)  # so that little of a batch is padding
+        at_once = max(1, POSITIONS // int(data.length.max()))
+        self.batches = [answer_batch(data, rows, self.device) for rows in torch.split(self.order, at_once)]
 
     @torch.no_grad()
     def margins(self, parts: Sequence[Node | Edge] = (), values: Mapping[Node, float] | None = None) -> Tensor:

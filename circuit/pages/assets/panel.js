@@ -25,7 +25,7 @@ function drawPanel() {
     el("h3", { id: "panel-name" }, name, el("small", {}, `  ${kind === "final.in" ? "read by the unembedding" : `layer ${name.split(".")[1]}`}`)),
     nameFields(name),
     el("ul", {}, node.words.map((word) => el("li", {}, word))),
-    el("p", {}, el("b", {}, `Ablated: loss ${signed(effects[i][0])} nats`), `, mean margin ${signed(-effects[i][1])} nats, ${percent(effects[i][2])} right. `, el("small", {}, "In the circuit, calibrated, held-out prompts; held at its mean.")),
+    el("p", {}, el("b", {}, `Ablated: loss ${signed(effects[i][0])} nats`), `, mean margin ${signed(-effects[i][1])} nats, ${percent(effects[i][2])} right. `, el("small", {}, `In the circuit, calibrated, ${data.ablations.measured_on} held-out pairs; held at its mean.`)),
     valueTable(node),
     el("h3", {}, "Weights in ", el("small", {}, kind.endsWith("in") ? "it reads its residual channel" : `${inside.length} of the ${into} nonzero ones it has in the model`)),
     inside.length ? weightRows(inside, false) : null,

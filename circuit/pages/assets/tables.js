@@ -6,7 +6,7 @@ function drawAblations() {
   const heads = [["ablated"], ["loss", true], ["mean margin", true], ["right", true], [""]];
   const pairs = ["redundant", "synergistic"].flatMap((word) => B.pairs.filter((pair) => pair[5] === word).slice(0, 15));
   clear(byId("ablations"),
-    el("p", { class: "soft" }, `In the circuit, with its calibration, on all held-out prompts; nothing ablated: loss ${figure(B.before[0])} nats, mean margin ${figure(B.before[1])} nats, ${percent(B.before[2])} right. Ablated: held at its mean.`),
+    el("p", { class: "soft" }, `In the circuit, with its calibration, on ${B.measured_on} held-out pairs; nothing ablated: loss ${figure(B.before[0])} nats, mean margin ${figure(B.before[1])} nats, ${percent(B.before[2])} right. Ablated: held at its mean.`),
     el("div", { class: "columns" },
       el("div", {}, el("h3", {}, `Nodes (${order.length})`), table(heads, order.map((i) => row(nodeLink(i), effects[i], mostEffect)), { class: "tall" })),
       el("div", {}, el("h3", {}, `Edges (${edgeEffects.length})`), edges.length ? table(heads, edges.slice(0, 400).map((i) => row(nodeLink(G.edges[i][1], `${shortName(G.edges[i][0])} → ${shortName(G.edges[i][1])}`), edgeEffects[i], mostEdgeEffect)), { class: "tall" }) : el("p", { class: "soft" }, "It has none.")),
