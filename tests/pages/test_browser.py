@@ -43,7 +43,7 @@ def test_hovering_says_what_a_weight_does(opened: Open, told_page: Any) -> None:
     edge.dispatch_event("pointermove", {"clientX": 300, "clientY": 300})
     words = page.locator("#tip").inner_text()
     assert "when the first rises by 1, the second" in words
-    assert "ablated: loss" in words
+    assert "ablated in the circuit: loss" in words
     node(page, KEY).hover()
     assert "marks the cue" in page.locator("#tip").inner_text()
 

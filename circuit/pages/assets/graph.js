@@ -32,11 +32,11 @@ function edgeWords(i) {
   const fellows = G.edges.filter((edge) => edge[1] === to).map((edge) => Math.abs(edge[4])).sort((a, b) => b - a);
   const rank = fellows.indexOf(Math.abs(weight)) + 1;
   return `${shortName(from)} → ${shortName(to)}\nweight ${signed(weight)} in ${matrix} of layer ${layer}: when the first rises by 1, ${matrix === "out" && KIND[siteKind(G.nodes[from][0])] === "v" ? "as attention mixes it, " : ""}the second ${weight > 0 ? "rises" : "falls"} by ${figure(Math.abs(weight))}${siteKind(G.nodes[to][0]) === "mlp.act" ? " before its activation function" : ""}\n${rank === 1 ? "the largest" : `number ${rank}`} of ${fellows.length} edge${fellows.length > 1 ? "s" : ""} into it`
-    + (effect ? `\nablated: loss ${signed(effect[0])} nats, mean margin ${signed(-effect[1])} nats` : "\neffect not measured");
+    + (effect ? `\nablated in the circuit: loss ${signed(effect[0])} nats, mean margin ${signed(-effect[1])} nats` : "\neffect not measured");
 }
 
 function nodeWords(i) {
-  return `${shortName(i)}${notes.names[fullName(i)] ? ` (${fullName(i)})` : ""}\nablated: loss ${signed(effects[i][0])} nats, mean margin ${signed(-effects[i][1])} nats\n${data.nodes[i].words.join("\n")}`;
+  return `${shortName(i)}${notes.names[fullName(i)] ? ` (${fullName(i)})` : ""}\nablated in the circuit: loss ${signed(effects[i][0])} nats, mean margin ${signed(-effects[i][1])} nats\n${data.nodes[i].words.join("\n")}`;
 }
 
 function laneWords(lane) {

@@ -57,7 +57,7 @@ function drawFrontier() {
   const [pen, width, height] = canvas("frontier", 430), colours = looks(), places = [];
   for (let i = 0; i < N; i++) if (edgesOf(i) >= 0 && Number.isFinite(T.val_loss[i])) places.push(i);
   spots = [];
-  byId("frontier-note").textContent = `Down and to the left is better. Circles: sparse, squares: dense; joined: not dominated among the filtered trials; ring: chosen. ${method().note}.`;
+  byId("frontier-note").textContent = `Down and to the left is better. Circles: sparse, squares: dense; joined: not dominated among the filtered trials; ring: chosen. ${method().note.replace(/^e/, "E")}.`;
   if (!places.length) { pen.fillStyle = css("--soft"); pen.textAlign = "center"; pen.fillText("no trial to compare yet", width / 2, height / 2); return; }
   const [px, py] = frame(pen, width, height, bounds(places.map((i) => T.val_loss[i])), bounds(places.map((i) => Math.max(1, edgesOf(i))), 0, true), ["validation loss (nats per token)", "circuit edges (geometric mean over common tasks)"]);
   const crowd = places.length > 400, size = crowd ? 2.2 : 5.5;
