@@ -33,10 +33,12 @@ from timing import medians_ms
 from train_step import D_HEAD, PEAK_FLOPS, SHAPES, PlainGPT, restoring
 
 from sparse_model.model.abstopk import abs_topk, gelu_topk, norm_topk
-from sparse_model.model.attention import attention_with_sink
+from sparse_model.model.attention import attention_with_sink, side_by_side
 from sparse_model.model.config import ModelConfig, TrainConfig
 from sparse_model.model.transformer import SparseTransformer
-from sparse_model.sparsity.projection import keep_mask, project, projected_groups
+from sparse_model.sparsity.projection import project, projected_groups
+from sparse_model.sparsity.selection import keep_mask
+from sparse_model.training.cuda_graph import RecordedWork
 from sparse_model.training.measures import flops_per_token
 from sparse_model.training.optimizer import SparseOptimizer
 
@@ -139,7 +141,7 @@ def check_topk() -> Any:
                 upstream = torch.randn_like(ours)
                 ours.backward(upstream)
                 theirs.backward(upstream)
-                yield f"{kind} {dtype} {width}", difference(ours, theirs), allowed
+                yield f"{kind} {dtype} {width}", difference(ours.detach(), theirs.detach()), allowed
                 yield (
                     f"{kind} {dtype} {width} gradient",
                     difference(x.grad, other.grad),
@@ -186,6 +188,30 @@ def check_sink() -> Any:
         column = sink.double().view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
         expected = torch.cat([scores, column], -1).softmax(-1)[..., :-1] @ v.double()
         yield f"sink {dtype}", difference(attention_with_sink(q, k, v, sink), expected), allowed
+        yield from check_attention(dtype, allowed)
+
+
+def check_attention(dtype: torch.dtype, allowed: float) -> Any:
+    """Values and gradients of attention as the model calls it, beside the plain form in float64."""
+    for T, H, K, with_sink in ((256, 8, 16, False), (100, 3, 32, True), (65, 2, 64, False), (40, 2, 128, True)):
+        qkv = torch.randn(2, T, 3, H * K, device=DEVICE).to(dtype).requires_grad_()
+        sink = torch.linspace(-2, 4, H, device=DEVICE).requires_grad_() if with_sink else None
+        exact = qkv.detach().double().requires_grad_()
+        column = torch.full((H,), -torch.inf, device=DEVICE) if sink is None else sink.detach()
+        column = column.double().requires_grad_()
+        q, k, v = (z.unflatten(-1, (H, K)).transpose(1, 2) for z in exact.unbind(2))
+        future = torch.ones(T, T, dtype=torch.bool, device=DEVICE).triu(1)
+        scores = ((q @ k.transpose(-1, -2)) / K**0.5).masked_fill(future, -torch.inf)
+        scores = torch.cat([scores, column.view(1, -1, 1, 1).expand(2, H, T, 1)], -1)
+        expected = (scores.softmax(-1)[..., :-1] @ v).transpose(1, 2).flatten(-2)
+        ours, upstream = side_by_side(qkv, K, sink), torch.randn(2, T, H * K, device=DEVICE)
+        ours.backward(upstream.to(dtype))
+        expected.backward(upstream.double())
+        label = f"attention {dtype} {T} x {K}{' sink' if with_sink else ''}"
+        yield label, difference(ours.detach(), expected.detach()), allowed
+        yield f"{label} gradient", difference(qkv.grad, exact.grad), allowed
+        if sink is not None:
+            yield f"{label} gradient of the sink", difference(sink.grad, column.grad), allowed
 
 
 KERNEL_CHECKS = {"abstopk": check_topk, "projection": check_projection, "sink": check_sink}
@@ -241,6 +267,7 @@ def steps(shape: str, session: Session) -> Figures:
         "plain_dense": lambda: plain_step(dense, tokens, False),
         "plain_dense_compiled": lambda: plain_step(dense, tokens, True),
         "sparse_compiled": lambda: our_step(sparse, recipe, tokens, compiled=True),
+        "sparse_graph": lambda: our_step(sparse, recipe, tokens, graph=True),
     }
     for name, build in builders.items():
         if session.left() < 8:
@@ -257,20 +284,31 @@ def steps(shape: str, session: Session) -> Figures:
             found[f"{name}_tokens_per_second"] = batch * sparse.context / found[f"{name}_ms"] * 1e3
             found[f"{name}_mfu"] = flops / (found[f"{name}_ms"] / 1e3) / PEAK_FLOPS
     best = min(found[f"{n}_ms"] for n in ("plain_dense", "plain_dense_compiled") if f"{n}_ms" in found)
-    ours = min(found[f"{n}_ms"] for n in ("sparse", "sparse_compiled") if f"{n}_ms" in found)
+    ours = min(found[f"{n}_ms"] for n in builders if n.startswith("sparse") and f"{n}_ms" in found)
     return found | {"sparse_over_plain_dense": ours / best}
 
 
-def our_step(config: ModelConfig, recipe: TrainConfig, tokens: torch.Tensor, compiled: bool = False) -> Any:
+def our_step(
+    config: ModelConfig, recipe: TrainConfig, tokens: torch.Tensor, compiled: bool = False, graph: bool = False
+) -> Any:
     model = on_device(lambda: SparseTransformer(config, torch.bfloat16))
     if compiled and GPU:
         for layer in model.layers:
             layer.compile()
-    optimizer = SparseOptimizer(model, recipe, n_steps=1000)
+    optimizer = SparseOptimizer(model, recipe, n_steps=1000, capturable=graph and GPU)
+
+    def learn(tokens: torch.Tensor) -> torch.Tensor:
+        loss = model(tokens[:, :-1], targets=tokens[:, 1:])
+        loss.backward()
+        optimizer.update()
+        return loss.detach()
+
+    work = RecordedWork(learn) if graph and GPU else learn
 
     def step() -> None:
-        model(tokens[:, :-1], targets=tokens[:, 1:]).backward()
-        optimizer.step(500)
+        optimizer.set_learning_rate(500)
+        work(tokens)
+        optimizer.project(500)
 
     return step
 
@@ -302,6 +340,8 @@ def timed(name: str, step: Callable[[], None], rounds: int, profile: bool) -> Fi
     start = time.monotonic()
     step()
     sync()
+    for _ in range(4):  # a graph is recorded at the fourth
+        step()
     found: Figures = {f"{name}_first_seconds": time.monotonic() - start}
     found[f"{name}_ms"] = medians_ms({"step": step}, rounds)["step"]
     if GPU:
@@ -385,23 +425,41 @@ def training(session: Session) -> Figures:
                          d_model=width, d_head=16, positions="learned")  # fmt: skip
     batch = 64 if GPU else 8
     recipe = TrainConfig(tokens=tokens, batch_size=batch, fraction=0.06, min_alive=1, lr=0.1, dtype="bfloat16",
-                         log_every=50 if GPU else 20, eval_every=10_000, checkpoint_every=10_000)  # fmt: skip
-    losses: list[tuple[int, float]] = []
+                         log_every=50 if GPU else 20, eval_every=300, checkpoint_every=10_000)  # fmt: skip
+    losses: list[tuple[int, float, float]] = []
     start = time.monotonic()
-    result = train(
-        config, recipe, data, device=DEVICE, report=lambda m: losses.append((int(m["step"]), float(m["train_loss"])))
-    )
+
+    def told(m: Any) -> None:
+        losses.append((int(m["step"]), round(float(m["train_loss"]), 4), round(float(m.get("val_loss", 0)), 4)))
+
+    result = train(config, recipe, data, device=DEVICE, report=told)
     seconds = time.monotonic() - start
     session.made["model"] = result.model
     groups = projected_groups(result.model, recipe)
     exact = all(int(g.weight.count_nonzero()) <= g.budget(1.0) for g in groups)
     found = {
-        "status": result.status, "losses": losses[:: max(1, len(losses) // 12)], "val_loss": result.metrics["val_loss"],
+        "status": result.status, "losses": losses[:: max(1, len(losses) // 20)], "val_loss": result.metrics["val_loss"],
         "dead_neurons": result.metrics["dead_neurons"], "seconds": seconds,
         "tokens_per_second": tokens / seconds, "budgets_kept": exact,
         "l0": sum(int(g.weight.count_nonzero()) for g in groups), "l0_budget": sum(g.budget(1.0) for g in groups),
     }  # fmt: skip
+    found["check_loss"] = {where: checked(result.model, data, where) for where in {"cpu", DEVICE.type}}
+    result.model.to(DEVICE)
     return found | resumed(session, config, recipe, data, Checkpoints, train)
+
+
+def checked(model: Any, data: Any, where: str) -> Figures:
+    """The loss of one held-out batch and of one training batch, on the device and on the CPU."""
+    model.to(where)
+    T = model.config.context
+    heldout = torch.from_numpy(next(iter(data.heldout_batches(16, T, 16 * T)))).to(where)
+    rows = data.batch("train", 0, batch_size=16, context=T, seed=0, rank=0, world=1)
+    seen = torch.from_numpy(rows).to(where)
+    with torch.no_grad():
+        return {
+            name: float(model(batch[:, :-1], targets=batch[:, 1:]))
+            for name, batch in (("heldout", heldout), ("train", seen))
+        }
 
 
 def resumed(session: Session, config: Any, recipe: Any, data: Any, checkpoints: Any, train: Any) -> Figures:
@@ -557,6 +615,7 @@ def release() -> None:
 
     gc.collect()
     if GPU:
+        torch._dynamo.reset()  # or another shape makes it compile for any
         torch.cuda.empty_cache()
 
 

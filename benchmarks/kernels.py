@@ -14,11 +14,13 @@ import torch
 import torch.nn.functional as F
 from timing import medians_ms
 from torch import Tensor
+from torch.autograd import grad
 
 from sparse_model.model.abstopk import abs_topk
 from sparse_model.model.attention import causal_attention
 from sparse_model.model.loss import next_token_loss, unembedding_loss
-from sparse_model.sparsity.cpu_projection import Matrix, survivors
+from sparse_model.sparsity.cpu_projection import survivors
+from sparse_model.sparsity.selection import Matrix
 
 Pair = tuple[Callable[[], object], Callable[[], object]]
 
@@ -31,12 +33,12 @@ def library_topk(x: Tensor, k: int) -> Tensor:
 def abstopk(rows: int = 2048, width: int = 512) -> Pair:
     x = torch.randn(rows, width).bfloat16().requires_grad_()
     upstream = torch.randn_like(x)
-    return lambda: abs_topk(x, width // 4).backward(upstream), lambda: library_topk(x, width // 4).backward(upstream)
+    return lambda: grad(abs_topk(x, width // 4), x, upstream), lambda: grad(library_topk(x, width // 4), x, upstream)
 
 
 def projection(numel: int = 4_194_304) -> Pair:
     weight, k = torch.randn(2048, numel // 2048), numel // 16
-    matrix = Matrix(weight.view(torch.int32).numpy(), k, min_alive=0, by_column=False)
+    matrix = Matrix(weight, k)
 
     def library() -> Tensor:
         keep = torch.zeros(numel, dtype=torch.bool)
@@ -53,22 +55,23 @@ def attention(batch: int = 16, heads: int = 8, context: int = 128, d_head: int =
     def library() -> None:
         # the fastest way to call it: its bfloat16 backward pass is slower still
         wide = (z.float() for z in (q, k, v))
-        F.scaled_dot_product_attention(*wide, is_causal=True).bfloat16().backward(upstream)
+        grad(F.scaled_dot_product_attention(*wide, is_causal=True).bfloat16(), (q, k, v), upstream)
 
-    return lambda: causal_attention(q, k, v).backward(upstream), library
+    return lambda: grad(causal_attention(q, k, v), (q, k, v), upstream), library
 
 
 def loss(positions: int = 2048, width: int = 128, vocabulary: int = 2048) -> Pair:
     final = torch.randn(positions, width).bfloat16().requires_grad_()
     weight = torch.randn(vocabulary, width).requires_grad_()
     bias, bigram = torch.zeros(vocabulary, requires_grad=True), torch.zeros(vocabulary, vocabulary, requires_grad=True)
+    weights = final, weight, bias, bigram
     tokens, targets = (torch.randint(0, vocabulary, (positions,)) for _ in range(2))
 
     def library() -> None:
         logits = F.linear(final, weight.to(final.dtype), bias.to(final.dtype)).float() + F.embedding(tokens, bigram)
-        next_token_loss(logits, targets).backward()
+        grad(next_token_loss(logits, targets), weights)
 
-    return lambda: unembedding_loss(final, weight, bias, bigram, tokens, targets).backward(), library
+    return lambda: grad(unembedding_loss(*weights, tokens, targets), weights), library
 
 
 BENCHMARKS: dict[str, Callable[[], Pair]] = {

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
 
@@ -21,6 +23,18 @@ def medians_ms(things: Mapping[str, Callable[[], object]], rounds: int, warmup: 
             if turn >= warmup:
                 times[name].append(1e3 * (time.perf_counter() - start))
     return {name: statistics.median(taken) for name, taken in times.items()}
+
+
+def processor() -> str:
+    """Name of what the figures are of: the GPU, or the processor."""
+    if torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 def synchronize() -> None:

@@ -1,7 +1,9 @@
 """Time of a training step, ours beside a plain dense GPT's, taking turns: `python benchmarks/train_step.py`.
 
-(a) `plain_dense`: a GPT as people write it (nn.Linear, scaled_dot_product_attention, cross_entropy, fused AdamW,
-bfloat16 autocast); (b) `dense`: ours with nothing sparse; (c) `sparse`: ours at --fraction with AbsTopK at 1/4.
+(a) `plain_dense_bfloat16` and `_float32`: a GPT as people write it (nn.Linear, scaled_dot_product_attention,
+cross_entropy, fused AdamW), under bfloat16 autocast and without; (b) `dense`: ours with nothing sparse; (c) `sparse`:
+ours at --fraction with AbsTopK at 1/4. Ours are in --dtype, by default the one that training takes on this machine.
+`sparse_over_plain_dense` is against the faster of (a).
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from timing import medians_ms
+from timing import medians_ms, processor
 from torch import Tensor, nn
 
 from sparse_model.model.abstopk import abs_topk
@@ -23,6 +25,7 @@ from sparse_model.model.transformer import SparseTransformer
 from sparse_model.sparsity.projection import Group, project, projected_groups
 from sparse_model.training.measures import flops_per_token
 from sparse_model.training.optimizer import SparseOptimizer
+from sparse_model.training.precision import resolved
 
 SHAPES = {
     "tiny": {"d_model": 128, "n_layer": 3, "context": 128, "batch": 16},
@@ -61,12 +64,12 @@ class PlainGPT(nn.Module):
         return self.unembedding(self.norm(self.blocks(self.embedding(tokens))))
 
 
-def plain_step(config: ModelConfig, tokens: Tensor) -> Callable[[], None]:
+def plain_step(config: ModelConfig, tokens: Tensor, dtype: torch.dtype) -> Callable[[], None]:
     model = PlainGPT(config).to(DEVICE)
     adamw = torch.optim.AdamW(model.parameters(), fused=True)
 
     def step() -> None:
-        with torch.autocast(DEVICE, torch.bfloat16):
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=dtype is torch.bfloat16):
             loss = F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
         loss.backward()
         adamw.step()
@@ -76,7 +79,7 @@ def plain_step(config: ModelConfig, tokens: Tensor) -> Callable[[], None]:
 
 
 def our_step(config: ModelConfig, recipe: TrainConfig, tokens: Tensor) -> tuple[Callable[[], None], SparseOptimizer]:
-    model = SparseTransformer(config, torch.bfloat16).to(DEVICE)
+    model = SparseTransformer(config, getattr(torch, recipe.dtype)).to(DEVICE)
     optimizer = SparseOptimizer(model, recipe, n_steps=1000)
 
     def step() -> None:
@@ -108,29 +111,29 @@ def restoring(groups: list[Group], uneven: float = 0.0) -> Callable[[], None]:
     return restore
 
 
-def abstopk_step(config: ModelConfig, tokens: Tensor) -> Callable[[], None]:
+def abstopk_step(config: ModelConfig, tokens: Tensor, dtype: torch.dtype) -> Callable[[], None]:
     """Every AbsTopK of one step, forward and backward, and nothing else."""
     positions, D = tokens.shape[0] * config.context, config.d_model
     widths = [w for w in (D, D, D, D, D, D, config.d_mlp_, D) for _ in range(config.n_layer)]
-    inputs = [torch.randn(positions, w, device=DEVICE).bfloat16().requires_grad_() for w in widths]
+    inputs = [torch.randn(positions, w, device=DEVICE).to(dtype).requires_grad_() for w in widths]
     upstream = [torch.randn_like(x) for x in inputs]
 
     def step() -> None:
         for x, grad in zip(inputs, upstream, strict=True):
-            abs_topk(x, x.shape[-1] // 4).backward(grad)
+            torch.autograd.grad(abs_topk(x, x.shape[-1] // 4), x, grad)
 
     return step
 
 
-def attention_step(config: ModelConfig, tokens: Tensor) -> Callable[[], None]:
+def attention_step(config: ModelConfig, tokens: Tensor, dtype: torch.dtype) -> Callable[[], None]:
     """Every attention of one step, forward and backward, and nothing else."""
     size = (tokens.shape[0], config.n_head_, config.context, config.d_head)
-    q, k, v, upstream = (torch.randn(size, device=DEVICE).bfloat16() for _ in range(4))
+    q, k, v, upstream = (torch.randn(size, device=DEVICE).to(dtype) for _ in range(4))
     inputs = [z.requires_grad_() for z in (q, k, v)]
 
     def step() -> None:
         for _ in range(config.n_layer):
-            causal_attention(*inputs).backward(upstream)
+            torch.autograd.grad(causal_attention(*inputs), inputs, upstream)
 
     return step
 
@@ -148,13 +151,14 @@ def adamw_step(optimizer: SparseOptimizer) -> Callable[[], None]:
     return step
 
 
-def measure(shape: str, fraction: float, rounds: int) -> dict[str, float]:
+def measure(shape: str, fraction: float, rounds: int, dtype: str) -> dict[str, float]:
     """The figures of one shape, in ms, and the ratio that matters."""
+    compute = getattr(torch, dtype)
     sizes = dict(SHAPES[shape])
     batch = sizes.pop("batch")
     sparse = ModelConfig(**sizes, d_head=D_HEAD)
     dense = ModelConfig(**sizes, d_head=D_HEAD, activation_fraction=1)
-    recipe = TrainConfig(fraction=fraction, min_alive=1, anneal=0)
+    recipe = TrainConfig(fraction=fraction, min_alive=1, anneal=0, dtype=dtype)
     tokens = torch.randint(0, sparse.vocab_size, (batch, sparse.context + 1), device=DEVICE)
     # the parts have models of their own: the step's stays as training leaves it
     optimizer = our_step(sparse, recipe, tokens)[1]
@@ -163,21 +167,23 @@ def measure(shape: str, fraction: float, rounds: int) -> dict[str, float]:
     restore_uneven = restoring(alive, uneven=0.5)
     taken = medians_ms(
         {
-            "plain_dense_ms": plain_step(dense, tokens),
-            "dense_ms": our_step(dense, TrainConfig(), tokens)[0],
+            "plain_dense_bfloat16_ms": plain_step(dense, tokens, torch.bfloat16),
+            "plain_dense_float32_ms": plain_step(dense, tokens, torch.float32),
+            "dense_ms": our_step(dense, TrainConfig(dtype=dtype), tokens)[0],
             "sparse_ms": our_step(sparse, recipe, tokens)[0],
             "restore_ms": restore,
             "projection_ms": lambda: (restore(), project(optimizer.groups, 1.0)),
             "projection_min_alive_ms": lambda: (restore_uneven(), project(alive, 1.0)),
-            "abstopk_ms": abstopk_step(sparse, tokens),
-            "attention_ms": attention_step(sparse, tokens),
+            "abstopk_ms": abstopk_step(sparse, tokens, compute),
+            "attention_ms": attention_step(sparse, tokens, compute),
             "adamw_ms": adamw_step(optimizer),
         },
         rounds,
     )
     taken["projection_ms"] -= taken["restore_ms"]
     taken["projection_min_alive_ms"] -= taken.pop("restore_ms")
-    taken["sparse_over_plain_dense"] = taken["sparse_ms"] / taken["plain_dense_ms"]
+    fastest_plain = min(taken["plain_dense_bfloat16_ms"], taken["plain_dense_float32_ms"])
+    taken["sparse_over_plain_dense"] = taken["sparse_ms"] / fastest_plain
     if DEVICE == "cuda":
         flops = flops_per_token(sparse) * batch * sparse.context
         taken["model_flops_utilisation"] = flops / (taken["sparse_ms"] / 1e3) / PEAK_FLOPS
@@ -189,15 +195,19 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="small", help="model and batch (default: small)")
     parser.add_argument("--fraction", type=float, default=1 / 16, help="share of weights kept (default: 1/16)")
     parser.add_argument("--rounds", type=int, default=10, help="timed steps of each, taken in turn (default: 10)")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="of ours")
     parser.add_argument("--json", type=Path, help="write the figures into this file as well")
     options = parser.parse_args()
-    figures = measure(options.shape, options.fraction, options.rounds)
-    print(f"{options.shape}: {SHAPES[options.shape]}, {DEVICE}, {torch.get_num_threads()} threads, medians")
+    dtype = resolved(TrainConfig(dtype=options.dtype), torch.device(DEVICE)).dtype
+    figures = measure(options.shape, options.fraction, options.rounds, dtype)
+    print(f"{options.shape}: {SHAPES[options.shape]}, ours in {dtype}, medians")
+    print(f"{processor()}, {torch.get_num_threads()} threads")
     for name, value in figures.items():
         share = f"{value / figures['sparse_ms']:8.0%} of sparse_ms" if name in PARTS else ""
         print(f"{name:>24} {value:9.2f}{share}")
     if options.json:
-        options.json.write_text(json.dumps(figures, indent=1))
+        about = {"processor": processor(), "threads": torch.get_num_threads(), "dtype": dtype}
+        options.json.write_text(json.dumps(figures | about, indent=1))
 
 
 if __name__ == "__main__":

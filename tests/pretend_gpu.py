@@ -15,10 +15,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
+from torch.utils._foreach_utils import _group_tensors_by_device_and_dtype as group_tensors_by_device_and_dtype
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 
-from sparse_model.sparsity.projection import Group, keep_mask
+from sparse_model.model.norm import rms_norm
+from sparse_model.sparsity.shard_projection import project_matrices
 
 GPU = torch.device("cuda", 0)
 _aten = torch.ops.aten
@@ -191,20 +194,22 @@ class PretendGpu(TorchFunctionMode):
 def selected(x: Tensor, k: int, gelu: bool = False) -> Tensor:
     """What the GPU's AbsTopK gives, the plain way."""
     y = F.gelu(x) if gelu else x
-    return y * (y.abs() >= y.abs().topk(k).values[..., -1:])
+    return y * ((y.abs() >= y.abs().topk(k).values[..., -1:]) & (y != 0))
 
 
 def normed_and_selected(x: Tensor, k: int, dtype: torch.dtype) -> Tensor:
-    return selected(F.rms_norm(x, (x.shape[-1],)).to(dtype), k)
+    return selected(rms_norm(x, dtype), k)
 
 
-def projected(cut: list[tuple[Group, int]]) -> None:
-    before = list(waits)
-    for group, k in cut:
-        rows = group.weight.detach()
-        keep = keep_mask(rows if rows.dim() == 2 else rows[None], k, group.min_alive, group.by_column)
-        rows.mul_(keep.view(rows.shape))
-    waits[:] = before  # the plain way asks, and the kernels do not
+def selected_and_added(stream: Tensor, x: Tensor, k: int) -> Tensor:
+    return stream + selected(x, k)
+
+
+def _grouped(lists: list[list[Tensor]], with_indices: bool = False) -> Any:
+    """Tensors by their device, which C++ would take for that of the values."""
+    groups = group_tensors_by_device_and_dtype(lists, with_indices)
+    ours = any(isinstance(leaf, Pretend) for leaf in _tensors(lists))
+    return {(GPU if ours else device, dtype): found for (device, dtype), found in groups.items()}
 
 
 @contextmanager
@@ -213,5 +218,10 @@ def pretend_gpu() -> Iterator[torch.device]:
     with pytest.MonkeyPatch.context() as patch, _Factories() as factories, PretendGpu(factories):
         patch.setattr("sparse_model.model.abstopk._triton", selected)
         patch.setattr("sparse_model.model.abstopk._triton_norm", normed_and_selected)
-        patch.setattr("sparse_model.sparsity.projection._project_on_gpu", projected)
+        patch.setattr("sparse_model.model.abstopk._triton_add", selected_and_added)
+        patch.setattr("sparse_model.model.norm._has_kernel", lambda x: False)
+        patch.setattr("sparse_model.model.attention._has_kernel", lambda x, d_head: False)
+        patch.setattr("circuit.ablated.compact._by_products", lambda x: False)
+        patch.setattr("sparse_model.sparsity.projection._project_on_gpu", project_matrices)
+        patch.setattr(Optimizer, "_group_tensors_by_device_and_dtype", staticmethod(_grouped))
         yield GPU

@@ -383,15 +383,23 @@ class _Attention:
 
     def _mix(self, q: Tensor, k: Tensor, v: Tensor, last: Tensor | None) -> Tensor:
         """Causal attention (B, H, 1 or T, K)."""
-        if self.sink is None and last is None:
+        library = self.sink is None and not _by_products(q)
+        if library and last is None:
             return F.scaled_dot_product_attention(q, k, v, is_causal=True)
         position = torch.arange(k.shape[-2], device=k.device)
         seen = position <= (position[:, None] if last is None else last[:, None, None, None])
-        if self.sink is None:
+        if library:
             return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
         scores = (q @ k.transpose(-1, -2) / math.sqrt(self.d_head)).masked_fill(~seen, -math.inf)
+        if self.sink is None:
+            return scores.softmax(-1) @ v
         column = self.sink.view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
         return torch.cat([scores, column], -1).softmax(-1)[..., :-1] @ v
+
+
+def _by_products(q: Tensor) -> bool:
+    """Whether to multiply and sum: on a GPU the library's backward pass in float32 fails on what shares its memory."""
+    return q.is_cuda
 
 
 class _MLP:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-KERNEL_FILES = ("sparse_model.kernels.topk", "sparse_model.kernels.selection")
+KERNEL_FILES = ("sparse_model.kernels.topk", "sparse_model.kernels.attention", "sparse_model.kernels.selection")
 """Every file with kernels: an entry here has its variants compiled by tests, benchmark and doctor."""
 
 CAPABILITIES = (80, 90)

@@ -151,14 +151,55 @@ def _plan(matrices: tuple[tuple[int, int, int, int, bool], ...], device: torch.d
 
 
 @triton.jit
-def _sizes(bits):  # type: ignore[no-untyped-def]
+def _sizes(bits):
     return bits & 0x7FFFFFFF
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _lane_minima(  # type: ignore[no-untyped-def]
-    pointers, shapes, alive, tiles, BY_COLUMN: tl.constexpr, LANES: tl.constexpr, STEP: tl.constexpr
+@triton.jit
+def _lane_minima_without_ties(
+    weight, C, lane, exists, length, missing, BY_COLUMN: tl.constexpr, LANES: tl.constexpr, STEP: tl.constexpr
 ):
+    """The edges of lanes by magnitudes alone, in a quarter of the time; and whether ties leave any of them unclear."""
+    axis: tl.constexpr = 0 if BY_COLUMN else 1
+    if BY_COLUMN:
+        a = tl.full([STEP, LANES], -1, tl.int32)
+    else:
+        a = tl.full([LANES, STEP], -1, tl.int32)
+    b, c, d = a, a, a
+    for start in range(0, length, STEP):
+        along = start + tl.arange(0, STEP)
+        if BY_COLUMN:
+            offset, inside = along[:, None] * C + lane[None, :], (along < length)[:, None] & exists
+        else:
+            offset, inside = lane[:, None] * C + along[None, :], (along < length)[None, :] & exists
+        size = tl.where(inside, _sizes(tl.load(weight + offset, mask=inside, other=0)), -1)
+        a, size = tl.maximum(a, size), tl.minimum(a, size)
+        b, size = tl.maximum(b, size), tl.minimum(b, size)
+        c, size = tl.maximum(c, size), tl.minimum(c, size)
+        d = tl.maximum(d, size)
+    last = d
+    edge = tl.zeros([LANES], tl.int32)
+    lacking = tl.zeros([LANES], tl.int32) + tl.minimum(missing, 4)
+    while tl.max(lacking, 0) > 0:
+        edge = tl.where(lacking > 0, tl.max(a, axis), edge)
+        if BY_COLUMN:
+            hit = (a == edge[None, :]) & (lacking > 0)[None, :]
+        else:
+            hit = (a == edge[:, None]) & (lacking > 0)[:, None]
+        # where a lane ends, or only zeros are left of it, there is nothing to tell apart
+        lacking = tl.where(edge <= 0, 0, lacking - tl.sum(hit.to(tl.int32), axis))
+        a, b, c, d = tl.where(hit, b, a), tl.where(hit, c, b), tl.where(hit, d, c), tl.where(hit, -1, d)
+    # one that equals the edge may be left, or may never have been among the four of its position
+    if BY_COLUMN:
+        equal = ((a == edge[None, :]) | (last >= edge[None, :])) & (edge > 0)[None, :]
+    else:
+        equal = ((a == edge[:, None]) | (last >= edge[:, None])) & (edge > 0)[:, None]
+    unclear = tl.max(tl.max(equal.to(tl.int32), axis) + (lacking < 0).to(tl.int32), 0) + (missing > 4).to(tl.int32)
+    return tl.maximum(edge, 0).to(tl.int64) << 31, unclear
+
+
+@triton.jit
+def _lane_minima(pointers, shapes, alive, tiles, BY_COLUMN: tl.constexpr, LANES: tl.constexpr, STEP: tl.constexpr):
     """For each lane the smallest of its `minimum` largest entries: magnitude, and how near to the lane's start."""
     g = tl.load(tiles + tl.program_id(0) * 3)
     first = tl.load(tiles + tl.program_id(0) * 3 + 1)
@@ -171,8 +212,10 @@ def _lane_minima(  # type: ignore[no-untyped-def]
         exists, length = (lane < C)[None, :], R
     else:
         exists, length = (lane < R)[:, None], C
-    edge = tl.full([LANES], 0x7FFFFFFFFFFFFFFF, tl.int64)
-    while missing > 0:
+    edge, unclear = _lane_minima_without_ties(weight, C, lane, exists, length, missing, BY_COLUMN, LANES, STEP)
+    if unclear > 0:
+        edge = tl.full([LANES], 0x7FFFFFFFFFFFFFFF, tl.int64)
+    while (missing > 0) & (unclear > 0):
         # the four largest below the edge of what each position of the tile has seen, a sorted column of four
         if BY_COLUMN:
             a = tl.full([STEP, LANES], -1, tl.int64)
@@ -211,7 +254,7 @@ def _lane_minima(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _searched(size, row, column, inside, alive, place, by_column):  # type: ignore[no-untyped-def]
+def _searched(size, row, column, inside, alive, place, by_column):
     """Magnitudes, ABSENT where there is no entry or one that is kept for its lane's sake; and which those are."""
     lane = tl.where(by_column != 0, column, row)
     along = tl.where(by_column != 0, row, column)
@@ -222,7 +265,7 @@ def _searched(size, row, column, inside, alive, place, by_column):  # type: igno
 
 
 @triton.jit
-def _nth_largest(keys, n):  # type: ignore[no-untyped-def]
+def _nth_largest(keys, n):
     """The n-th largest of keys held in registers, 0 where fewer than n are present, LARGEST where n is below 1."""
     low, high = tl.full([], 0, tl.int32), tl.full([], LARGEST, tl.int32)
     for _ in range(31):
@@ -233,8 +276,8 @@ def _nth_largest(keys, n):  # type: ignore[no-untyped-def]
     return low
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _bracket(  # type: ignore[no-untyped-def]
+@triton.jit
+def _bracket(
     pointers, shapes, alive, wanted, bounds, SAMPLED: tl.constexpr, SMALL: tl.constexpr, DEVIATIONS: tl.constexpr
 ):
     """Two magnitudes of each matrix, both inclusive, between which its threshold very probably lies."""
@@ -243,11 +286,12 @@ def _bracket(  # type: ignore[no-untyped-def]
     R, C, place = tl.load(shapes + g * 5), tl.load(shapes + g * 5 + 1), tl.load(shapes + g * 5 + 3)
     by_column = tl.load(shapes + g * 5 + 4)
     total, want = R * C, tl.load(wanted + g)
-    low, high = tl.full([], 0, tl.int32), tl.full([], LARGEST, tl.int32)
+    low, high = tl.full([], 1, tl.int32), tl.full([], LARGEST, tl.int32)
     if total > SMALL:
-        # eight neighbours at a time: memory comes in pieces of 32 bytes
+        # one entry of each of so many equal pieces, at a place that no pattern of rows and columns follows
         i = tl.arange(0, SAMPLED)
-        index = (i // 8) * (total // (SAMPLED // 8)) + i % 8
+        piece = total // SAMPLED
+        index = i * piece + (((i * 0x1E3779B1) & 0x7FFFFFFF) >> 7) % piece
         size = _sizes(tl.load(weight + index))
         keys, _ = _searched(size, index // C, index % C, i >= 0, alive, place, by_column)
         present = tl.sum((keys >= 0).to(tl.int32), 0)
@@ -257,13 +301,14 @@ def _bracket(  # type: ignore[no-untyped-def]
         low = _nth_largest(keys, tl.minimum(expected + reach, present + 1.0).to(tl.int32))
         high = _nth_largest(keys, (expected - reach).to(tl.int32))
         high = tl.where(expected - reach < 1, LARGEST, high)
-        low = tl.where(expected + reach > present, 0, low)
+        # zeros are never looked for: whether one is kept is the same
+        low = tl.maximum(tl.where(expected + reach > present, 0, low), 1)
     tl.store(bounds + g * 2, low)
     tl.store(bounds + g * 2 + 1, high)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _tile(pointers, shapes, alive, tiles, TALL: tl.constexpr, WIDE: tl.constexpr, ALIGNED: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit
+def _tile(pointers, shapes, alive, tiles, TALL: tl.constexpr, WIDE: tl.constexpr, ALIGNED: tl.constexpr):
     """This program's tile: its matrix, addresses, flat indices, which exist, bits, searched keys, and what is alive."""
     g = tl.load(tiles + tl.program_id(0))
     address = tl.load(pointers + g)
@@ -280,22 +325,23 @@ def _tile(pointers, shapes, alive, tiles, TALL: tl.constexpr, WIDE: tl.constexpr
     index = row * C + column
     bits = tl.load(weight + index, mask=inside, other=0)
     size = _sizes(bits)
-    # one lane's edge for a whole row, or column, of the tile
+    # one edge for a whole row, or column, of the tile; taken apart before it is spread over it
     if by_column != 0:
-        edge = tl.load(alive + place + column, mask=(column < C) & (place >= 0), other=0x7FFFFFFFFFFFFFFF)
-        edge = tl.broadcast_to(edge, (TALL, WIDE))
+        of_column = tl.load(alive + place + column, mask=(column < C) & (place >= 0), other=0)
+        edge_size = tl.broadcast_to((of_column >> 31).to(tl.int32), (TALL, WIDE))
+        edge_along = tl.broadcast_to((of_column & 0x7FFFFFFF).to(tl.int32) ^ 0x7FFFFFFF, (TALL, WIDE))
         along = tl.broadcast_to(row, (TALL, WIDE))
     else:
-        edge = tl.load(alive + place + row, mask=(row < R) & (place >= 0), other=0x7FFFFFFFFFFFFFFF)
-        edge = tl.broadcast_to(edge, (TALL, WIDE))
+        of_row = tl.load(alive + place + row, mask=(row < R) & (place >= 0), other=0)
+        edge_size = tl.broadcast_to((of_row >> 31).to(tl.int32), (TALL, WIDE))
+        edge_along = tl.broadcast_to((of_row & 0x7FFFFFFF).to(tl.int32) ^ 0x7FFFFFFF, (TALL, WIDE))
         along = tl.broadcast_to(column, (TALL, WIDE))
-    edge_size, edge_along = (edge >> 31).to(tl.int32), (edge & 0x7FFFFFFF).to(tl.int32) ^ 0x7FFFFFFF
     kept = inside & (place >= 0) & ((size > edge_size) | ((size == edge_size) & (along <= edge_along)))
     return g, weight, index, inside, bits, tl.where(inside & (kept == 0), size, ABSENT), kept
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _gather(  # type: ignore[no-untyped-def]
+@triton.jit
+def _gather(
     pointers, shapes, alive, tiles, bounds, regions, counts, keys_ptr, places_ptr,
     TALL: tl.constexpr, WIDE: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
@@ -318,8 +364,8 @@ def _gather(  # type: ignore[no-untyped-def]
         tl.store(places_ptr + region + slot, tl.broadcast_to(index, (TALL, WIDE)), mask=fits)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _threshold(  # type: ignore[no-untyped-def]
+@triton.jit
+def _threshold(
     pointers, shapes, alive, wanted, bounds, counts, regions, keys_ptr, places_ptr, cuts,
     WHOLE: tl.constexpr, SCANNED: tl.constexpr,
 ):  # fmt: skip
@@ -331,11 +377,17 @@ def _threshold(  # type: ignore[no-untyped-def]
     g = tl.program_id(0)
     want = tl.load(wanted + g).to(tl.int32)
     above, within = tl.load(counts + g * 2), tl.load(counts + g * 2 + 1)
-    gathered = (want > above) & (want <= above + within) & (within <= tl.load(regions + g * 2 + 1))
+    low, high = tl.load(bounds + g * 2), tl.load(bounds + g * 2 + 1)
+    zeros_too = (want > above + within) & (low == 1)
+    gathered = (want > above) & ((want <= above + within) | zeros_too) & (within <= tl.load(regions + g * 2 + 1))
     if want < 1:
         if WHOLE:
             tl.store(cuts + g * 2, LARGEST)
             tl.store(cuts + g * 2 + 1, -1)
+    elif gathered & zeros_too:
+        if WHOLE:
+            tl.store(cuts + g * 2, 0)
+            tl.store(cuts + g * 2 + 1, LARGEST)
     elif WHOLE != gathered:
         weight = tl.load(pointers + g).to(tl.pointer_type(tl.int32))
         C, place = tl.load(shapes + g * 5 + 1), tl.load(shapes + g * 5 + 3)
@@ -345,7 +397,7 @@ def _threshold(  # type: ignore[no-untyped-def]
         if WHOLE:
             total, low, high = tl.load(shapes + g * 5) * C, tl.full([], 0, tl.int32), tl.full([], LARGEST, tl.int32)
         else:
-            total, low, high = within, tl.load(bounds + g * 2), tl.load(bounds + g * 2 + 1)
+            total = within
             want -= above
         # keys from low on are at least `want`, those above high are fewer
         n_above = tl.full([], 0, tl.int32)
@@ -397,10 +449,8 @@ def _threshold(  # type: ignore[no-untyped-def]
         tl.store(cuts + g * 2 + 1, last)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _scanned(  # type: ignore[no-untyped-def]
-    start, total, keys_ptr, weight, C, alive, place, by_column, WHOLE: tl.constexpr, SCANNED: tl.constexpr
-):
+@triton.jit
+def _scanned(start, total, keys_ptr, weight, C, alive, place, by_column, WHOLE: tl.constexpr, SCANNED: tl.constexpr):
     """The next keys of a search: those that were gathered, or those of the whole matrix."""
     i = start + tl.arange(0, SCANNED)
     inside = i < total
@@ -412,10 +462,8 @@ def _scanned(  # type: ignore[no-untyped-def]
     return keys
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _zero_the_rest(  # type: ignore[no-untyped-def]
-    pointers, shapes, alive, tiles, cuts, TALL: tl.constexpr, WIDE: tl.constexpr, ALIGNED: tl.constexpr
-):
+@triton.jit
+def _zero_the_rest(pointers, shapes, alive, tiles, cuts, TALL: tl.constexpr, WIDE: tl.constexpr, ALIGNED: tl.constexpr):
     g, weight, index, inside, bits, keys, kept = _tile(pointers, shapes, alive, tiles, TALL, WIDE, ALIGNED)
     threshold, last = tl.load(cuts + g * 2), tl.load(cuts + g * 2 + 1)
     kept = kept | (keys > threshold) | ((keys == threshold) & (index <= last))

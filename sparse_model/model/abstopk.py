@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sparse_model.model.norm import rms_norm
+
 Rows = npt.NDArray[np.int16]
 
 WIDEST_ON_GPU = 16_384
@@ -22,13 +24,14 @@ _SORTS_FAST = 512
 def abs_topk(x: Tensor, k: int) -> Tensor:
     """x (..., C) with all but its k largest magnitudes per row zeroed; the gradient flows through what is kept.
 
-    Entries tied with the k-th largest are all kept. Raises ValueError unless 1 <= k <= C.
+    Entries tied with the k-th largest are all kept, zeros never: where fewer than k are nonzero, gradient reaches those
+    alone. Raises ValueError unless 1 <= k <= C.
     """
     if not 1 <= k <= x.shape[-1]:
         raise ValueError(f"k {k}; allowed: 1 to {x.shape[-1]}, the length of the last axis")
     if k == x.shape[-1]:
         return x
-    if x.is_cuda and x.shape[-1] <= WIDEST_ON_GPU:
+    if _has_kernel(x):
         return _triton(x, k)
     sparse: Tensor = _AbsTopK.apply(x, k)  # type: ignore[no-untyped-call]
     return sparse
@@ -36,16 +39,27 @@ def abs_topk(x: Tensor, k: int) -> Tensor:
 
 def gelu_topk(x: Tensor, k: int) -> Tensor:
     """abs_topk of GELU, in one kernel where there is one."""
-    if x.is_cuda and k < x.shape[-1] <= WIDEST_ON_GPU:
+    if k < x.shape[-1] and _has_kernel(x):
         return _triton(x, k, gelu=True)
     return abs_topk(F.gelu(x), k)
 
 
 def norm_topk(x: Tensor, k: int, dtype: torch.dtype) -> Tensor:
     """abs_topk of RMSNorm of x (..., C), rounded to `dtype` in between, in one kernel where there is one."""
-    if x.is_cuda and k < x.shape[-1] <= WIDEST_ON_GPU:
+    if k < x.shape[-1] and _has_kernel(x):
         return _triton_norm(x, k, dtype)
-    return abs_topk(F.rms_norm(x, (x.shape[-1],)).to(dtype), k)
+    return abs_topk(rms_norm(x, dtype), k)
+
+
+def _has_kernel(x: Tensor) -> bool:
+    return x.is_cuda and x.dtype is not torch.float64 and x.shape[-1] <= WIDEST_ON_GPU
+
+
+def add_topk(stream: Tensor, x: Tensor, k: int) -> Tensor:
+    """stream + abs_topk(x, k), both (..., C), in one kernel where there is one."""
+    if k < x.shape[-1] and _has_kernel(x):
+        return _triton_add(stream, x, k)
+    return stream + abs_topk(x, k)
 
 
 def _triton(x: Tensor, k: int, gelu: bool = False) -> Tensor:
@@ -60,13 +74,19 @@ def _triton_norm(x: Tensor, k: int, dtype: torch.dtype) -> Tensor:
     return triton_norm_topk(x, k, dtype, torch.finfo(x.dtype).eps)  # the epsilon that rms_norm takes by itself
 
 
+def _triton_add(stream: Tensor, x: Tensor, k: int) -> Tensor:
+    from sparse_model.kernels.topk import triton_add_topk
+
+    return triton_add_topk(stream, x, k)
+
+
 class _AbsTopK(torch.autograd.Function):
     """Works on the bit patterns: an integer mask of all ones or all zeros is several times cheaper than a boolean."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, k: int) -> Tensor:
         rank = _descending_rank(x)
-        last_kept = _kth_smallest(rank, k)
+        last_kept = _kth_smallest(rank, k).clamp_max(LEAST)
         # what is kept lies below last_kept + 1: the sign of the difference, smeared over all bits, marks it
         keep = rank.sub_(last_kept + 1).bitwise_right_shift_(torch.iinfo(rank.dtype).bits - 1)
         ctx.save_for_backward(keep)
@@ -78,11 +98,20 @@ class _AbsTopK(torch.autograd.Function):
         return _masked(grad, keep), None
 
 
+LEAST = -2
+"""The rank of the smallest magnitude above zero: zeros are not kept, so that gradient reaches at most k entries."""
+
+
 def _masked(x: Tensor, keep: Tensor) -> Tensor:
     return (x.view(keep.dtype) & keep).view(x.dtype)
 
 
-_BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
+_BITS = {
+    torch.bfloat16: torch.int16,
+    torch.float16: torch.int16,
+    torch.float32: torch.int32,
+    torch.float64: torch.int64,
+}
 
 
 def _descending_rank(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Causal attention of many small heads, fast on CPU in bfloat16.
+"""Causal attention of many small heads; the CPU's in bfloat16 and the GPU's have code of their own.
 
 PyTorch's CPU kernels for `scaled_dot_product_attention` spend most of a sparse model's step in their backward pass:
 with 16 channels per head there is little to multiply. Queries in blocks, each against the keys it may see, are plain
@@ -16,8 +16,37 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+WIDEST_HEAD_ON_GPU = 64
+"""Channels per head up to which our GPU kernel is used; the library's are made for wide ones."""
+
 BLOCK = 64
 """Queries per block: fewer waste less above the diagonal, more make larger products."""
+
+
+def side_by_side(qkv: Tensor, d_head: int, sink: Tensor | None) -> Tensor:
+    """`attention` of q, k and v that lie side by side, (B, T, 3, H * K): without copies where there is a kernel."""
+    if _has_kernel(qkv, d_head):
+        from sparse_model.kernels.attention import triton_attention  # triton comes with torch's GPU builds only
+
+        return triton_attention(qkv.view(*qkv.shape[:-1], -1, d_head), sink).flatten(-2)
+    q, k, v = qkv.unbind(-2)
+    return attention(q, k, v, d_head, sink)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, d_head: int, sink: Tensor | None) -> Tensor:
+    """Causal softmax attention (B, T, H * K) of q, k, v (B, T, H * K) for heads of K = d_head channels.
+
+    With a sink (H), that logit takes its share of each head's softmax and gives nothing.
+    """
+    if _has_kernel(q, d_head):
+        return side_by_side(torch.stack([q, k, v], dim=-2), d_head, sink)
+    q, k, v = (z.view(*z.shape[:-1], -1, d_head).transpose(1, 2) for z in (q, k, v))
+    mixed = causal_attention(q, k, v) if sink is None else attention_with_sink(q, k, v, sink)
+    return mixed.transpose(1, 2).flatten(-2)
+
+
+def _has_kernel(x: Tensor, d_head: int) -> bool:
+    return x.is_cuda and x.dtype in (torch.bfloat16, torch.float16) and d_head <= WIDEST_HEAD_ON_GPU
 
 
 SINK_CHANNELS = 8
@@ -33,6 +62,9 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None
         scale = scale or 1 / math.sqrt(q.shape[-1])
         mixed: Tensor = _BlockedAttention.apply(q, k, v, scale)  # type: ignore[no-untyped-call]
         return mixed
+    if q.is_cuda:
+        # the library's backward pass in float32 fails where they share their memory
+        q, k, v = (z.clone(memory_format=torch.contiguous_format) for z in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
 
 

@@ -105,6 +105,10 @@ class ModelConfig(Config):
         return k if kind in self.sparse_sites and k < width else None
 
 
+RUN_ONLY = ("compile", "cuda_graph", "log_every", "eval_every", "checkpoint_every")
+"""Fields of a `TrainConfig` that decide how a run is done and reported, and not to which weights it leads."""
+
+
 class TrainConfig(Config):
     """One training run (METHOD 3). Defaults are the paper's where the paper has one."""
 
@@ -130,7 +134,17 @@ class TrainConfig(Config):
     eps: float = Field(0.1, gt=0, description="AdamW epsilon (the paper's is 0.1)")
     weight_decay: float = Field(0.1, ge=0, description="AdamW decay; not on the bigram table")
     seed: int = Field(0, ge=0, lt=2**63, description="of the initial weights and the data order")
-    dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="of activations; weights stay float32")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="of activations; weights stay float32. auto: bfloat16 on GPUs and on processors that have "
+        "instructions for it, else float32; decided when a run starts, and kept when it is continued",
+    )
+    compile: bool = Field(False, description="compile the layers (torch.compile); on GPUs only, no effect elsewhere")
+    cuda_graph: bool = Field(
+        False,
+        description="replay a step as one CUDA graph, which saves small models the launching of kernels; one worker on "
+        "a GPU, no effect on a CPU",
+    )
     eval_tokens: int = Field(65_536, ge=1, description="held-out tokens per validation")
     eval_every: int = Field(200, ge=1, description="steps between validations")
     checkpoint_every: int = Field(200, ge=1, description="steps between checkpoints")

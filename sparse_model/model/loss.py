@@ -43,7 +43,7 @@ class _UnembeddingLoss(torch.autograd.Function):
     ) -> Tensor:
         low = weight.to(final.dtype)
         size = GPU_BLOCK if final.is_cuda else CPU_BLOCK
-        wanted = any(ctx.needs_input_grad)
+        ctx.grads, wanted = None, any(ctx.needs_input_grad)
         loss = torch.zeros((), device=final.device)
         grad_low = final.new_empty(len(final), len(weight)) if wanted else None
         grad_bias, grad_bigram = torch.zeros_like(bias), None if bigram is None else torch.zeros_like(bigram)
@@ -66,8 +66,10 @@ class _UnembeddingLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        grads, ctx.grads = ctx.grads, None  # ours alone, so scaled in place; a second backward needs the forward again
-        if upstream.is_cuda or upstream != 1:  # a look at a GPU's number would wait for it
+        if ctx.grads is None:
+            raise RuntimeError("a second backward pass through the loss; run the forward pass again for another")
+        grads, ctx.grads = ctx.grads, None  # ours alone, so scaled in place
+        if not upstream.is_cpu or upstream.numpy() != 1:  # a look at a GPU's number would wait for it
             for grad in grads:
                 if grad is not None:
                     grad.mul_(upstream)

@@ -6,16 +6,17 @@ Shapes: B batch, T time, D = d_model channels, H heads, K = d_head, F = d_mlp ne
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparse_model.model.abstopk import abs_topk, gelu_topk, norm_topk
-from sparse_model.model.attention import attention_with_sink, causal_attention
+from sparse_model.model.abstopk import abs_topk, add_topk, gelu_topk, norm_topk
+from sparse_model.model.attention import attention, side_by_side
 from sparse_model.model.config import ModelConfig, ResidualPoint
 from sparse_model.model.loss import unembedding_loss
+from sparse_model.model.norm import rms_norm
 from sparse_model.model.sites import FINAL_SITE, SiteFunction, site_name, site_names
 
 
@@ -129,13 +130,16 @@ class Block(nn.Module):
         self.mlp = MLP(config, layer)
 
     def forward(self, x: Tensor, positions: Tensor | None, dtype: torch.dtype, at_site: SiteFunction | None) -> Tensor:
-        x = residual(x + self.attn(x, positions, dtype, at_site), "resid.mid", self.config)
-        x = residual(x + self.mlp(x, positions, dtype, at_site), "resid.post", self.config)
+        x = residual(self.attn(x, positions, dtype, at_site), "resid.mid", self.config)
+        x = residual(self.mlp(x, positions, dtype, at_site), "resid.post", self.config)
         return x
 
 
 class Attention(nn.Module):
-    """Causal attention; AbsTopK on the input, on q, k and v over all heads jointly, and on the output."""
+    """Causal attention; AbsTopK on the input, on q, k and v over all heads jointly, and on the output.
+
+    Called with the residual stream (B, T, D), it gives the stream with its output added.
+    """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -151,27 +155,26 @@ class Attention(nn.Module):
             return value if at_site is None else at_site(site_name(self.layer, kind), value)
 
         read = _read(x, positions, self, self.config.survivors("attn.in"), dtype)
-        q, k, v = self._parts(self.qkv(visit("attn.in", read)))
-        mixed = self.attend(visit("attn.q", q), visit("attn.k", k), visit("attn.v", v))
-        return visit("attn.out", _sparse(self.out(mixed), self.config.survivors("attn.out")))
-
-    def _parts(self, qkv: Tensor) -> Sequence[Tensor]:
-        """q, k and v (B, T, H * K) after AbsTopK: in one go if all keep as many, since they lie side by side."""
         kept = [self.config.survivors(kind) for kind in ("attn.q", "attn.k", "attn.v")]
-        parts = qkv.view(*qkv.shape[:-1], 3, -1)
-        if len(set(kept)) == 1:
-            return _sparse(parts, kept[0]).unbind(-2)
-        return [_sparse(part, k) for part, k in zip(parts.unbind(-2), kept, strict=True)]
+        parts: Tensor = self.qkv(visit("attn.in", read))
+        parts = parts.view(*parts.shape[:-1], 3, -1)
+        if at_site is None and len(set(kept)) == 1:
+            mixed = side_by_side(_sparse(parts, kept[0]), self.config.d_head, self.sink)
+        else:
+            q, k, v = (_sparse(part, k) for part, k in zip(parts.unbind(-2), kept, strict=True))
+            mixed = self.attend(visit("attn.q", q), visit("attn.k", k), visit("attn.v", v))
+        return _added(x, self.out(mixed), self.config.survivors("attn.out"), site_name(self.layer, "attn.out"), at_site)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Causal softmax attention of q, k, v, each (B, T, H * K), scaled by 1/sqrt(K)."""
-        q, k, v = (z.view(*z.shape[:-1], -1, self.config.d_head).transpose(1, 2) for z in (q, k, v))
-        mixed = causal_attention(q, k, v) if self.sink is None else attention_with_sink(q, k, v, self.sink)
-        return mixed.transpose(1, 2).flatten(-2)
+        return attention(q, k, v, self.config.d_head, self.sink)
 
 
 class MLP(nn.Module):
-    """Up projection, GELU (or ReLU), AbsTopK, down projection."""
+    """Up projection, GELU (or ReLU), AbsTopK, down projection.
+
+    Called with the residual stream (B, T, D), it gives the stream with its output added.
+    """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -192,7 +195,8 @@ class MLP(nn.Module):
         else:
             active = _sparse(ACTIVATIONS[self.config.activation](self.up(read)), k)
         neurons = visit("mlp.act", active)
-        return visit("mlp.out", _sparse(self.down(neurons), self.config.survivors("mlp.out")))
+        out = self.down(neurons)
+        return _added(x, out, self.config.survivors("mlp.out"), site_name(self.layer, "mlp.out"), at_site)
 
 
 class Linear(nn.Module):
@@ -223,7 +227,7 @@ class Norm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.kind == "rms":
-            return F.rms_norm(x, (self.width,), self.gain)
+            return rms_norm(x) if self.gain is None else rms_norm(x) * self.gain
         return F.layer_norm(x, (self.width,), self.gain, self.offset)
 
 
@@ -243,6 +247,13 @@ def _read(x: Tensor, positions: Tensor | None, sublayer: Attention | MLP, k: int
     if k is not None and positions is None and sublayer.norm.is_plain:
         return norm_topk(x, k, dtype)
     return _sparse(normed(x, positions, sublayer.norm, sublayer.position_norm).to(dtype), k)
+
+
+def _added(x: Tensor, out: Tensor, k: int | None, name: str, at_site: SiteFunction | None) -> Tensor:
+    """The residual stream x with a sublayer's output added, after AbsTopK at the node site of that name."""
+    if at_site is None and k is not None:
+        return add_topk(x, out, k)
+    return x + _visit(at_site, name, _sparse(out, k))
 
 
 def residual(x: Tensor, kind: ResidualPoint, config: ModelConfig) -> Tensor:

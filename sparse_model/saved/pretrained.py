@@ -63,6 +63,7 @@ def _config(model: SparseTransformer, tokenizer: Tokenizer) -> dict[str, object]
         "dtype": "float32",
         "eos_token_id": tokenizer.eot,
         **FORMAT,
+        "compute_dtype": str(model.compute_dtype).removeprefix("torch."),
         "model": model.config.model_dump(mode="json"),
     }
 

@@ -1,11 +1,11 @@
-"""The projection (METHOD 3) on CPU: the result of `sparsity.keep_mask`, at the price of a few passes over the weights.
+"""The projection (METHOD 3) on CPU: the result of `selection.keep_mask`, at the price of a few passes over the weights.
 
 The threshold of a matrix is found among the few entries between two values that a sample of them gives: to select it
 from all of them would take most of the time. Where it alone says what stays, no mask is made. numpy works here and not
 torch, since matrices can be shared out among threads, while torch would put all its threads to every pass in turn.
 
-Shapes: R rows and C columns of a matrix; a bias is a matrix of one row. *Lanes* are what has a minimum alive: rows, or
-columns. Entries are ordered by magnitude, and where that is equal the one of lower index (row-major) counts as larger.
+Shapes: R rows and C columns of a matrix; a bias is a matrix of one row. What lanes are, and the order of entries, says
+`selection`.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+
+from sparse_model.sparsity.selection import Matrix
 
 Bits = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_]
@@ -43,20 +45,16 @@ LOW = 2**32 - 1
 """The lower half of a long integer; no matrix has more entries."""
 
 
-class Matrix(NamedTuple):
-    """What is to be projected: the bits (R, C) of its float32 weights, the budget k, and the minimum per lane."""
-
-    bits: Bits
-    budget: int
-    min_alive: int
-    by_column: bool
-
-
 def project_matrices(matrices: Sequence[Matrix], threads: int) -> None:
     """Zero, in place, all but the largest magnitudes of every matrix."""
     found = map(survivors, matrices) if threads == 1 else _pool(threads).map(survivors, matrices)
     for matrix, survivor in zip(matrices, found, strict=True):
-        _zero_others(matrix.bits, survivor)
+        _zero_others(_bits(matrix), survivor)
+
+
+def _bits(matrix: Matrix) -> Bits:
+    bits: Bits = matrix.weight.view(torch.int32).numpy()
+    return bits
 
 
 @cache
@@ -70,7 +68,9 @@ def survivors(matrix: Matrix) -> int | Mask:
     That is `budget` entries, the largest, and of each lane at least its `min_alive` largest. Zeros do not count where
     no lane has a minimum: to keep one or not is the same.
     """
-    sizes = np.bitwise_and(matrix.bits, WITHOUT_SIGN)
+    sizes = np.bitwise_and(_bits(matrix), WITHOUT_SIGN)
+    if not 0 < matrix.budget < sizes.size:
+        return np.full(sizes.shape, matrix.budget > 0)
     least, surplus = _threshold(sizes.ravel(), matrix.budget)
     exact = not surplus and 0 < least <= INFINITE + 1
     if not matrix.min_alive and (exact or not least):

@@ -1,23 +1,24 @@
-"""The projection (METHOD 3) of matrices whose rows are spread over workers: exact, and no matrix is gathered.
+"""The projection (METHOD 3) in torch operations that never ask the device anything, of whole matrices or of shards.
 
-What is kept of a matrix is what `sparsity.keep_mask` keeps of the whole: the `min_alive` largest of each neuron or
+What is kept of a matrix is what `selection.keep_mask` keeps of the whole: the `min_alive` largest of each neuron or
 channel, and the largest of the rest up to the budget, ties going to the lower index. The smallest of these is found
-digit by digit: workers add up how many of their magnitudes have each value of the digit. All matrices are searched at
-once, so a step takes three small all-reduces and one all-gather, and one more where entries tie.
+digit by digit, by how many magnitudes have each value of the digit. Where the rows are spread over workers these
+counts are added up, so no matrix is gathered: for all matrices together a step takes three small all-reduces and two
+all-gathers, whose sizes are known before. Every result stays on the device.
 
 Shapes: R rows and C columns of a whole matrix, of which this worker holds r rows; G matrices.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sparse_model.distributed.sharding import held
-from sparse_model.distributed.workers import gathered_tensors, rank, summed, world_size
-from sparse_model.sparsity.projection import Group
+from sparse_model.distributed.workers import gathered_tensors, rank, summed
+from sparse_model.sparsity.selection import Matrix, magnitudes
 
 DIGITS = ((20, 2**11), (10, 2**10), (0, 2**10))
 """Of the 31 bits of a float32 without its sign, which as integers are in the order of the magnitudes: place, values."""
@@ -26,141 +27,154 @@ ABSENT = -1
 """Below every magnitude: the candidate of a worker that holds fewer rows."""
 
 
-@dataclass(frozen=True)
-class _Shard:
-    """This worker's rows of one matrix: r x C, magnitudes as ordered integers. A bias is a matrix of one column."""
+class Part(NamedTuple):
+    """What this worker holds, r x C, of a matrix of R rows, whose budget and minimum are those of the whole."""
 
-    group: Group
-    weight: Tensor
-    magnitude: Tensor
-    budget: int
-
-    @classmethod
-    def of(cls, group: Group, budget: int) -> _Shard:
-        weight = held(group.weight)
-        matrix = weight.view(len(weight), group.weight.numel() // len(group.weight))
-        return cls(group, matrix, matrix.view(torch.int32) & torch.iinfo(torch.int32).max, budget)
+    matrix: Matrix
+    rows: int
 
     @property
-    def kept_alive(self) -> int:
-        """Entries of the whole matrix that are kept for their neuron's or channel's sake."""
-        rows, columns = len(self.group.weight), self.weight.shape[1]
-        if self.group.by_column:
-            rows, columns = columns, rows
-        return rows * min(self.group.min_alive, columns)
+    def lane_length(self) -> int:
+        """Entries of a whole lane."""
+        return self.rows if self.matrix.by_column else self.matrix.weight.shape[1]
+
+    @property
+    def kept_per_lane(self) -> int:
+        """Entries that are kept for their lane's sake."""
+        return min(self.matrix.min_alive, self.lane_length)
+
+    @property
+    def chosen_freely(self) -> int:
+        """Entries of the whole matrix that are kept for their size alone."""
+        lanes = self.matrix.weight.shape[1] if self.matrix.by_column else self.rows
+        return max(0, self.matrix.budget - lanes * self.kept_per_lane)
+
+
+def project_matrices(matrices: Sequence[Matrix]) -> None:
+    """Zero, in place, all but the largest magnitudes of whole matrices, on any device."""
+    project_parts([Part(matrix, len(matrix.weight)) for matrix in matrices], spread=False)
 
 
 @torch.no_grad()
-def project_shards(groups: list[Group], progress: float) -> None:
-    """`sparsity.project` for groups of sharded weights; all workers call this alike."""
-    shards = [
-        _Shard.of(group, group.budget(progress))
-        for group in groups
-        if group.fraction < 1 and group.budget(progress) < group.weight.numel()
-    ]
-    if not shards:
+def project_parts(parts: Sequence[Part], spread: bool) -> None:
+    """Zero, in place, all but the largest magnitudes of every matrix; its rows may be spread over all workers.
+
+    Then all workers call this alike.
+    """
+    if not parts:
         return
-    alive = _alive(shards)
+    sizes = [magnitudes(part.matrix.weight) for part in parts]
+    alive = _alive(parts, sizes, spread)
     # What is kept anyway takes no part in the search: as zero it is below all that can be chosen.
-    keys = [s.magnitude.masked_fill(mask, 0) for s, mask in zip(shards, alive, strict=True)]
-    edge = _kth_largest([key.flatten() for key in keys], [s.budget - s.kept_alive for s in shards])
-    chosen = [key >= threshold for key, threshold in zip(keys, edge.thresholds, strict=True)]
-    _drop_surplus_ties(keys, chosen, edge)
-    for shard, mask, more in zip(shards, alive, chosen, strict=True):
-        shard.weight.view(torch.int32).bitwise_and_((mask | more).view(torch.int8).neg_())
+    keys = [m if mask is None else m.masked_fill(mask, 0) for m, mask in zip(sizes, alive, strict=True)]
+    thresholds, wanted = _kth_largest(keys, [part.chosen_freely for part in parts], spread)
+    tied = [key == t for key, t in zip(keys, thresholds, strict=True)]
+    before = _tied_before(tied, spread)
+    for i, part in enumerate(parts):
+        # Ties at zero may all stay: they are zero. A threshold of zero entries is above every magnitude.
+        place = tied[i].view(-1).cumsum(0, dtype=torch.int32).view_as(tied[i]) + before[i]
+        keep = (keys[i] > thresholds[i]) | (tied[i] & (place <= wanted[i]))
+        mask = alive[i]
+        keep = keep if mask is None else keep | mask
+        # A mask of integers costs a fraction of a boolean one's product.
+        part.matrix.weight.view(torch.int32).bitwise_and_(keep.view(torch.int8).neg_())
 
 
-@dataclass(frozen=True)
-class _Edge:
-    """For each group the k-th largest key, how many keys equal to it belong to the k, and how many there are."""
+def on_device(values: Sequence[int], like: Tensor) -> Tensor:
+    """Whole numbers beside a tensor; to copy them from ordinary memory would wait for the device."""
+    host = torch.tensor(values, dtype=torch.int64)
+    if like.is_cuda and torch.cuda.is_available():
+        host = host.pin_memory()
+    return host.to(like.device, non_blocking=True)
 
-    thresholds: list[int]
-    wanted: list[int]
-    tied: list[int]
 
+def _kth_largest(keys: list[Tensor], ks: list[int], spread: bool) -> tuple[Tensor, Tensor]:
+    """(G,) the k-th largest key of each matrix, and how many keys equal to it belong to the k.
 
-def _kth_largest(keys: list[Tensor], ks: list[int]) -> _Edge:
-    """The k-th largest key of each group over all workers; keys are flat magnitudes as integers."""
-    wanted = torch.tensor(ks, device=keys[0].device)
+    For k = 0 that is a number above all magnitudes.
+    """
+    wanted = on_device(ks, keys[0])
+    none = wanted == 0
     thresholds = torch.zeros_like(wanted)
     for shift, values in DIGITS:
-        digits = [(key >> shift) & (values - 1) for key in keys]
-        counts = summed(torch.stack([torch.bincount(digit, minlength=values) for digit in digits]))
+        counts = torch.stack([_counts(key, t, shift, values) for key, t in zip(keys, thresholds, strict=True)])
+        counts = (summed(counts) if spread else counts).long()
         from_top = counts.flip(1).cumsum(1).flip(1)  # keys with this digit or a larger one
-        digit_of_k = (from_top >= wanted.unsqueeze(1)).sum(1) - 1
-        tied = counts.gather(1, digit_of_k.unsqueeze(1)).squeeze(1)
-        wanted -= from_top.gather(1, digit_of_k.unsqueeze(1)).squeeze(1) - tied
-        thresholds |= digit_of_k << shift
-        keys = [key.masked_select(digit == d) for key, digit, d in zip(keys, digits, digit_of_k.tolist(), strict=True)]
-    return _Edge(thresholds.tolist(), wanted.tolist(), tied.tolist())
+        digit = ((from_top >= wanted.unsqueeze(1)).sum(1, keepdim=True) - 1).clamp_min(0)
+        wanted = wanted - (from_top - counts).gather(1, digit).squeeze(1)
+        thresholds = thresholds | (digit.squeeze(1) << shift)
+    return thresholds.masked_fill(none, torch.iinfo(torch.int32).max).int(), wanted.int()
 
 
-def _drop_surplus_ties(keys: list[Tensor], chosen: list[Tensor], edge: _Edge) -> None:
-    """Where more entries equal the threshold than the budget allows, keep those of the lowest index only.
-
-    Lower workers hold lower rows, so each needs no more than the number of ties of those before it.
-    """
-    # Ties at zero need no breaking: kept or not, they are zero.
-    at = [g for g, t in enumerate(edge.thresholds) if t > 0 and edge.tied[g] > edge.wanted[g]]
-    if not at:
-        return
-    positions = [(keys[g] == edge.thresholds[g]).flatten().nonzero().flatten() for g in at]
-    own = torch.tensor([len(p) for p in positions], device=keys[0].device)
-    before = torch.stack(gathered_tensors(own)[: rank()] or [torch.zeros_like(own)]).sum(0).tolist()
-    for g, tied, lower in zip(at, positions, before, strict=True):
-        chosen[g].view(-1)[tied[max(0, edge.wanted[g] - lower) :]] = False
+def _counts(key: Tensor, threshold: Tensor, shift: int, values: int) -> Tensor:
+    """(values,) how many keys that agree with the threshold above this digit have each value of it."""
+    digit = (key >> shift) & (values - 1)
+    if shift + values.bit_length() - 1 < 31:
+        above = shift + values.bit_length() - 1
+        digit = torch.where((key >> above) == (threshold >> above).to(key.dtype), digit, values)
+    bins = torch.zeros(values + 1, dtype=torch.int32, device=key.device)
+    flat = digit.flatten().long()
+    return bins.scatter_add_(0, flat, torch.ones_like(digit).flatten())[:values]
 
 
-def _alive(shards: list[_Shard]) -> list[Tensor]:
-    """For each matrix (r, C) a mask of the entries that are kept for their neuron's or channel's sake."""
-    over_rows = iter(_column_levels([s for s in shards if s.group.by_column and s.group.min_alive]))
-    masks = []
-    for shard in shards:
-        j = min(shard.group.min_alive, shard.weight.shape[1])
-        if not shard.group.min_alive:
-            masks.append(torch.zeros_like(shard.magnitude, dtype=torch.bool))
-        elif shard.group.by_column:
-            masks.append(_best(shard.magnitude, *next(over_rows), axis=0))
+def _tied_before(tied: list[Tensor], spread: bool) -> Tensor:
+    """(G,) how many entries that equal the threshold the workers before this one hold: they hold lower rows."""
+    own = torch.stack([t.sum(dtype=torch.int32) for t in tied])
+    if not spread:
+        return torch.zeros_like(own)
+    return torch.stack([torch.zeros_like(own), *gathered_tensors(own)[: rank()]]).sum(0, dtype=torch.int32)
+
+
+def _alive(parts: Sequence[Part], sizes: list[Tensor], spread: bool) -> list[Tensor | None]:
+    """For each matrix (r, C) a mask of the entries that are kept for their lane's sake; None where no lane has any."""
+    columns = [(p, m) for p, m in zip(parts, sizes, strict=True) if p.matrix.by_column and p.matrix.min_alive]
+    over_rows = iter(_column_levels(columns, spread))
+    masks: list[Tensor | None] = []
+    for part, magnitude in zip(parts, sizes, strict=True):
+        if not part.matrix.min_alive:
+            masks.append(None)
+        elif part.matrix.by_column:
+            masks.append(_best(magnitude, *next(over_rows), axis=0))
         else:
-            level = shard.magnitude.topk(j, dim=1).values[:, -1:]
-            wanted = j - (shard.magnitude > level).sum(1, keepdim=True)
-            masks.append(_best(shard.magnitude, level, wanted, axis=1))
+            j = part.kept_per_lane
+            level = magnitude.topk(j, dim=1).values[:, -1:]
+            masks.append(_best(magnitude, level, j - (magnitude > level).sum(1, keepdim=True), axis=1))
     return masks
 
 
 def _best(magnitude: Tensor, level: Tensor, wanted: Tensor, axis: int) -> Tensor:
     """Mask of the entries above the level of their row or column, and of the first `wanted` that equal it."""
     tied = magnitude == level
-    if int(tied.sum()) > int(wanted.sum()):
-        tied &= tied.cumsum(axis) <= wanted
-    return tied | (magnitude > level)
+    return (magnitude > level) | (tied & (tied.cumsum(axis, dtype=torch.int32) <= wanted))
 
 
-def _column_levels(shards: list[_Shard]) -> list[tuple[Tensor, Tensor]]:
+def _column_levels(columns: list[tuple[Part, Tensor]], spread: bool) -> list[tuple[Tensor, Tensor]]:
     """For each matrix, by column (1, C): its j-th largest magnitude, and how many that equal it this worker keeps.
 
     The j largest of a column are among those of each worker's own, and those are gathered.
     """
-    if not shards:
+    if not columns:
         return []
-    own = [_candidates(shard) for shard in shards]
+    own = [_candidates(part, magnitude) for part, magnitude in columns]
     flat = torch.cat([candidates.flatten() for candidates in own])
-    every = torch.split(torch.stack(gathered_tensors(flat)), [candidates.numel() for candidates in own], dim=1)
-    return [_level(whole.view(world_size(), *one.shape)) for whole, one in zip(every, own, strict=True)]
+    every = torch.stack(gathered_tensors(flat)) if spread else flat.unsqueeze(0)
+    each = torch.split(every, [candidates.numel() for candidates in own], dim=1)
+    me = rank() if spread else 0
+    return [_level(whole.view(-1, *one.shape), me) for whole, one in zip(each, own, strict=True)]
 
 
-def _candidates(shard: _Shard) -> Tensor:
+def _candidates(part: Part, magnitude: Tensor) -> Tensor:
     """(j, C) this worker's largest magnitudes of each column, filled up with ABSENT."""
-    j = min(shard.group.min_alive, len(shard.group.weight))
-    own = shard.magnitude.topk(min(j, len(shard.magnitude)), dim=0).values
+    j = part.kept_per_lane
+    own = magnitude.topk(min(j, len(magnitude)), dim=0).values
     return torch.cat([own, own.new_full((j - len(own), own.shape[1]), ABSENT)])
 
 
-def _level(candidates: Tensor) -> tuple[Tensor, Tensor]:
+def _level(candidates: Tensor, me: int) -> tuple[Tensor, Tensor]:
     """`_column_levels` of one matrix from all workers' candidates (workers, j, C); lower workers hold lower rows."""
     j = candidates.shape[1]
     level = candidates.flatten(0, 1).topk(j, dim=0).values[-1:]
     wanted = j - (candidates > level).sum((0, 1)).unsqueeze(0)
     tied = (candidates == level).sum(1)
-    before = tied[: rank()].sum(0, keepdim=True)
-    return level, (wanted - before).clamp_min(0).minimum(tied[rank() : rank() + 1])
+    before = tied[:me].sum(0, keepdim=True)
+    return level, (wanted - before).clamp_min(0).minimum(tied[me : me + 1])

@@ -9,8 +9,10 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -19,12 +21,15 @@ from sparse_model.data.loader import TokenDataset
 from sparse_model.distributed.sharding import sharded_model
 from sparse_model.distributed.workers import Parallel, gathered, rank, summed, world_size
 from sparse_model.errors import InputError
-from sparse_model.model.config import ModelConfig, TrainConfig
+from sparse_model.model.config import RUN_ONLY, ModelConfig, TrainConfig
 from sparse_model.model.transformer import SparseTransformer
 from sparse_model.sparsity.projection import check_budget
+from sparse_model.training.batches import Batches
 from sparse_model.training.checkpoint import CheckpointStore, NoCheckpoints, OtherRun, Progress, Tensors
+from sparse_model.training.cuda_graph import RecordedWork, Work
 from sparse_model.training.measures import evaluate, flops_per_token
 from sparse_model.training.optimizer import SparseOptimizer, learning_rate
+from sparse_model.training.precision import ComputeType, resolved
 
 Metrics = dict[str, float]
 Report = Callable[[Metrics], None]
@@ -33,12 +38,16 @@ Report = Callable[[Metrics], None]
 @dataclass(frozen=True)
 class TrainResult:
     """What came out of a run: the model (this worker's shard of it under fsdp), how it ended, its last figures, and its
-    learning curve: a point for every log, with `CURVE` in it, validation figures where they were measured."""
+    learning curve: a point for every log, with `CURVE` in it, validation figures where they were measured.
+
+    `dtype` is the type of activations, which the recipe may have left open.
+    """
 
     model: SparseTransformer
     status: Literal["ok", "diverged"]
     reason: str
     metrics: Metrics
+    dtype: ComputeType
     curve: tuple[Metrics, ...] = ()
 
 
@@ -94,6 +103,8 @@ def check(model_config: ModelConfig, recipe: TrainConfig, data: TokenDataset) ->
         )
     if recipe.batch_size % world_size():
         raise InputError(f"batch_size {recipe.batch_size}; must be divisible by the {world_size()} workers")
+    if recipe.cuda_graph and world_size() > 1:
+        raise InputError(f"cuda_graph true with {world_size()} workers; allowed: with one worker")
 
 
 class Run:
@@ -107,33 +118,46 @@ class Run:
         device: torch.device,
         parallel: Parallel,
     ) -> None:
-        self.recipe, self.data, self.device = recipe, data, device
+        self.data, self.device = data, device
         self.n_steps = recipe.n_steps(model_config.context)
-        dtype = getattr(torch, recipe.dtype)
-        with torch.random.fork_rng(devices=[]):  # initial values are drawn on the CPU, whatever the device
-            torch.default_generator.manual_seed(recipe.seed)
-            if parallel == "fsdp" and world_size() > 1:
-                self.model = sharded_model(model_config, dtype, device)
-            else:
-                self.model = SparseTransformer(model_config, dtype).to(device)
-        replicated = parallel == "ddp" and world_size() > 1
-        self.parallel = DistributedDataParallel(self.model) if replicated else self.model
-        self.optimizer = SparseOptimizer(self.model, recipe, self.n_steps)
+        self.asked, self.kind = recipe, parallel
+        self._build(model_config, resolved(recipe, device))
         self.step, self.seconds, self.reason = 0, 0.0, ""
         self.touched = False
         self.metrics: Metrics = {}
         self.curve: list[Metrics] = []
         self._reset_window()
 
+    def _build(self, model_config: ModelConfig, recipe: TrainConfig) -> None:
+        """Model and optimiser as they are before the first step of a recipe whose type is decided."""
+        self.recipe = recipe
+        dtype = getattr(torch, recipe.dtype)
+        with torch.random.fork_rng(devices=[]):  # initial values are drawn on the CPU, whatever the device
+            torch.default_generator.manual_seed(recipe.seed)
+            if self.kind == "fsdp" and world_size() > 1:
+                self.model = sharded_model(model_config, dtype, self.device)
+            else:
+                self.model = SparseTransformer(model_config, dtype).to(self.device)
+        on_gpu = self.device.type == "cuda"
+        if recipe.compile and on_gpu:
+            for layer in self.model.layers:
+                layer.compile()
+        replicated = self.kind == "ddp" and world_size() > 1
+        self.parallel = DistributedDataParallel(self.model) if replicated else self.model
+        as_graph = recipe.cuda_graph and on_gpu
+        self.optimizer = SparseOptimizer(self.model, recipe, self.n_steps, capturable=as_graph)
+        self.work: Work = RecordedWork(self._learn) if as_graph else self._learn
+        self.batches = Batches(self._rows, self.device)
+
     def optimise(self, step: int) -> None:
-        """One optimiser step on this worker's rows of the global batch."""
+        """One optimiser step on this worker's rows of the global batch. Asks the device nothing."""
         if not self.window_steps:
             self.window_start = time.monotonic()
-        tokens = self._batch(step)
-        loss = self.parallel(tokens[:, :-1], targets=tokens[:, 1:])
-        loss.backward()
-        self.optimizer.step(step)
-        self.window_loss += loss.detach()
+        self.optimizer.set_learning_rate(step)
+        self.window_loss += self.work(self.batches.take(step))
+        self.optimizer.project(step)
+        if step + 1 < self.n_steps:
+            self.batches.prepare(step + 1)
         self.window_steps += 1
         self.step = step + 1
 
@@ -143,7 +167,7 @@ class Run:
 
     def log(self) -> Metrics:
         """Figures of the steps since the last log; finds divergence."""
-        window = summed(self.window_loss.clone())
+        window = float(summed(self.window_loss.clone()))  # waits for the steps, which so are in the time
         now = time.monotonic()
         seconds = now - self.window_start
         self.seconds += seconds
@@ -152,7 +176,7 @@ class Run:
             "step": self.step,
             "steps": self.n_steps,
             "tokens": self.step * self._tokens_per_step,
-            "train_loss": float(window) / (self.window_steps * world_size()),
+            "train_loss": window / (self.window_steps * world_size()),
             "lr": learning_rate(self.step - 1, self.n_steps, self.recipe),
             "l0": self.optimizer.l0(),
             "tokens_per_second": self.window_steps * self.recipe.batch_size * T / seconds,
@@ -168,7 +192,8 @@ class Run:
     def validate(self) -> Metrics:
         """Figures on held-out tokens, as of this step."""
         if self.metrics.get("val_step") != self.step:
-            self.metrics |= {**evaluate(self.model, self._heldout()), "val_step": self.step}
+            with torch.compiler.set_stance("force_eager"):  # it looks at every node site
+                self.metrics |= {**evaluate(self.model, self._heldout()), "val_step": self.step}
             if not self.curve or self.curve[-1]["step"] != self.step:
                 self.curve.append({"step": self.step, "tokens": self.step * self._tokens_per_step})
             self.curve[-1] |= {name: self.metrics[name] for name in ("val_loss", "dead_neurons")}
@@ -180,7 +205,9 @@ class Run:
             "total_params": sum(p.numel() for p in self.model.parameters()),
             "flops": flops_per_token(self.model.config) * metrics["tokens"],
         }
-        return TrainResult(self.model, "diverged" if self.reason else "ok", self.reason, metrics, tuple(self.curve))
+        status: Literal["ok", "diverged"] = "diverged" if self.reason else "ok"
+        dtype: ComputeType = "bfloat16" if self.model.compute_dtype is torch.bfloat16 else "float32"
+        return TrainResult(self.model, status, self.reason, metrics, dtype, tuple(self.curve))
 
     @property
     def _tokens_per_step(self) -> int:
@@ -205,7 +232,13 @@ class Run:
         return weights | self.optimizer.state()
 
     def load(self, progress: Progress, read: Callable[[Tensors], None]) -> None:
-        """Continue from a checkpoint: to the same weights bit for bit if there are as many workers as there were."""
+        """Continue from a checkpoint: to the same weights bit for bit if there are as many workers as there were.
+
+        Where the recipe leaves the type of activations open, it stays the one that the run began with.
+        """
+        began = progress["run"].get("training", {}).get("dtype")
+        if self.asked.dtype == "auto" and began in get_args(ComputeType) and began != self.recipe.dtype:
+            self._build(self.model.config, self.recipe.model_copy(update={"dtype": began}))
         self._refuse_other(progress["run"])
         self.touched = True
         read(self.tensors())
@@ -220,7 +253,7 @@ class Run:
 
     def _identity(self) -> dict[str, Any]:
         """What decides the weights: how often something is reported or kept does not."""
-        recipe = self.recipe.model_dump(mode="json", exclude={"log_every", "eval_every", "checkpoint_every"})
+        recipe = self.recipe.model_dump(mode="json", exclude=set(RUN_ONLY))
         return {"model": self.model.config.model_dump(mode="json"), "training": recipe} | {
             "data": {"key": self.data.manifest.key}
         }
@@ -235,9 +268,16 @@ class Run:
                         "allowed: the same run again, or an empty folder"
                     )
 
-    def _batch(self, step: int) -> Tensor:
+    def _learn(self, tokens: Tensor) -> Tensor:
+        """Move the weights by the gradient of a batch (B, T + 1); gives its loss."""
+        loss: Tensor = self.parallel(tokens[:, :-1], targets=tokens[:, 1:])
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.update()
+        return loss.detach()
+
+    def _rows(self, step: int) -> npt.NDArray[np.int64]:
         recipe, T = self.recipe, self.model.config.context
-        rows = self.data.batch(
+        return self.data.batch(
             "train",
             step,
             batch_size=recipe.batch_size,
@@ -246,7 +286,6 @@ class Run:
             rank=rank(),
             world=world_size(),
         )
-        return torch.from_numpy(rows).to(self.device, non_blocking=True)
 
     def _heldout(self) -> Iterator[Tensor]:
         recipe = self.recipe

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,16 +14,16 @@ from sparse_model.distributed.workers import summed
 from sparse_model.model.config import TrainConfig
 from sparse_model.model.transformer import SparseTransformer
 from sparse_model.sparsity.projection import anneal_progress, count_nonzero, project, projected_groups
-from sparse_model.sparsity.shard_projection import project_shards
 
 
 class SparseOptimizer:
     """AdamW followed by the projection. Gradients and moments stay dense, so a zeroed weight can return.
 
-    Of a sharded model it sees what this worker holds of each parameter; see `sharding`.
+    Of a sharded model it sees what this worker holds of each parameter; see `sharding`. A step asks the device nothing.
+    With `capturable`, what `update` does to a GPU's weights can be recorded as a CUDA graph.
     """
 
-    def __init__(self, model: SparseTransformer, recipe: TrainConfig, n_steps: int) -> None:
+    def __init__(self, model: SparseTransformer, recipe: TrainConfig, n_steps: int, capturable: bool = False) -> None:
         self.recipe, self.n_steps = recipe, n_steps
         self.groups = projected_groups(model, recipe)
         self.sharded = is_sharded(model)
@@ -33,29 +34,52 @@ class SparseOptimizer:
         parameters: list[dict[str, Any]] = [{"params": decayed}]
         if tables:
             parameters.append({"params": tables, "weight_decay": 0.0})
+        # a number would be recorded in the graph as it is at that moment
+        lr = torch.tensor(recipe.lr, device=model.embedding.device) if capturable else recipe.lr
         self.adamw = torch.optim.AdamW(
-            parameters, recipe.lr, recipe.betas, recipe.eps, weight_decay=recipe.weight_decay, fused=True
+            parameters,
+            lr,
+            recipe.betas,
+            recipe.eps,
+            weight_decay=recipe.weight_decay,
+            fused=True,
+            capturable=capturable,
         )
 
-    def step(self, step: int) -> float:
-        """Update the weights from their gradients as optimiser step `step` (0-based); returns the gradient's RMS."""
-        if self.sharded:
-            self._take_gradients()
-        rms = scale_gradients(list(self.held.values()), self.recipe, self.sharded)
-        for group in self.adamw.param_groups:
-            group["lr"] = learning_rate(step, self.n_steps, self.recipe)
-        self.adamw.step()
-        self.adamw.zero_grad()
-        (project_shards if self.sharded else project)(
-            self.groups, anneal_progress(step + 1, self.n_steps, self.recipe.anneal)
-        )
+    def step(self, step: int) -> Tensor:
+        """Update the weights from their gradients as optimiser step `step`, from 0 on; gives the gradient's RMS."""
+        self.set_learning_rate(step)
+        rms = self.update()
+        self.project(step)
         return rms
 
+    def set_learning_rate(self, step: int) -> None:
+        """Take the learning rate of a step."""
+        lr = learning_rate(step, self.n_steps, self.recipe)
+        for group in self.adamw.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(lr)
+            else:
+                group["lr"] = lr
+
+    def update(self) -> Tensor:
+        """Scale the gradients, let AdamW take them, and drop them; gives their RMS before, on the device."""
+        if self.sharded:
+            self._take_gradients()
+        rms, divisor = gradient_scale(self.held, self.named, self.recipe, self.sharded)
+        # AdamW divides by it while it reads the gradients anyway
+        self.adamw.grad_scale = divisor  # type: ignore[attr-defined]
+        self.adamw.step()
+        self.adamw.zero_grad()
+        return rms
+
+    def project(self, step: int) -> None:
+        """Zero what is over the budget after a step."""
+        project(self.groups, anneal_progress(step + 1, self.n_steps, self.recipe.anneal))
+
     def l0(self) -> int:
-        """Nonzeros among the projected tensors."""
-        if not self.sharded:
-            return count_nonzero(self.groups)
-        return int(summed(torch.stack([held(group.weight).count_nonzero() for group in self.groups]).sum()))
+        """Nonzeros among the projected tensors. Waits for the device."""
+        return count_nonzero(self.groups)
 
     def state(self) -> dict[str, Tensor]:
         """The moments themselves, named by parameter and sharded as these are; zeros before the first step."""
@@ -84,24 +108,23 @@ class SparseOptimizer:
             p.grad = None
 
 
-def scale_gradients(parameters: list[torch.nn.Parameter], recipe: TrainConfig, sharded: bool = False) -> float:
-    """Normalise or clip, in place, by the RMS over all entries of all gradients; returns the RMS before.
+def gradient_scale(
+    held: Mapping[str, Tensor], named: Mapping[str, Tensor], recipe: TrainConfig, sharded: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """The RMS over all entries of all gradients, and what to divide them by for it to be normal or clipped.
 
-    Where each worker holds its own shards of the gradients, it is that over the shards of all workers.
+    `held` are the parameters, by name, as this worker holds them, `named` as they are as a whole. Where each worker
+    holds its own shards of the gradients, the RMS is that over the shards of all workers. Both stay on the device.
     """
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    size = sum(g.numel() for g in gradients)
-    norm = torch.nn.utils.get_total_norm(gradients)
+    gradients = {name: p.grad for name, p in held.items() if p.grad is not None}
+    size = sum(named[name].numel() for name in gradients)
+    norm = torch.nn.utils.get_total_norm(list(gradients.values()))
     if sharded:
-        squares, sizes = summed(torch.stack([norm.double() ** 2, norm.new_tensor(size).double()])).tolist()
-        rms = math.sqrt(squares / sizes)
-    else:
-        rms = float(norm) / math.sqrt(size)
+        norm = summed(norm.double().square()).sqrt().float()
+    rms = norm / math.sqrt(size)
     if recipe.gradient == "normalize":
-        torch._foreach_mul_(gradients, 1 / (rms + 1e-5))
-    elif recipe.gradient == "clip" and rms > 1:
-        torch._foreach_mul_(gradients, 1 / rms)
-    return rms
+        return rms, rms + 1e-5
+    return rms, rms.clamp_min(1) if recipe.gradient == "clip" else None
 
 
 def learning_rate(step: int, n_steps: int, recipe: TrainConfig) -> float:

@@ -76,7 +76,7 @@ def train(
         console.print(f"{result.status}: {result.reason}")
         return 1
     save_pretrained(result.model, data.tokenizer, out)
-    console.print(f"validation loss {result.metrics['val_loss']:.4f} nats per token; model in {out}")
+    console.print(f"validation loss {result.metrics['val_loss']:.4f} nats per token ({result.dtype}); model in {out}")
     return 0
 
 

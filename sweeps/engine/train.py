@@ -116,7 +116,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     if ray.train.get_context().get_world_rank() == 0:
         root, study, key, attempt = config["curve"]
         write_curve(root, study, key, result.curve, attempt)
-    return {"status": result.status, "reason": result.reason, "metrics": result.metrics}
+    return {"status": result.status, "reason": result.reason, "metrics": result.metrics, "dtype": result.dtype}
 
 
 def _report(metrics: dict[str, float]) -> None:

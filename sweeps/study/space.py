@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from sparse_model.model.config import Config, ModelConfig, TrainConfig
+from sparse_model.model.config import RUN_ONLY, Config, ModelConfig, TrainConfig
 from sweeps.study.distributions import Choice, Distribution, Sampler
 from sweeps.study.problems import shown
 
@@ -123,13 +123,19 @@ class Space:
             params = self.params(entry)
         except ValueError:
             return None
-        return params if self.config(params, config.training.seed) == config else None
+        return params if _comparable(self.config(params, config.training.seed)) == _comparable(config) else None
 
     def _kind_of(self, entry: Mapping[str, Any]) -> Kind:
         kind = entry.get("kind", None if isinstance(self.kind, Choice) else self.kind)
         if kind not in self.kinds():
             raise ValueError(f"kind {shown(kind)}; allowed: {', '.join(self.kinds())}")
         return kind  # type: ignore[no-any-return]
+
+
+def _comparable(config: TrialConfig) -> TrialConfig:
+    """A configuration without what leads to the same model by other ways, or to one that differs by rounding."""
+    asked = {name: TrainConfig.model_fields[name].default for name in (*RUN_ONLY, "dtype")}
+    return config.model_copy(update={"training": config.training.model_copy(update=asked)})
 
 
 def suggest(space: Space, sampler: Sampler) -> None:

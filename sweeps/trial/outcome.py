@@ -19,11 +19,12 @@ TableRow = dict[str, Any]
 
 @dataclass(frozen=True)
 class Trained:
-    """How training ended, and its figures."""
+    """How training ended, its figures, and the type of activations."""
 
     status: str
     reason: str
     metrics: Mapping[str, float]
+    dtype: str | None = None
 
 
 def written_row(trial: Trial) -> TableRow | None:
@@ -56,6 +57,7 @@ def trial_row(trial: Trial, trained: Trained, circuits: list[TableRow]) -> Table
         | {name: int(metrics[name]) for name in counts if name in metrics}
         | {
             "status": trained.status,
+            "dtype": trained.dtype,
             "reason": trained.reason,
             "eligible": trained.status == "ok" and len(solved) >= study.min_tasks_solved,
             "tasks_solved": len(solved),

@@ -14,8 +14,7 @@ from sparse_model.model.config import ModelConfig, TrainConfig
 from sparse_model.model.transformer import SparseTransformer
 from sparse_model.saved.pretrained import from_pretrained, save_pretrained
 from sparse_model.training.checkpoint import Checkpoints
-from sparse_model.training.loop import train
-from sparse_model.training.optimizer import SparseOptimizer
+from sparse_model.training.loop import Run, train
 
 MODEL = ModelConfig(vocab_size=300, context=32, n_layer=2, d_model=32, d_head=8)
 RECIPE = TrainConfig(
@@ -78,19 +77,17 @@ def test_bfloat16_learns_too(data: TokenDataset) -> None:
     assert theirs.metrics["val_loss"] == pytest.approx(train(MODEL, recipe, data).metrics["val_loss"], abs=0.15)
 
 
-def test_a_step_waits_once_however_many_layers_there_are(data: TokenDataset) -> None:
-    counted = []
-    for layers in (1, 4):
-        config = MODEL.model_copy(update={"n_layer": layers})
-        tokens = torch.from_numpy(data.batch("train", 0, batch_size=4, context=32, seed=0, rank=0, world=1))
-        with pretend_gpu() as gpu:
-            model = SparseTransformer(config).to(gpu)
-            optimizer, batch = SparseOptimizer(model, RECIPE, 100), tokens.to(gpu)
-            waits.clear()
-            model(batch[:, :-1], targets=batch[:, 1:]).backward()
-            optimizer.step(60)
-            counted.append(list(waits))
-    assert counted == [["_local_scalar_dense"]] * 2  # the gradients' norm
+@pytest.mark.parametrize("layers", [1, 3])
+def test_steps_ask_a_gpu_nothing(data: TokenDataset, layers: int) -> None:
+    config = MODEL.model_copy(update={"n_layer": layers})
+    with pretend_gpu() as gpu:
+        run = Run(config, RECIPE, data, gpu, "ddp")
+        waits.clear()
+        for step in range(12, 17):
+            run.optimise(step)
+        assert not waits
+        run.log()
+        assert waits
 
 
 def assert_same_weights(a: SparseTransformer, b: SparseTransformer) -> None:

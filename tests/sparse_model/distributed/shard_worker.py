@@ -10,8 +10,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import Shard, distribute_tensor
+from waits import Waits
 
 from sparse_model.data import TokenDataset
 from sparse_model.distributed.sharding import gathered_whole, held, sharded_model
@@ -19,10 +18,9 @@ from sparse_model.distributed.workers import rank, world_size
 from sparse_model.model.config import ModelConfig, TrainConfig
 from sparse_model.model.transformer import SparseTransformer
 from sparse_model.saved.pretrained import save_pretrained
-from sparse_model.sparsity.projection import Group
-from sparse_model.sparsity.shard_projection import project_shards
+from sparse_model.training import precision
 from sparse_model.training.checkpoint import Checkpoints
-from sparse_model.training.loop import TrainResult, train
+from sparse_model.training.loop import Run, TrainResult, train
 
 MODEL, RECIPE = (ModelConfig(**json.loads(os.environ["MODEL"])), TrainConfig(**json.loads(os.environ["RECIPE"])))
 
@@ -64,7 +62,7 @@ def two_workers(data: TokenDataset, out: Path) -> None:
     damaged = Checkpoints(str(out / "to-2"), warn=warned.append)
     keep("fsdp-damaged", data, out, parallel="fsdp", checkpoints=damaged)
     (out / f"warned-{rank()}.json").write_text(json.dumps(warned))
-    keep_projections(out)
+    keep_waits(data, out)
 
 
 def four_workers(data: TokenDataset, out: Path) -> None:
@@ -72,7 +70,6 @@ def four_workers(data: TokenDataset, out: Path) -> None:
     result = keep("fsdp", data, out, parallel="fsdp")
     save_pretrained(result.model, data.tokenizer, str(out / "pretrained"))
     keep("from-2", data, out, parallel="fsdp", checkpoints=copy_of(out / "from-2-fsdp", out / "to-4"))
-    keep_projections(out)
     keep_gradients(out)
     keep_memory(result, out)
 
@@ -96,33 +93,21 @@ def keep(name: str, data: TokenDataset, out: Path, **options) -> TrainResult:
     return result
 
 
-def keep_projections(out: Path) -> None:
-    """Matrices before and after the sharded projection, at many shapes, budgets and minima, with and without ties."""
-    mesh = init_device_mesh("cpu", (world_size(),))
-    generator = torch.Generator().manual_seed(1)
-    tensors, groups = {}, []
-    for case in range(48):
-        n_rows, n_columns = (int(torch.randint(1, 12, (), generator=generator)) for _ in range(2))
-        shape = (n_rows,) if case % 8 == 7 else (n_rows, n_columns)
-        levels = (1, 3, 10_000)[case % 3]  # whole numbers: many ties, some, hardly any; zeros among them
-        weight = torch.randint(-levels, levels + 1, shape, generator=generator).float() / 7
-        by_column = len(shape) == 2 and case % 2 == 1
-        keepers = weight.shape[by_column]
-        most = weight.numel() // keepers
-        min_alive = 0 if len(shape) == 1 else int(torch.randint(0, most + 1, (), generator=generator))
-        least = max(1, min_alive * keepers)
-        k = int(torch.randint(least, weight.numel() + 1, (), generator=generator))
-        sharded = distribute_tensor(weight.clone(), mesh, [Shard(0)])
-        groups.append(Group(f"{case}", sharded, k / weight.numel(), min_alive, by_column))
-        tensors[f"{case}.before"] = weight
-    project_shards(groups, 1.0)
-    settings = {}
-    for group in groups:
-        tensors[f"{group.name}.after"] = gathered_whole(group.weight)
-        settings[group.name] = [group.budget(1.0), group.min_alive, group.by_column]
-    if rank() == 0:
-        save_file(tensors, out / f"projections-{world_size()}.safetensors")
-        (out / f"projections-{world_size()}.json").write_text(json.dumps(settings))
+def keep_waits(data: TokenDataset, out: Path) -> None:
+    """What steps of one and of two layers wait for, replicated and sharded; and the type all compute in."""
+    found: dict[str, object] = {}
+    for parallel in ("ddp", "fsdp"):
+        for layers in (1, 2):
+            config = MODEL.model_copy(update={"n_layer": layers, "activation_fraction": 0.25})
+            run = Run(config, RECIPE, data, torch.device("cpu"), parallel)
+            with Waits() as waits:
+                for step in range(10, 14):
+                    run.optimise(step)
+            found[f"{parallel} {layers}"] = waits.seen
+    precision.CPU_INFO = out / f"cpuinfo-{rank()}"
+    precision.CPU_INFO.write_text(f"flags : {'avx512_bf16' if rank() else 'fpu'}")
+    found["type"] = precision.resolved(TrainConfig(), torch.device("cpu")).dtype
+    (out / f"waits-{rank()}.json").write_text(json.dumps(found))
 
 
 def keep_gradients(out: Path) -> None:

@@ -7,8 +7,8 @@ from sparse_model.model.abstopk import abs_topk
 
 def reference(x: torch.Tensor, k: int) -> torch.Tensor:
     """Everything at least as large as the k-th largest magnitude, by torch.topk."""
-    threshold = x.float().abs().topk(k, dim=-1).values[..., -1:]
-    return torch.where(x.float().abs() >= threshold, x, torch.zeros_like(x))
+    threshold = x.double().abs().topk(k, dim=-1).values[..., -1:]
+    return torch.where(x.double().abs() >= threshold, x, torch.zeros_like(x))
 
 
 @settings(max_examples=60, deadline=None)
@@ -16,7 +16,7 @@ def reference(x: torch.Tensor, k: int) -> torch.Tensor:
     rows=st.integers(1, 5),
     width=st.integers(1, 40),
     seed=st.integers(0, 10_000),
-    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),
     levels=st.sampled_from([2, 5, 1000]),  # few levels make many ties and zeros
     data=st.data(),
 )
@@ -31,7 +31,7 @@ def test_equals_torch_topk_over_shapes_ties_and_zeros(rows, width, seed, dtype, 
 @given(
     width=st.sampled_from([512, 513, 514, 515, 770, 1024, 1026]),
     seed=st.integers(0, 10_000),
-    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),
     levels=st.sampled_from([2, 50, 100_000]),
     one_sided=st.booleans(),  # all of the large ones in one half of the row
     data=st.data(),
@@ -50,6 +50,15 @@ def test_gradient_flows_through_what_is_kept_and_nothing_else():
     x = torch.tensor([[3.0, -1.0, 0.5, -4.0]], requires_grad=True)
     abs_topk(x, 2).backward(torch.tensor([[1.0, 2.0, 3.0, 4.0]]))
     assert x.grad.tolist() == [[1.0, 0.0, 0.0, 4.0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_where_few_are_nonzero_gradient_reaches_those_alone(dtype):
+    x = torch.zeros(2, 6, dtype=dtype)
+    x[0, 1], x[1, :4] = 2.0, torch.tensor([1.0, -0.0, 3.0, 4.0])
+    x.requires_grad_()
+    abs_topk(x, 4).backward(torch.ones_like(x))
+    assert x.grad.tolist() == [[0, 1, 0, 0, 0, 0], [1, 0, 1, 1, 0, 0]]
 
 
 def test_gradient_of_a_transposed_input():

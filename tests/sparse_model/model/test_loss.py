@@ -37,3 +37,11 @@ def test_without_gradient_there_is_a_loss_all_the_same():
     with torch.no_grad():
         loss_alone = unembedding_loss(*tensors(), tokens, targets)
     torch.testing.assert_close(loss_alone, unembedding_loss(*tensors(), tokens, targets).detach())
+
+
+def test_a_second_backward_pass_is_a_clear_error():
+    tokens, targets = torch.randint(0, V, (N,)), torch.randint(0, V, (N,))
+    loss_once = unembedding_loss(*tensors(), tokens, targets)
+    loss_once.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="run the forward pass again"):
+        loss_once.backward()

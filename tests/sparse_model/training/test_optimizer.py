@@ -6,7 +6,7 @@ import torch
 
 from sparse_model.model.config import ModelConfig, TrainConfig
 from sparse_model.model.transformer import SparseTransformer
-from sparse_model.training.optimizer import SparseOptimizer, learning_rate, scale_gradients
+from sparse_model.training.optimizer import SparseOptimizer, gradient_scale, learning_rate
 
 TINY = ModelConfig(vocab_size=30, context=8, n_layer=1, d_model=16, d_head=4)
 
@@ -69,23 +69,24 @@ def test_a_zeroed_weight_can_return():
     assert any((~before & after).any() for before, after in pairwise(alive))
 
 
+def scaled(recipe: TrainConfig, *gradients: torch.Tensor) -> tuple[float, list[torch.Tensor]]:
+    """The RMS of gradients, and what they are after scaling."""
+    made = {str(i): p for i, p in enumerate(parameters(*gradients))}
+    rms, divisor = gradient_scale(made, made, recipe)
+    return float(rms), [g if divisor is None else g / divisor for g in gradients]
+
+
 def test_normalised_gradients_have_unit_rms_over_all_tensors_together():
-    made = parameters(torch.full((10,), 3.0), torch.zeros(30))
-    assert scale_gradients(made, TrainConfig(gradient="normalize")) == pytest.approx(1.5)
-    assert made[0].grad.tolist() == pytest.approx([2.0] * 10, rel=1e-4)
+    rms, (first, _) = scaled(TrainConfig(gradient="normalize"), torch.full((10,), 3.0), torch.zeros(30))
+    assert rms == pytest.approx(1.5)
+    assert first.tolist() == pytest.approx([2.0] * 10, rel=1e-4)
 
 
-@pytest.mark.parametrize(("size", "expected"), [(4.0, 1.0), (0.5, 0.5)])
-def test_clipping_acts_on_large_gradients_only(size, expected):
-    made = parameters(torch.full((8,), size))
-    scale_gradients(made, TrainConfig(gradient="clip"))
-    assert made[0].grad.tolist() == pytest.approx([expected] * 8)
-
-
-def test_no_scaling_leaves_gradients_alone():
-    made = parameters(torch.full((8,), 4.0))
-    scale_gradients(made, TrainConfig(gradient="none"))
-    assert made[0].grad.tolist() == [4.0] * 8
+@pytest.mark.parametrize(("gradient", "size", "expected"), [("clip", 4.0, 1.0), ("clip", 0.5, 0.5), ("none", 4.0, 4.0)])
+def test_clipping_acts_on_large_gradients_only_and_none_on_no_gradient(gradient, size, expected):
+    rms, (after,) = scaled(TrainConfig(gradient=gradient), torch.full((8,), size))
+    assert rms == pytest.approx(size)
+    assert after.tolist() == pytest.approx([expected] * 8)
 
 
 def rates(**options) -> list[float]:

@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 import signal
@@ -8,13 +9,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from waits import Waits
 
 from sparse_model.data import CorpusConfig, SourceConfig, TokenDataset, TokenizerConfig, prepare
 from sparse_model.errors import InputError
 from sparse_model.model.config import ModelConfig, TrainConfig
 from sparse_model.model.transformer import SparseTransformer
+from sparse_model.saved.pretrained import save_pretrained
+from sparse_model.training import precision
 from sparse_model.training.checkpoint import Checkpoints
-from sparse_model.training.loop import train
+from sparse_model.training.loop import Run, train
 from sparse_model.training.measures import evaluate
 
 MODEL = ModelConfig(vocab_size=300, context=32, n_layer=1, d_model=32, d_head=8)
@@ -59,6 +63,65 @@ def test_same_seed_same_weights_other_seed_others(data):
     other = train(MODEL, RECIPE.model_copy(update={"seed": 1}), data).model
     assert same(weights(first), weights(second))
     assert not same(weights(first), weights(other))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("layers", [1, 3])
+def test_between_two_log_lines_steps_ask_the_device_nothing(data, layers, dtype):
+    recipe = RECIPE.model_copy(update={"dtype": dtype})
+    run = Run(MODEL.model_copy(update={"n_layer": layers}), recipe, data, torch.device("cpu"), "ddp")
+    with Waits() as waits:
+        for step in range(10, 14):
+            run.optimise(step)
+    assert not waits.seen
+    with waits:
+        run.log()
+    assert set(waits.seen) == {"_local_scalar_dense"}  # the loss and L0
+
+
+FLAGS = {
+    "float32": "processor : 0\nflags\t\t: fpu avx512f avx512_vnni\n",
+    "bfloat16": "processor : 0\nflags\t\t: fpu avx512f avx512_bf16\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        *((text, dtype) for dtype, text in FLAGS.items()),
+        ("flags : fpu amx_bf16 amx_tile", "bfloat16"),
+        ("Features : fp asimd bf16", "bfloat16"),
+        ("Features : fp asimd\nmodel name : a bf16 one", "float32"),
+        (None, "float32"),
+    ],
+)
+def test_the_processors_flags_decide_in_which_type_it_computes(tmp_path, monkeypatch, content, expected):
+    monkeypatch.setattr(precision, "CPU_INFO", tmp_path / "cpuinfo")
+    if content is not None:
+        (tmp_path / "cpuinfo").write_text(content)
+    assert precision.resolved(TrainConfig(), torch.device("cpu")).dtype == expected
+    assert precision.resolved(TrainConfig(), torch.device("cuda")).dtype == "bfloat16"
+    for stated in ("float32", "bfloat16"):
+        assert precision.resolved(TrainConfig(dtype=stated), torch.device("cuda")).dtype == stated
+
+
+@pytest.mark.parametrize("began", ["float32", "bfloat16"])
+def test_a_run_that_is_continued_keeps_the_type_it_began_with(data, tmp_path, monkeypatch, began):
+    other = {"float32": "bfloat16", "bfloat16": "float32"}[began]
+    auto = RECIPE.model_copy(update={"dtype": "auto"})
+    monkeypatch.setattr(precision, "CPU_INFO", tmp_path / "cpuinfo")
+    (tmp_path / "cpuinfo").write_text(FLAGS[began])
+    whole = train(MODEL, auto, data, checkpoints=Checkpoints(str(tmp_path / "runs")))
+    shutil.rmtree(max((tmp_path / "runs").glob("step-*")))  # there is something left to do
+    (tmp_path / "cpuinfo").write_text(FLAGS[other])
+    with pytest.raises(InputError, match=f"training.dtype '{began}', now '{other}'"):
+        train(MODEL, auto.model_copy(update={"dtype": other}), data, checkpoints=Checkpoints(str(tmp_path / "runs")))
+    resumed = train(MODEL, auto, data, checkpoints=Checkpoints(str(tmp_path / "runs")))
+    assert resumed.dtype == whole.dtype == began
+    assert same(weights(resumed.model), weights(whole.model))
+    assert train(MODEL, auto, data).dtype == other
+    save_pretrained(resumed.model, data.tokenizer, str(tmp_path / "model"))
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["compute_dtype"] == began
 
 
 class Killed(Exception):
