@@ -61,16 +61,17 @@ def circuit_page(
     origin: Mapping[str, str] | None = None,
     relatives: Sequence[Circuit] = (),
     notes: Notes | None = None,
+    remarks: Sequence[str] = (),
 ) -> Page:
     """One circuit as one HTML file that opens offline.
 
     `text` (n, T) are windows of pretraining tokens, for contexts. Without a `tokenizer` tokens are shown by number.
-    `origin` says what made the circuit, `relatives` are circuits of the same task and model at other sizes. InputError
-    where circuit, model, task or notes do not belong together.
+    `origin` says what made the circuit, `relatives` are circuits of the same task and model at other sizes, `remarks`
+    what else is not on the page. InputError where circuit, model, task or notes do not belong together.
     """
     circuit.require(model)
     (notes or Notes.none_on(circuit)).require(circuit)
-    data = page_data(circuit, model, task, text, tokenizer, origin or {}, relatives, notes)
+    data = page_data(circuit, model, task, text, tokenizer, origin or {}, relatives, notes, remarks)
     page = rendered(data)
     while len(page.encode()) > LARGEST and _shortened(data):
         page = rendered(data)
@@ -111,9 +112,10 @@ def page_data(
     origin: Mapping[str, str],
     relatives: Sequence[Circuit],
     notes: Notes | None,
+    remarks: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Everything a page draws, as JSON. Figures are of held-out prompts."""
-    omitted: list[str] = []
+    omitted = list(remarks)
     made = {
         "model": circuit.model,
         **origin,

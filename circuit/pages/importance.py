@@ -16,14 +16,16 @@ from circuit.tasks import TaskData
 from sparse_model.model.transformer import SparseTransformer
 
 FEW_PAIRS = 32
-"""Pairs of prompts for what takes many runs: doses, pairs of nodes, steps."""
+"""Pairs of prompts for what takes many runs: doses, pairs of nodes."""
 MOST_EDGES = 1500
 """Edges of a circuit whose effects are measured one by one."""
 MANY_PARTS = 300
 """Nodes and edges of a circuit above which their effects are measured on a few pairs instead of all."""
-MOST_STEPPED, MOST_DOSED = 80, 60
+STEP_PAIRS = 16
+"""Pairs on which steps are fitted, and as many on which they are measured: a fit takes seventeen runs of each node."""
+MOST_STEPPED, MOST_DOSED = 48, 60
 """Nodes of a circuit whose steps are fitted, and whose response is measured."""
-PAIRED = 14
+PAIRED = 12
 """Nodes, those of the largest effects, that are ablated two by two."""
 DOSES = 9
 CURVE = 24
@@ -82,10 +84,11 @@ def doses(probe: Probe, node: Node, low: float, high: float) -> dict[str, list[f
 
 def steps(model: SparseTransformer, circuit: Circuit, task: TaskData) -> dict[str, Any]:
     """Each node's two-valued step and the held-out loss with it alone binary; and the loss with all of them."""
-    some = TaskData(task.name, task.train.first(FEW_PAIRS), task.heldout.first(FEW_PAIRS))
+    some = TaskData(task.name, task.train.first(STEP_PAIRS), task.heldout.first(STEP_PAIRS))
     found = binarise(model, circuit, some)
     numbers = {node: i for i, node in enumerate(nodes_of(circuit))}
     return {
+        "pairs": min(STEP_PAIRS, task.train.n_pairs),
         "before": found.circuit.loss,
         "together": found.together.loss,
         "accuracy": found.together.accuracy,

@@ -18,10 +18,10 @@ LONGEST_NAME, LONGEST_NOTE = 60, 4000
 class Notes(Config):
     """Notes on one circuit, as a page saves them."""
 
-    format: Literal["circuit-sweeps/notes"] = Field("circuit-sweeps/notes", description="what the JSON holds")
-    version: Literal[1] = Field(1, description="of this object's JSON")
-    task: str = Field("", max_length=400, description="task of the circuit")
-    model: str = Field("", max_length=64, description="fingerprint of its model")
+    format: Literal["circuit-sweeps/notes"] = Field(description="what the JSON holds")
+    version: Literal[1] = Field(description="of this object's JSON")
+    task: str = Field(max_length=400, description="task of the circuit")
+    model: str = Field(max_length=64, description="fingerprint of its model")
     names: dict[str, str] = Field(default_factory=dict, description="names given to nodes")
     groups: dict[str, str] = Field(default_factory=dict, description="group of a node")
     notes: dict[str, str] = Field(
@@ -31,7 +31,7 @@ class Notes(Config):
     @classmethod
     def none_on(cls, circuit: Circuit) -> Notes:
         """A page's notes before anyone has written one."""
-        return cls.model_validate({"task": circuit.task, "model": circuit.model})
+        return cls(format="circuit-sweeps/notes", version=1, task=circuit.task, model=circuit.model)
 
     @classmethod
     def load(cls, uri: str) -> Notes:

@@ -97,10 +97,16 @@ def drawn(
     *,
     task: str | None = None,
     notes: Notes | None = None,
+    most_pairs: int | None = None,
 ) -> Page:
-    """The same of what is loaded already."""
+    """The same of what is loaded already, its figures of at most so many pairs of prompts."""
     circuit.require(model)
-    prompts = prompts_of(circuit, study, tokenizer, task)
+    prompts, remarks = prompts_of(circuit, study, tokenizer, task), []
+    if most_pairs is not None and prompts.heldout.n_pairs > most_pairs:
+        remarks = [
+            f"Figures are of {most_pairs} of {prompts.heldout.n_pairs} held-out pairs; `sweeps circuit page` takes all"
+        ]
+        prompts = TaskData(prompts.name, prompts.train.first(most_pairs), prompts.heldout.first(most_pairs))
     return circuit_page(
         circuit,
         model,
@@ -110,4 +116,5 @@ def drawn(
         origin=origin_of(circuit, model_uri, study),
         relatives=relatives_of(circuit, uri),
         notes=notes,
+        remarks=remarks,
     )

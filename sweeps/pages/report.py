@@ -20,6 +20,9 @@ from sweeps.pages.one_circuit import CONTEXT_WINDOWS, drawn, study_of
 from sweeps.pages.report_data import page_name, report_data
 from sweeps.trial.task_circuits import windows
 
+MOST_PAIRS = 64
+"""Pairs of prompts of a page that a report draws: there may be hundreds of pages."""
+
 Drawn = Literal["front", "all", "none"]
 """Of which trials the circuits get pages: those on the front, all, none."""
 
@@ -133,7 +136,7 @@ def draw_trial(where: str, several: bool, job: Job) -> list[str]:
         try:
             circuit = Circuit.load(uri)
             if circuit.status == "ok":
-                page = drawn(circuit, uri, model_uri, study, model, tokenizer, text)
+                page = drawn(circuit, uri, model_uri, study, model, tokenizer, text, most_pairs=MOST_PAIRS)
                 target = storage.join(where, *page_name(job.study, job.trial, name, several).split("/"))
                 storage.write_bytes_atomic(target, page.encode())
         except Exception as error:  # one page less, never no report

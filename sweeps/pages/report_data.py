@@ -252,8 +252,9 @@ def _importances(uris: Sequence[str]) -> dict[str, Any]:
         return {"rows": [], "why": "no study.yaml is kept with these results, so their space is not known"}
     try:
         rows = importances(optuna_study(uris[0])).to_pylist()
-    except InputError as error:
-        return {"rows": [], "why": str(error)}
+    except (InputError, ValueError) as error:  # rows of another program may have no configuration, or another
+        why = str(error) if isinstance(error, InputError) else "the trials' configurations cannot be read"
+        return {"rows": [], "why": why}
     return {"rows": [{key: value for key, value in row.items() if not _nan(value)} for row in rows], "why": ""}
 
 

@@ -8,7 +8,7 @@ that is positive and writes to residual channel 7, which raises the answer YES; 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from circuit.ablated.ablation import mean_activations
 from circuit.graph.edges import edges_between
-from circuit.graph.record import Circuit
+from circuit.graph.record import Circuit, stored_means
 from circuit.proofs.faithfulness import necessity
 from circuit.pruning import find_circuit
 from circuit.search.config import PruneConfig
@@ -120,20 +120,27 @@ def prompts(n_pairs: int, seed: int) -> PairBatch:
 
 
 def story() -> Story:
-    """The model, its prompts, some text, and the circuit of the story, edges removed that do nothing."""
+    """The model, its prompts, some text, and the circuit of the story."""
     made = model()
     task = TaskData("</script>story", train=prompts(40, 0), heldout=prompts(40, 1))
     text = torch.randint(0, 10, (24, 24), generator=torch.Generator().manual_seed(5))
+    return Story(made, task, text, record(made, task, text, NODES))
+
+
+def record(made: SparseTransformer, task: TaskData, text: Tensor, nodes: Mapping[str, tuple[int, ...]]) -> Circuit:
+    """The circuit of given nodes, whether it does the task or not."""
     means = mean_activations(made, [text])
-    searched = find_circuit(made, task, means, PruneConfig.model_validate({"steps": 2, "eliminate": False}), text=text)
+    config = PruneConfig.model_validate({"steps": 2, "eliminate": False})
+    searched = find_circuit(made, task, means, config, text=text)
     train, heldout = (Judge(made, means, data) for data in (task.train, task.heldout))
-    keep = train.index.flat(NODES)
+    keep = train.index.flat({site: list(channels) for site, channels in nodes.items()})
     edges = edges_between(made, train.index.channels(keep))
     loss, calibration = train.calibrated(keep)
     score = heldout.score(keep, calibration)
     planted = {
-        "task": task.name, "nodes": NODES, "edges": tuple(edges), "n_nodes": int(keep.sum()), "n_edges": len(edges),
+        "task": task.name, "nodes": nodes, "edges": tuple(edges), "n_nodes": int(keep.sum()), "n_edges": len(edges),
         "loss": loss, "heldout_loss": score.loss, "heldout_accuracy": score.accuracy, "scale": calibration.scale,
-        "shift": calibration.shift, "necessity_loss": necessity(heldout, keep),
+        "shift": calibration.shift, "necessity_loss": necessity(heldout, keep), "status": "ok",
+        "means": stored_means(means),
     }  # fmt: skip
-    return Story(made, task, text, Circuit.model_validate(searched.model_dump() | planted))
+    return Circuit.model_validate(searched.model_dump() | planted)

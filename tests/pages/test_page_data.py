@@ -56,7 +56,7 @@ def test_ten_figures_of_a_page_are_those_of_model_and_circuit(told: Story, told_
     dose = data["nodes"][i]["dose"]
     held = changed(model, circuit, few, {name: dose["grid"][2]})
     assert dose["loss"][2] == pytest.approx(held.after, **CLOSE)
-    binary = binarise(model, circuit, TaskData(task.name, task.train.first(32), few))
+    binary = binarise(model, circuit, TaskData(task.name, task.train.first(16), task.heldout.first(16)))
     step = data["ablations"]["steps"]["nodes"][str(i)]
     assert step[:3] == pytest.approx(list(binary.steps[nodes_of(circuit)[i]]), **CLOSE)
     top = next(one for one in data["nodes"][i]["text"]["passages"] if one[0] == "top")

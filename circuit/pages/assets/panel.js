@@ -86,7 +86,7 @@ function doseOf(node) {
 function stepOf(i) {
   const steps = data.ablations.steps, step = steps && steps.nodes[i];
   if (!step) return null;
-  return el("div", {}, el("h3", {}, "As a step of two values"), el("p", {}, `${figure(step[1])} up to ${figure(step[0])}, ${figure(step[2])} above: loss ${figure(step[3])} nats with it alone binary, ${figure(steps.before)} as it is, ${figure(steps.together)} with all nodes binary. `, el("small", {}, `Circuit, each calibrated anew, fitted on ${data.ablations.few} training pairs.`)));
+  return el("div", {}, el("h3", {}, "As a step of two values"), el("p", {}, `${figure(step[1])} up to ${figure(step[0])}, ${figure(step[2])} above: loss ${figure(step[3])} nats with it alone binary, ${figure(steps.before)} as it is, ${figure(steps.together)} with all nodes binary. `, el("small", {}, `Circuit, each calibrated anew, fitted on ${steps.pairs} training pairs, measured on as many held out.`)));
 }
 
 function textOf(node) {
