@@ -33,7 +33,7 @@ from circuit.pages.picture import picture_data
 from circuit.pages.probe import Probe
 from circuit.pages.prompts import calibrated, prompts_data
 from circuit.pages.render import asset, html
-from circuit.pages.roles import Places, figures, places_of, tokens_at, words
+from circuit.pages.roles import Places, alike, figures, places_of, tokens_at, words
 from circuit.pages.runs import Seen, seen_on
 from circuit.pages.shown import Decoder, TokenTable
 from circuit.tasks import TaskData
@@ -236,6 +236,7 @@ def _node(
         "words": words(node, found["circuit"], values["circuit"][places.answer]),
         "circuit": found["circuit"] | tokens_at(values["circuit"], task.heldout, places, table.of),
         "model": found["model"],
+        "alike": alike(values["circuit"][places.real], values["model"][places.real]),
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from circuit.pages.roles import Places
 from circuit.pages.shown import TokenTable, visible
 from circuit.proofs.verdicts import verdicts
 from circuit.tasks import TASKS, PairBatch
+from sparse_model.model.config import Config
 
 LARGE_SCALE = 10.0
 """Calibration above which the page says that the calibration does much of the work (METHOD 11)."""
@@ -49,24 +50,33 @@ def proofs(circuit: Circuit) -> list[list[Any]]:
 
 def losses(circuit: Circuit) -> list[list[Any]]:
     """[name, value, what it is] of every loss and share that the record holds as one number."""
-    found = []
-    for name, field in Circuit.model_fields.items():
-        value = getattr(circuit, name)
-        if isinstance(value, float) and name.endswith(("loss", "accuracy")) and name != "target_loss":
-            found.append([name.replace("_", " "), value, field.description or ""])
-    return found
+    return [
+        [name.replace("_", " "), value, words]
+        for name, value, words in fields_of(circuit)
+        if isinstance(value, float) and name.endswith(("loss", "accuracy")) and name != "target_loss"
+    ]
 
 
 def loss_curves(circuit: Circuit) -> list[dict[str, Any]]:
-    """Losses that the record holds by strength or share: resample, subset and adversarial ablation, as there are."""
+    """Losses that the record holds by strength or share: resample ablation and others, as there are."""
     found = []
-    for name, field in Circuit.model_fields.items():
-        value = getattr(circuit, name)
+    for name, value, words in fields_of(circuit):
         if isinstance(value, dict) and "loss" in name and value:
             points = [[float(key), float(item)] for key, item in value.items() if isinstance(item, int | float)]
             if points:
-                found.append({"name": name.replace("_", " "), "points": sorted(points), "words": field.description})
+                found.append({"name": name.replace("_", " "), "points": sorted(points), "words": words})
     return found
+
+
+def fields_of(record: Config) -> Iterator[tuple[str, Any, str]]:
+    """(name, value, description) of every field of a record and of the records in it: what it comes to hold shows by
+    itself."""
+    for name, field in type(record).model_fields.items():
+        value = getattr(record, name)
+        if isinstance(value, Config):
+            yield from fields_of(value)
+        else:
+            yield name, value, field.description or ""
 
 
 def calibration(circuit: Circuit) -> dict[str, Any]:
@@ -85,6 +95,8 @@ def _reason(circuit: Circuit) -> str:
         )
     if circuit.status == "stopped":
         return "The search was stopped before it found a circuit"
+    if circuit.status != "ok":
+        return f"There is no circuit: {circuit.status}"
     if circuit.n_nodes == 0:
         return "No node is needed: what the bigram table and the biases say is enough"
     if circuit.n_edges == 0:

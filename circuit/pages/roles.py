@@ -78,6 +78,13 @@ def _apart(a: Tensor, b: Tensor, deviation: float) -> float | None:
     return min(99.0, distance / pooled) if pooled > 0 else 99.0
 
 
+def alike(a: Tensor, b: Tensor) -> float | None:
+    """Correlation of two runs' values (P,) of a node; None where one does not vary."""
+    if float(a.std()) < 1e-9 or float(b.std()) < 1e-9:
+        return None
+    return float(torch.corrcoef(torch.stack([a.double(), b.double()]))[0, 1])
+
+
 def tokens_at(values: Tensor, data: PairBatch, places: Places, name: Callable[[int], int]) -> dict[str, Any]:
     """The prompts' tokens at which a node's mean value is highest and lowest, as [token, mean]."""
     seen, tokens = values[places.real].double(), data.tokens[places.real]

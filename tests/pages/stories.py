@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -143,4 +143,11 @@ def record(made: SparseTransformer, task: TaskData, text: Tensor, nodes: Mapping
         "shift": calibration.shift, "necessity_loss": necessity(heldout, keep), "status": "ok",
         "means": stored_means(means),
     }  # fmt: skip
-    return Circuit.model_validate(searched.model_dump() | planted)
+    return changed_to(searched, planted)
+
+
+def changed_to(circuit: Circuit, changes: Mapping[str, Any]) -> Circuit:
+    """A circuit with other fields, checked; without those that a record has no more."""
+    return Circuit.model_validate(
+        circuit.model_dump() | {k: v for k, v in changes.items() if k in Circuit.model_fields}
+    )

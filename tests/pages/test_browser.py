@@ -14,7 +14,7 @@ from circuit.inspect.activity import answer_pattern
 from circuit.pages import Notes
 from circuit.pages.runs import seen_on
 from pages.conftest import Open
-from pages.stories import Story, Tokens
+from pages.stories import Story, Tokens, changed_to
 
 KEY = "layers.0.attn.k.0"
 
@@ -194,7 +194,7 @@ def test_a_page_in_print_has_no_controls_and_all_of_the_graph(opened: Open, told
 def unsolved(told: Story) -> Circuit:
     nothing = dict.fromkeys(("n_nodes", "n_edges", "n_embedding_edges", "n_unembedding_edges"), 0)
     gone = {"status": "unsolved", "nodes": {}, "edges": (), "means": {}, "resample_losses": {}, "unpruned_loss": 0.7}
-    return Circuit.model_validate(told.circuit.model_dump() | nothing | gone)
+    return changed_to(told.circuit, nothing | gone)
 
 
 def test_an_unsolved_task(opened: Open, told: Story) -> None:
@@ -206,7 +206,7 @@ def test_an_unsolved_task(opened: Open, told: Story) -> None:
 @pytest.mark.parametrize("nodes", [{}, {"final.in": (7,)}])
 def test_circuits_without_an_edge(opened: Open, told: Story, nodes: dict[str, tuple[int, ...]]) -> None:
     changes = {"nodes": nodes, "edges": (), "n_nodes": len(nodes), "n_edges": 0, "n_unembedding_edges": 0}
-    circuit = Circuit.model_validate(told.circuit.model_dump() | changes)
+    circuit = changed_to(told.circuit, changes)
     page = opened(circuit.page(told.model, told.task, told.text, tokenizer=Tokens()))
     assert page.locator(".node").count() == len(nodes)
     words = "No edge is needed" if nodes else "No node is needed"

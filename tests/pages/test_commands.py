@@ -57,7 +57,8 @@ def folder(study_text: Callable[..., str], tmp_path: Path) -> Folder:
         circuits.append(record(model, task, text, nodes))
         circuits[-1].save(f"{study.root}/circuits/{KEY}/{name}.json")
     (root / "study.yaml").write_text(study.to_yaml())
-    write_circuit_rows(study.root, KEY, [{"study": "tiny", "trial": KEY, **circuit_row(circuits[0])}])
+    good = {"study": "tiny", "trial": KEY, **circuit_row(circuits[0]), "heldout_loss": 0.1}
+    write_circuit_rows(study.root, KEY, [good])
     write_curve(study.root, "tiny", KEY, [{"step": 1, "tokens": 9, "train_loss": 3.0}, {"step": 2, "val_loss": 2.0}])
     row = {"study": "tiny", "trial": KEY, "kind": "sparse", "status": "ok", "eligible": True, "val_loss": 2.0}
     more = {"circuit_edges": 9.0, "data": data.manifest.key, "target_loss": 0.15, "tasks_solved": 1, "tasks_tried": 1}

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import Field
 
 from circuit.graph.edges import matrices
 from circuit.graph.record import Circuit, Edge
@@ -17,13 +18,14 @@ from circuit.inspect.binarise import binarise
 from circuit.inspect.contexts import contexts
 from circuit.inspect.running import CircuitModel, changed, effects, nodes_of
 from circuit.pages import Notes
-from circuit.pages.head import proofs
+from circuit.pages.head import loss_curves, losses, proofs
 from circuit.pages.runs import seen_on
 from circuit.pages.shown import visible
-from circuit.search.evaluation import task_scores
+from circuit.search.evaluation import circuit_score
 from circuit.tasks import TaskData
 from pages.stories import ANSWERS, CUES, HOSTILE, QUESTION, Story, Tokens
 from sparse_model.errors import InputError
+from sparse_model.model.config import Config
 
 CLOSE = {"rel": 2e-4, "abs": 1e-5}
 
@@ -41,10 +43,10 @@ def test_ten_figures_of_a_page_are_those_of_model_and_circuit(told: Story, told_
     data, (model, task, text, circuit) = told_page.data, told
     name = "layers.0.attn.v.1"
     i = of(told, data, name)
-    losses = {key: value for key, value, _ in data["head"]["losses"]}
+    shown = {key: value for key, value, _ in data["head"]["losses"]}
     running = CircuitModel(model, circuit)
-    assert losses["heldout accuracy"] == pytest.approx(running.score(task.heldout).accuracy, **CLOSE)
-    assert losses["unpruned loss"] == pytest.approx(task_scores(model, task.train).loss, **CLOSE)
+    assert shown["heldout accuracy"] == pytest.approx(running.score(task.heldout).accuracy, **CLOSE)
+    assert shown["loss"] == pytest.approx(circuit_score(model, circuit, task.train).loss, **CLOSE)
     found = effects(model, circuit, task.heldout)
     before = data["ablations"]["before"][0]
     assert data["ablations"]["nodes"][i][0] + before == pytest.approx(found[name].after, **CLOSE)
@@ -134,8 +136,21 @@ def test_tokens_below_the_graph_begin_with_the_cue(told_page: Any) -> None:
 
 
 def test_failures_come_first(told: Story) -> None:
-    failing = told.circuit.model_copy(update={"necessity_loss": 0.1})
+    failing = told.circuit.model_copy(update={"heldout_loss": 5.0})
     assert [passed for _, passed, _ in proofs(failing)][:1] == [False]
+
+
+def test_losses_of_records_in_a_record_show_by_themselves(told: Story) -> None:
+    class Inner(Config):
+        subset_worst_loss: float = Field(0.4, description="in the worst of them")
+        subset_losses: dict[float, float] = Field({0.5: 0.3}, description="by share")
+
+    class Outer(Circuit):
+        inner: Inner = Inner()
+
+    outer: Any = Outer.model_validate(told.circuit.model_dump())
+    assert ["subset worst loss", 0.4, "in the worst of them"] in losses(outer)
+    assert {"name": "subset losses", "points": [[0.5, 0.3]], "words": "by share"} in loss_curves(outer)
 
 
 def test_nothing_hostile_is_in_the_page_as_it_is(told_page: Any) -> None:

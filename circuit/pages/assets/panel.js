@@ -51,7 +51,7 @@ function valueTable(node) {
     table([[""], ["in the circuit", true], ["in the whole model", true]], [
       row("range", (one) => `${figure(one.low)} to ${figure(one.high)}`), row("mean ± deviation", (one) => `${figure(one.mean)} ± ${figure(one.deviation, 2)}`),
       row("not zero", (one) => percent(one.active)), row("at the cue, A | B", (one) => sides(one.cue)), row("at the answer, A | B", (one) => sides(one.answer))]),
-    el("p", {}, "In the circuit highest at ", ...at(node.circuit.highest), el("br"), "lowest at ", ...at(node.circuit.lowest), el("small", {}, " (mean over the prompts' tokens)")));
+    el("p", {}, "In the circuit highest at ", ...at(node.circuit.highest), el("br"), "lowest at ", ...at(node.circuit.lowest), el("small", {}, " (mean over the prompts' tokens)"), node.alike === null ? null : [el("br"), `Correlation of its values in the two runs: ${figure(node.alike, 2)}`]));
 }
 
 function streamList(i, list, words, before) {
