@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import faulthandler
 import itertools
 import json
 import os
@@ -603,9 +604,9 @@ SECTIONS: dict[str, tuple[Callable[[Session], Figures], float]] = {
     "training": (training, 0.25),
     "projection": (projection, 0.08),
     "train_step_paper": (train_step_paper, 0.25),
-    "pruning": (pruning, 0.25),
     "mask_learning_paper": (mask_learning_paper, 0.08),
     "fsdp": (fsdp, 0.05),
+    "pruning": (pruning, 0.25),
 }
 """Name -> what it does, and the share of the time it may take; what those before it did not need, it may have too."""
 
@@ -633,6 +634,7 @@ def main() -> None:
     if options.needs:
         print("\n".join(NEEDS))
         return
+    faulthandler.enable()  # a library that crashes says where
     begun, figures = time.monotonic(), {}
     with tempfile.TemporaryDirectory() as folder:
         spare = 0.0

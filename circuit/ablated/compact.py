@@ -300,18 +300,18 @@ class _Project:
             rivals = value.detach()
             if len(self.other_bias):
                 with torch.no_grad():
-                    others = self._activate(F.linear(x, self.other_weight, self.other_bias))
+                    others = self._activate(_linear(x, self.other_weight, self.other_bias))
                 rivals = torch.cat([rivals, others], -1)
             value = value * _survive(rivals, value, self.k, self.constants)
         return self.gate(value, gates)
 
     def _project(self, x: Tensor, gate: Tensor | None) -> Tensor:
         if gate is None:
-            return F.linear(x, self.weight, self.bias)
+            return _linear(x, self.weight, self.bias)
         weight = self.weight * gate
         bias = self.bias + (self.weight - weight) @ self.source_mean
         if gate.dim() == 2:
-            return F.linear(x, weight, bias)
+            return _linear(x, weight, bias)
         parts = x.reshape(len(gate), x.shape[:-1].numel() // len(gate), x.shape[-1])
         return torch.baddbmm(bias.unsqueeze(1), parts, weight.mT).view(*x.shape[:-1], len(self.kept))
 
@@ -331,7 +331,7 @@ class _Fill:
         self.constant[place] = 0
 
     def __call__(self, y: Tensor) -> Tensor:
-        return y if self.complete else F.linear(y, self.spread, self.constant)
+        return y if self.complete else _linear(y, self.spread, self.constant)
 
 
 class _Attention:
@@ -395,6 +395,11 @@ class _Attention:
             return scores.softmax(-1) @ v
         column = self.sink.view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
         return torch.cat([scores, column], -1).softmax(-1)[..., :-1] @ v
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """F.linear; on a GPU in two calls, since cuBLASLt, which adds the bias, can divide by zero and end the process."""
+    return x @ weight.mT + bias if _by_products(x) else F.linear(x, weight, bias)
 
 
 def _by_products(q: Tensor) -> bool:

@@ -23,6 +23,7 @@ BLOCK = 64
 """Queries or keys that a program looks at together."""
 
 
+@torch.compiler.disable
 def triton_attention(qkv: Tensor, sink: Tensor | None = None) -> Tensor:
     """Causal softmax attention (B, T, H, K) of queries, keys and values side by side, qkv (B, T, 3, H, K) of 16 bits.
 
@@ -42,7 +43,18 @@ class _Attention(torch.autograd.Function):
         sums = torch.empty(B, H, T, dtype=torch.float32, device=qkv.device)
         logits = sums if sink is None else sink.detach().float()
         _attention_forward[_grid(qkv)](
-            q, k, v, mixed, sums, logits, *_strides(q, k, v, mixed), H, T, K, **_constants(K), SINK=sink is not None
+            q,
+            k,
+            v,
+            mixed,
+            sums,
+            logits,
+            *_strides(q, k, v, mixed),
+            H,
+            T,
+            K,
+            **_constants(K, "forward"),
+            SINK=sink is not None,
         )
         ctx.save_for_backward(qkv, mixed, sums, *([] if sink is None else [logits]))
         return mixed
@@ -57,11 +69,11 @@ class _Attention(torch.autograd.Function):
         grad_q, grad_k, grad_v = grad_qkv.unbind(2)
         _attention_query_grads[_grid(qkv)](
             q, k, v, mixed, grad, sums, dots, grad_q,
-            *_strides(q, k, v, mixed, grad, grad_q), H, T, K, **_constants(K)
+            *_strides(q, k, v, mixed, grad, grad_q), H, T, K, **_constants(K, "backward")
         )  # fmt: skip
         _attention_key_grads[_grid(qkv)](
             q, k, v, grad, sums, dots, grad_k, grad_v,
-            *_strides(q, k, v, grad, grad_k, grad_v), H, T, K, **_constants(K)
+            *_strides(q, k, v, grad, grad_k, grad_v), H, T, K, **_constants(K, "backward")
         )  # fmt: skip
         grad_sink = None
         if logits:
@@ -79,8 +91,18 @@ def _strides(*tensors: Tensor) -> list[int]:
     return [tensor.stride(axis) for tensor in tensors for axis in (0, 2, 1)]
 
 
-def _constants(K: int) -> dict[str, Any]:
-    return {"SCALE": 1 / math.sqrt(K), "BLOCK": BLOCK, "WIDTH": max(16, triton.next_power_of_2(K)), "num_warps": 4}
+def _warps(K: int, direction: str) -> int:
+    """Two warps are faster for what fits their registers."""
+    return 2 if direction == "backward" and K <= 16 else 4
+
+
+def _constants(K: int, direction: str) -> dict[str, Any]:
+    return {
+        "SCALE": 1 / math.sqrt(K),
+        "BLOCK": BLOCK,
+        "WIDTH": max(16, triton.next_power_of_2(K)),
+        "num_warps": _warps(K, direction),
+    }
 
 
 @triton.jit
@@ -216,5 +238,6 @@ def _variants_of(kind: str, K: int) -> list[Variant]:
         for sink in (False, True) if label == "forward" else (False,):
             more = {"SINK": sink} if label == "forward" else {}
             name = f"attention {kind} {K} {label}{' with a sink' if sink else ''}"
-            found.append(Variant(name, kernel, signature, constants | more, 4, aligned))
+            warps = _warps(K, "forward" if label == "forward" else "backward")
+            found.append(Variant(name, kernel, signature, constants | more, warps, aligned))
     return found

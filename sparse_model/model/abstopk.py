@@ -65,19 +65,24 @@ def add_topk(stream: Tensor, x: Tensor, k: int) -> Tensor:
 def _triton(x: Tensor, k: int, gelu: bool = False) -> Tensor:
     from sparse_model.kernels.topk import triton_topk  # triton comes with torch's GPU builds only
 
-    return triton_topk(x, k, gelu)
+    result: Tensor = triton_topk(x, k, gelu)
+    return result
 
 
 def _triton_norm(x: Tensor, k: int, dtype: torch.dtype) -> Tensor:
     from sparse_model.kernels.topk import triton_norm_topk
 
-    return triton_norm_topk(x, k, dtype, torch.finfo(x.dtype).eps)  # the epsilon that rms_norm takes by itself
+    result: Tensor = triton_norm_topk(
+        x, k, dtype, torch.finfo(x.dtype).eps
+    )  # the epsilon that rms_norm takes by itself
+    return result
 
 
 def _triton_add(stream: Tensor, x: Tensor, k: int) -> Tensor:
     from sparse_model.kernels.topk import triton_add_topk
 
-    return triton_add_topk(stream, x, k)
+    result: Tensor = triton_add_topk(stream, x, k)
+    return result
 
 
 class _AbsTopK(torch.autograd.Function):

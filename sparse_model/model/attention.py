@@ -28,7 +28,8 @@ def side_by_side(qkv: Tensor, d_head: int, sink: Tensor | None) -> Tensor:
     if _has_kernel(qkv, d_head):
         from sparse_model.kernels.attention import triton_attention  # triton comes with torch's GPU builds only
 
-        return triton_attention(qkv.view(*qkv.shape[:-1], -1, d_head), sink).flatten(-2)
+        mixed: Tensor = triton_attention(qkv.view(*qkv.shape[:-1], -1, d_head), sink)
+        return mixed.flatten(-2)
     q, k, v = qkv.unbind(-2)
     return attention(q, k, v, d_head, sink)
 
