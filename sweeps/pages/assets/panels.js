@@ -200,7 +200,7 @@ function drawCurves() {
     for (let p = a; p < b; p++) if (column[p] === column[p]) { if (begun) pen.lineTo(px(tokens[p]), py(column[p])); else { pen.moveTo(px(tokens[p]), py(column[p])); begun = true; } }
     pen.stroke();
   };
-  const faint = state.chosen.length ? 0.15 : shown.length > 60 ? 0.12 : 0.7;
+  const faint = Math.max(0.02, Math.min(0.7, 40 / shown.length)) * (state.chosen.length ? 0.4 : 1);
   for (const i of shown) line(i, train, kindLook(i, colours), faint, shown.length > 60 ? 0.8 : 1.4);
   for (const i of state.chosen) if (curveOf.has(i)) { line(i, train, css("--accent"), 1, 2.4); line(i, val, css("--accent"), 1, 1.6, [5, 4]); }
   pen.globalAlpha = 1; pen.setLineDash([]);
@@ -291,7 +291,17 @@ function csv() {
   setTimeout(() => URL.revokeObjectURL(address), 10000);
 }
 
-panels.push(drawCounts, drawRanges, drawFrontier, drawChosen, drawTasks, drawCurves, drawParallel, drawFailed);
+// Thousands of lines are drawn only while they can be seen; what has changed meanwhile is drawn when they come into sight.
+function whenSeen(id, draw) {
+  let seen = false, stale = true;
+  const drawn = () => { if (seen) { stale = false; draw(); } else stale = true; };
+  new IntersectionObserver((entries) => { seen = entries[entries.length - 1].isIntersecting; if (seen && stale) drawn(); }, { rootMargin: "200px" }).observe(byId(id).parentElement);
+  addEventListener("beforeprint", () => { if (stale) { stale = false; draw(); } });
+  byId(id).style.height = byId(id).style.height || "330px";
+  return drawn;
+}
+
+panels.push(drawCounts, drawRanges, drawFrontier, drawChosen, drawTasks, whenSeen("curves", drawCurves), whenSeen("parallel", drawParallel), drawFailed);
 readFragment();
 filterControls();
 frontierEvents();
