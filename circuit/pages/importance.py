@@ -17,13 +17,13 @@ from sparse_model.model.transformer import SparseTransformer
 
 FEW_PAIRS = 32
 """Pairs of prompts for what takes many runs: doses, pairs of nodes."""
-MOST_EDGES = 1500
+MOST_EDGES = 600
 """Edges of a circuit whose effects are measured one by one."""
 MANY_PARTS = 300
 """Nodes and edges of a circuit above which their effects are measured on a few pairs instead of all."""
 STEP_PAIRS = 16
 """Pairs on which steps are fitted, and as many on which they are measured: a fit takes seventeen runs of each node."""
-MOST_STEPPED, MOST_DOSED = 48, 60
+MOST_STEPPED, MOST_DOSED = 48, 40
 """Nodes of a circuit whose steps are fitted, and whose response is measured."""
 PAIRED = 12
 """Nodes, those of the largest effects, that are ablated two by two."""
