@@ -19,7 +19,7 @@ from s3_process import S3Process
 
 from circuit.tasks import TASKS
 from sparse_model import storage
-from sweeps.frontier.compaction import compact
+from sweeps.frontier.compaction import compact_rows
 from sweeps.frontier.queries import Frontier
 from sweeps.frontier.rows import (
     CIRCUIT_SCHEMA,
@@ -102,7 +102,7 @@ def _rows(schema: pa.Schema, n: int, **columns: object) -> pa.Table:
 
 def measured(root: str, rounds: int) -> dict[str, object]:
     """Seconds of compaction and of every question, cold and warm."""
-    compaction = seconds(lambda: compact(root))
+    compaction = seconds(lambda: compact_rows(root))
     cold = {name: seconds(lambda ask=ask: ask(Frontier(root))) for name, ask in QUESTIONS.items()}  # type: ignore[misc]
     found = Frontier(root)
     for ask in QUESTIONS.values():

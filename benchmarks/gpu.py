@@ -421,12 +421,12 @@ def training(session: Session) -> Figures:
     from sparse_model.training.loop import train
 
     data = session.data()
-    width, tokens = (256, 12_000_000) if GPU else (32, 40_000)
+    width, tokens = (256, 12_000_000) if GPU else (32, 16_000)
     config = ModelConfig(vocab_size=data.tokenizer.vocab_size, context=128 if GPU else 96, n_layer=3 if GPU else 2,
                          d_model=width, d_head=16, positions="learned")  # fmt: skip
     batch = 64 if GPU else 8
     recipe = TrainConfig(tokens=tokens, batch_size=batch, fraction=0.06, min_alive=1, lr=0.1, dtype="bfloat16",
-                         log_every=50 if GPU else 20, eval_every=300, checkpoint_every=10_000)  # fmt: skip
+                         log_every=50 if GPU else 5, eval_every=300, checkpoint_every=10_000)  # fmt: skip
     losses: list[tuple[int, float, float]] = []
     start = time.monotonic()
 
@@ -464,15 +464,16 @@ def checked(model: Any, data: Any, where: str) -> Figures:
 
 
 def resumed(session: Session, config: Any, recipe: Any, data: Any, checkpoints: Any, train: Any) -> Figures:
-    """A run that is cut off after two thirds and goes on from its checkpoint, beside one that is not."""
+    """A run that is cut off after three fifths and goes on from its checkpoint, beside one that is not."""
     each = recipe.batch_size * config.context
-    short = recipe.model_copy(update={"tokens": 60 * each, "checkpoint_every": 20, "log_every": 10})
+    fifth = 12 if GPU else 2
+    short = recipe.model_copy(update={"tokens": 5 * fifth * each, "checkpoint_every": 2 * fifth, "log_every": fifth})
 
     class CutOff(Exception):
         pass
 
     def cut(metrics: Any) -> None:
-        if metrics["step"] >= 40:
+        if metrics["step"] >= 3 * fifth:
             raise CutOff
 
     folder = str(session.folder / "checkpoints")

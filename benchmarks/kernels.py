@@ -1,6 +1,7 @@
 """The pieces written for speed, each beside what a library does in its place: `python benchmarks/kernels.py`.
 
 All on CPU; the shapes are those of a 128-wide quickstart model (16 sequences of 128 tokens) unless named otherwise.
+With `--compile` it compiles the GPU's kernels instead, on any machine, and prints what they take of a GPU.
 """
 
 from __future__ import annotations
@@ -83,11 +84,33 @@ BENCHMARKS: dict[str, Callable[[], Pair]] = {
 }
 
 
+def compile_kernels(part: str) -> None:
+    """A row for each variant of each kernel: registers and spilled bytes per thread, shared bytes per block."""
+    from sparse_model.kernels.ahead import CAPABILITIES, all_variants, compile_ahead
+
+    for capability in CAPABILITIES:
+        print(f"{'sm_' + str(capability):44}{'registers':>10}{'spilled':>9}{'shared':>9}")
+        for variant in all_variants():
+            if part in variant.name:
+                taken = compile_ahead(variant, capability)
+                print(f"{variant.name:44}{taken.registers:10}{taken.spilled:9}{taken.shared:9}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=15, help="timed calls of each, taken in turn (default: 15)")
     parser.add_argument("--json", type=Path, help="write the figures into this file as well")
+    parser.add_argument(
+        "--compile",
+        nargs="?",
+        const="",
+        metavar="NAME",
+        help="compile the GPU's kernels whose names contain NAME (all by default) for sm_80 and sm_90",
+    )
     options = parser.parse_args()
+    if options.compile is not None:
+        compile_kernels(options.compile)
+        return
     figures = {}
     print(f"{torch.get_num_threads()} threads, medians of {options.rounds} in ms")
     print(f"{'':14}{'ours':>9}{'library':>9}{'ratio':>8}")

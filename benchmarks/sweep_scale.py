@@ -28,7 +28,7 @@ from circuit.tasks import TASKS
 from sparse_model import storage
 from sweeps.engine import runner
 from sweeps.engine.interrupts import remembered_interrupts
-from sweeps.engine.lease import held
+from sweeps.engine.lease import holding_lease
 from sweeps.engine.session import prepare_environment, ray_session
 from sweeps.engine.trial import run_trial
 from sweeps.search.draws import Assignment, StudySearch
@@ -92,7 +92,7 @@ def run_inside(root: str, trials: int, sampler: str) -> None:
         show = stack.enter_context(Show(Console(file=io.StringIO())))
         capacity = stack.enter_context(ray_session(study.resources, None))
         interrupts = stack.enter_context(remembered_interrupts())
-        run, lease = StudyRun(study, "data"), stack.enter_context(held(study.root, show.line))
+        run, lease = StudyRun(study, "data"), stack.enter_context(holding_lease(study.root, show.line))
         before, start = memory_mb(), time.perf_counter()
         events = runner.TrialEvents(run, StudyProgress(show, study), interrupts, lease)
         runner.run_trials(run, search, events, capacity)

@@ -1,1 +1,5 @@
-"""Circuits: tasks, pruning a model to the nodes that do one, graphs, proofs. Nothing here knows of Ray."""
+"""Circuits: tasks, pruning a model to the nodes that do one, proofs, a circuit run. Nothing here knows of Ray."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

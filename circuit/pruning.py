@@ -11,7 +11,7 @@ from torch import Tensor
 
 from circuit.ablated.ablation import Means, Pretraining
 from circuit.graph.edges import count_embedding_edges, count_unembedding_edges, edges_between, edges_kept
-from circuit.graph.record import Circuit, fingerprint, stored_means
+from circuit.graph.record import Circuit, decimal_means, fingerprint
 from circuit.proofs.faithfulness import Controls, necessity
 from circuit.proofs.resample import resampled_losses
 from circuit.proofs.stability import stability
@@ -40,8 +40,9 @@ def find_circuit(
 ) -> Circuit:
     """The smallest circuit the search finds that does the task at `config.target_loss` (METHOD 6).
 
-    Nodes are chosen on `task.train`; `task.heldout` is for proofs only. Where the model does not do the task unpruned
-    there is a record of status "unsolved" without nodes. Everything is computed in float32 on the model's device.
+    Nodes are chosen on `task.train`; `task.heldout` is for proofs, and tells whether the whole model does the task:
+    where not there is a record of status "unsolved" without nodes. Everything is computed in float32 on the model's
+    device.
 
     `text` (n, T) are windows of pretraining tokens for resample ablation, which is left out without them. `progress` is
     told of every step; where it returns true the search stops, and the record is of status "stopped". What it raises
@@ -65,15 +66,16 @@ def find_circuits(
 
     Sizes do not grow as the target loosens. With method "edge" the circuit of method "node" is cut down further: edges
     that the target loss can spare are removed one by one. `config.target_loss` is the target that matters most; a task
-    is solved where the whole model's own loss is at `config.solved_loss`, or else at the target itself.
+    is solved where the whole model's own loss on held-out pairs is at `config.solved_loss`, or else at that target.
     """
     start = time.monotonic()
     if not targets or not all(math.isfinite(target) for target in targets):
         raise InputError(f"targets {list(targets)}; allowed: one or more losses in nats")
     check_length(model, task, text)
-    train, heldout = (Judge(model, means, data) for data in (task.train, task.heldout))
-    unpruned = train.score(train.everything()).loss
-    solved = [target for target in targets if unpruned <= (config.solved_loss or target)]
+    train, heldout = (Judge(model, means, data, max_scale=config.max_scale) for data in (task.train, task.heldout))
+    unpruned = heldout.score(heldout.everything()).loss
+    is_solved = unpruned <= (config.solved_loss or config.target_loss)
+    solved = list(targets) if is_solved else []
     stopped = False
     try:
         found = _search(model, task, means, config, solved, methods, Watch(progress))
@@ -83,7 +85,7 @@ def find_circuits(
     common: dict[str, Any] = {"task": task.name, "model": fingerprint(model), "unpruned_loss": unpruned}
     circuits = [
         Circuit(
-            status="ok" if solution else "stopped" if stopped and target in solved else "unsolved",
+            status=_status(solution, is_solved, stopped),
             target_loss=target,
             method=method,
             **common,
@@ -91,7 +93,7 @@ def find_circuits(
             **_structure(model, task, solution),
             **_proofs(heldout, found, target, method),
             resample_losses=_resampled(train, pretraining, task, solution, config.seed),
-            means=stored_means(means) if solution else {},
+            means=decimal_means(means) if solution else {},
             summary="",
             seconds=0,
         )
@@ -101,6 +103,16 @@ def find_circuits(
     ]
     seconds = (time.monotonic() - start) / len(circuits)
     return [circuit.model_copy(update={"seconds": seconds, "summary": summary(circuit)}) for circuit in circuits]
+
+
+def _status(
+    solution: Solution | None, is_solved: bool, stopped: bool
+) -> Literal["ok", "unsolved", "unreached", "stopped"]:
+    if solution:
+        return "ok"
+    if not is_solved:
+        return "unsolved"
+    return "stopped" if stopped else "unreached"
 
 
 def check_length(model: SparseTransformer, task: TaskData, text: Tensor | None = None) -> None:
@@ -134,7 +146,7 @@ def _search(
     watch: Watch,
 ) -> _Found:
     """All searches of a task: for its circuits, for those of shuffled answers, and from other seeds."""
-    train = Judge(model, means, task.train, watch)
+    train = Judge(model, means, task.train, watch, max_scale=config.max_scale)
     nodes = node_circuits(train, config, solved)
     circuits: dict[str, dict[float, Solution]] = {"node": nodes, "edge": {}}
     if "edge" in methods:
@@ -154,6 +166,7 @@ def _losses(train: Judge, heldout: Judge, solution: Solution | None) -> dict[str
         "loss": loss,
         "heldout_loss": score.loss,
         "heldout_accuracy": score.accuracy,
+        "uncalibrated_loss": heldout.score(nodes, edges=edges).loss,
         "scale": calibration.scale,
         "shift": calibration.shift,
     }

@@ -1,1 +1,5 @@
-"""Studies on Ray: search, trials, the frontier, the command line. The only package that imports ray."""
+"""Studies on Ray: search, trials, the frontier, the command line. Only its room `engine` imports ray."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -6,7 +6,7 @@ import sys
 def main() -> None:
     """`sweeps.cli.main`, whose imports take seconds: a Ctrl-C in these is told in one line too."""
     try:
-        from sweeps.cli import main as run
+        from sweeps.cli import run_and_exit as run
     except KeyboardInterrupt:
         print("sweeps: interrupted", file=sys.stderr)
         sys.exit(130)

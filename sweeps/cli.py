@@ -9,9 +9,9 @@ from pydantic import ValidationError
 
 from sparse_model.errors import InputError
 from sparse_model.storage.store_errors import StorageFailed, StorageUnavailable, redacted
-from sweeps.commands import circuit, cluster, curves, data, doctor, frontier, importing, one, pages, run, search
+from sweeps.commands import circuit, cluster, curves, data, doctor, frontier, importing, one, pages, run, search, tasks
 
-app = typer.Typer(
+sweeps_app = typer.Typer(
     name="sweeps",
     help="Train weight-sparse transformers, prune them to circuits, read the capability-interpretability frontier.",
     no_args_is_help=True,
@@ -20,24 +20,24 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 for command in (
-    run.run,
-    *(cluster.plan, cluster.submit, cluster.status),
-    *(frontier.frontier, curves.curves, curves.baselines, search.search),
-    pages.report,
-    *(one.train, one.prune),
-    *(data.tasks, data.corpus, data.tokenizer),
+    run.run_command,
+    *(cluster.plan_command, cluster.submit_command, cluster.status_command),
+    *(frontier.frontier_command, curves.curves_command, curves.baselines_command, search.search_command),
+    pages.report_command,
+    *(one.train_command, one.prune_command),
+    *(tasks.tasks_command, data.corpus_command, data.tokenizer_command),
+    importing.import_command,
 ):
-    app.command()(command)
-app.command("import")(importing.import_)
-circuit.app.command("page")(pages.page)
-circuit.app.command("compare")(pages.compare)
-app.add_typer(circuit.app, name="circuit", no_args_is_help=True)
-app.command("doctor")(doctor.doctor)
+    sweeps_app.command(command.__name__.removesuffix("_command"))(command)
+circuit.circuit_app.command("page")(pages.page_command)
+circuit.circuit_app.command("compare")(pages.compare_command)
+sweeps_app.add_typer(circuit.circuit_app, name="circuit", no_args_is_help=True)
+sweeps_app.command("doctor")(doctor.doctor_command)
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 
-def main(arguments: list[str] | None = None) -> None:
+def run_and_exit(arguments: list[str] | None = None) -> None:
     """Run a command and exit: 0 ok, 1 failed, 2 bad input (one line per mistake on stderr), 130 interrupted."""
     sys.exit(status_of(arguments))
 
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
 def status_of(arguments: list[str] | None = None) -> int:
     """Run a command; its exit status, after saying on stderr what was wrong."""
     try:
-        status = app(arguments, standalone_mode=False) or OK
+        status = sweeps_app(arguments, standalone_mode=False) or OK
         if status == INTERRUPTED:  # typer has caught the Ctrl-C and says nothing
             raise KeyboardInterrupt
         return status

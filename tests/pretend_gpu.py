@@ -21,7 +21,7 @@ from torch.utils._foreach_utils import _group_tensors_by_device_and_dtype as gro
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 
 from sparse_model.model.norm import rms_norm
-from sparse_model.sparsity.shard_projection import project_matrices
+from sparse_model.sparsity.shard_projection import project_whole
 
 GPU = torch.device("cuda", 0)
 _aten = torch.ops.aten
@@ -222,6 +222,6 @@ def pretend_gpu() -> Iterator[torch.device]:
         patch.setattr("sparse_model.model.norm._has_kernel", lambda x: False)
         patch.setattr("sparse_model.model.attention._has_kernel", lambda x, d_head: False)
         patch.setattr("circuit.ablated.compact._by_products", lambda x: False)
-        patch.setattr("sparse_model.sparsity.projection._project_on_gpu", project_matrices)
+        patch.setattr("sparse_model.sparsity.projection._project_on_gpu", project_whole)
         patch.setattr(Optimizer, "_group_tensors_by_device_and_dtype", staticmethod(_grouped))
         yield GPU

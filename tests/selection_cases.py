@@ -9,7 +9,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from sparse_model.sparsity.cpu_projection import SAMPLED
+from sparse_model.sparsity.cpu_projection import CPU_SAMPLED
 from sparse_model.sparsity.selection import Matrix
 
 SHAPES = [(1, 1), (1, 7), (7, 1), (3, 5), (11, 9), (4, 300)]
@@ -26,7 +26,7 @@ def _not_numbers(weight: Tensor) -> Tensor:
 
 def _misleading(weight: Tensor, factor: float) -> Tensor:
     """What the CPU's backend samples is unlike the rest."""
-    weight.view(-1)[::SAMPLED] *= factor
+    weight.view(-1)[::CPU_SAMPLED] *= factor
     return weight
 
 

@@ -11,7 +11,7 @@ from selection_cases import cases
 def shards(out: str, rank: str, world: str, port: str) -> None:
     """Rows spread over workers; each keeps its own."""
     from sparse_model.distributed.sharding import own_rows
-    from sparse_model.sparsity.shard_projection import Part, project_parts
+    from sparse_model.sparsity.shard_projection import ShardPart, project_parts
 
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     dist.init_process_group("gloo", rank=int(rank), world_size=int(world))
@@ -19,7 +19,7 @@ def shards(out: str, rank: str, world: str, port: str) -> None:
     for what, matrix in cases().items():
         rows = len(matrix.weight)
         own = matrix.weight[own_rows(rows)].clone()
-        parts[what] = Part(matrix._replace(weight=own), rows)
+        parts[what] = ShardPart(matrix._replace(weight=own), rows)
     project_parts(list(parts.values()), spread=True)
     torch.save({what: part.matrix.weight for what, part in parts.items()}, out)
     dist.destroy_process_group()

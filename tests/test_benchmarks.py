@@ -28,7 +28,7 @@ STEP_FIGURES = {"dense_ms", "sparse_ms", "sparse_over_plain_dense", "processor",
 
 def run(script: str, out: Path, *options: str) -> dict[str, Any]:
     command = [sys.executable, FOLDER / script, "--json", out, *options]
-    ended = subprocess.run(list(map(str, command)), capture_output=True, timeout=120, text=True)
+    ended = subprocess.run(list(map(str, command)), capture_output=True, timeout=280, text=True)
     assert ended.returncode == 0, ended.stderr
     figures: dict[str, Any] = json.loads(out.read_text())
     return figures
@@ -46,16 +46,40 @@ def test_kernels(tmp_path: Path) -> None:
     assert figures.keys() == {"abstopk", "abstopk_1024", "projection_4M", "attention", "loss"}
 
 
+def test_gpu_sections_run_on_a_cpu_at_toy_size(tmp_path: Path) -> None:
+    """So that nothing but the device is new where there is one."""
+    figures = run("gpu.py", tmp_path / "figures.json", "--minutes", "4")
+    failed = {name: told["error"] for name, told in figures.items() if "error" in told}
+    assert not failed
+    assert list(figures) == [
+        "device", "kernels", "train_step_small", "training", "projection", "train_step_paper", "mask_learning_paper",
+        "fsdp", "pruning",
+    ]  # fmt: skip
+    assert figures["kernels"]["wrong"] == []
+    assert figures["training"]["resumed_bit_for_bit"]
+    assert figures["training"]["l0"] == figures["training"]["l0_budget"]
+    assert figures["fsdp"]["largest_difference"] == 0
+
+
+def test_gpu_says_what_it_needs() -> None:
+    done = subprocess.run([sys.executable, FOLDER / "gpu.py", "--needs"], capture_output=True, text=True, timeout=60)
+    assert "pydantic" in done.stdout.split()
+
+
 def test_prune(tmp_path: Path, study_text: Callable[..., str]) -> None:
-    """From a model trained by the benchmark itself: figures of a task, their geometric means, and honest ratios."""
+    """From models trained by the benchmark itself: figures of a task, their geometric means, and honest ratios."""
     study = tmp_path / "tiny.yaml"
     study.write_text(study_text({"trial.training.tokens": 40_000, "trial.training.lr": 0.1}))
     small = ["--study", str(study), "--storage", str(tmp_path), "--train", "kind=dense,model.d_model=32"]
     short = ["--tasks", "else_elif", "--pairs", "4", "--steps", "5", "--tuning", "2", "--timed-steps", "1"]
-    figures = run("prune.py", tmp_path / "figures.json", *small, *short, "--target", "0.6")
-    task = figures["else_elif"]
+    figures = run("prune.py", tmp_path / "figures.json", *small, *short, "--target", "0.68", "--solved", "9")
+    assert figures["options"]["restarts"] == 1, "the study's"
+    dense = figures["models"]["dense"]
+    task = dense["else_elif"]
     keys = ["recipe_seconds", "ours_seconds", "speedup", "recipe_edges", "ours_edges", "edges_ratio"]
-    assert set(keys) <= task.keys() == figures["geometric_mean"].keys()
+    keys += [f"{way}_heldout_loss" for way in ("recipe", "recipe_eliminated", "ours")]
+    assert set(keys) <= task.keys() == dense["geometric_mean"].keys()
+    assert task["recipe_eliminated_edges"] <= task["recipe_edges"]
     assert task["speedup"] == pytest.approx(task["recipe_seconds"] / task["ours_seconds"])
     assert task["recipe_seconds"] == pytest.approx(2 * task["recipe_seconds_untuned"])
     assert task["edges_ratio"] == pytest.approx(max(1, task["ours_edges"]) / max(1, task["recipe_edges"]))

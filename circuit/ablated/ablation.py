@@ -51,11 +51,6 @@ def mean_activations(model: SparseTransformer, batches: Iterable[Tensor]) -> Mea
     return {name: (total / positions).float() for name, total in sums.items()}
 
 
-def zero_means(model: SparseTransformer) -> Means:
-    """Means for a forward pass in which no node is ablated."""
-    return {name: _zeros(model, name, torch.float32) for name in site_names(model.config)}
-
-
 @contextmanager
 def float32_activations(model: SparseTransformer) -> Iterator[None]:
     """Circuits are computed in float32, whatever the model was trained in."""

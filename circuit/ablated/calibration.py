@@ -8,6 +8,8 @@ answer with the lower token id, and so the margins of prompts where that is righ
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -16,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Array = npt.NDArray[np.float64]
+_Doubles = npt.NDArray[np.float64]
 
-STEPS = 16
+NEWTON_STEPS = 16
 HALVINGS = 40
 
 
@@ -37,26 +39,26 @@ def task_loss(margins: Tensor, sides: Tensor, calibration: Calibration = IDENTIT
     return F.softplus(-(calibration.scale * margins + calibration.shift * sides)).mean()
 
 
-def calibrate(margins: Tensor, sides: Tensor) -> Calibration:
-    """The scale (not negative) and shift of least loss for margins and sides (N,), from (1, 0).
+def calibrate(margins: Tensor, sides: Tensor, max_scale: float = math.inf) -> Calibration:
+    """The scale (not negative, at most `max_scale`) and shift of least loss for margins and sides (N,), from (1, 0).
 
     The problem is convex with two unknowns, so the paper's 16 L-BFGS steps are 16 Newton steps here: the same optimum,
     in a millisecond. Where every prompt is right under some fit there is no optimum, and the 16 steps are the limit.
     """
-    scale, shift = _fitted(_doubles(margins)[None], _doubles(sides))[0]
+    scale, shift = _fitted(_doubles(margins)[None], _doubles(sides), max_scale)[0]
     return Calibration(float(scale), float(shift))
 
 
-def calibrated_loss(margins: Tensor, sides: Tensor) -> tuple[float, Calibration]:
+def calibrated_loss(margins: Tensor, sides: Tensor, max_scale: float = math.inf) -> tuple[float, Calibration]:
     """Loss after fitting, and the fit."""
-    fit = calibrate(margins, sides)
+    fit = calibrate(margins, sides, max_scale)
     return float(task_loss(margins.double(), sides, fit)), fit
 
 
-def calibrated_losses(margins: Tensor, sides: Tensor) -> Tensor:
+def calibrated_losses(margins: Tensor, sides: Tensor, max_scale: float = math.inf) -> Tensor:
     """(M,) losses of margins (M, N), each after a fit of its own, on the CPU in float64."""
     every, side = _doubles(margins), _doubles(sides)
-    return torch.from_numpy(_logistic(_fitted(every, side), every, side))
+    return torch.from_numpy(_logistic(_fitted(every, side, max_scale), every, side))
 
 
 def softened(fit: Calibration, margins: Tensor, sides: Tensor, loss: float) -> Calibration:
@@ -73,16 +75,31 @@ def softened(fit: Calibration, margins: Tensor, sides: Tensor, loss: float) -> C
     return Calibration(high * fit.scale, high * fit.shift)
 
 
-def _doubles(values: Tensor) -> Array:
+def _doubles(values: Tensor) -> _Doubles:
     return values.detach().cpu().double().numpy()
 
 
-def _fitted(margins: Array, sides: Array) -> Array:
-    """Scales and shifts (M, 2) for margins (M, N) with sides (N,)."""
-    weights = np.tile([1.0, 0.0], (len(margins), 1))
+def _fitted(margins: _Doubles, sides: _Doubles, max_scale: float) -> _Doubles:
+    """Scales and shifts (M, 2) for margins (M, N) with sides (N,).
+
+    The loss is convex, so where the free optimum has too large a scale, the best one allowed is the largest: then only
+    the shift is left to fit.
+    """
+    weights = _descended(np.tile([1.0, 0.0], (len(margins), 1)), margins, sides, _newton_steps)
+    weights[~(weights[:, 0] > 0)] = 0.0, _log_odds(sides)
+    if (large := weights[:, 0] > max_scale).any():
+        start = np.stack([np.full(int(large.sum()), max_scale), np.zeros(int(large.sum()))], 1)
+        weights[large] = _descended(start, margins[large], sides, _shift_steps)
+    return weights
+
+
+def _descended(
+    weights: _Doubles, margins: _Doubles, sides: _Doubles, newton_steps: Callable[..., _Doubles]
+) -> _Doubles:
+    """Weights (M, 2) after Newton steps, each halved until the loss no longer rises."""
     losses = _logistic(weights, margins, sides)
-    for _ in range(STEPS):
-        steps, before = _newton_steps(weights, margins, sides), losses
+    for _ in range(NEWTON_STEPS):
+        steps, before = newton_steps(weights, margins, sides), losses
         losses = _logistic(weights + steps, margins, sides)
         while (worse := losses > before).any():  # ends: once a step rounds to nothing the losses are equal
             steps[worse] /= 2
@@ -90,31 +107,38 @@ def _fitted(margins: Array, sides: Array) -> Array:
         weights = weights + steps
         if np.array_equal(losses, before):
             break
-    weights[~(weights[:, 0] > 0)] = 0.0, _log_odds(sides)
     return weights
 
 
-def _lead(weights: Array, margins: Array, sides: Array) -> Array:
+def _lead(weights: _Doubles, margins: _Doubles, sides: _Doubles) -> _Doubles:
     return weights[:, :1] * margins + weights[:, 1:] * sides
 
 
-def _logistic(weights: Array, margins: Array, sides: Array) -> Array:
-    losses: Array = np.logaddexp(0, -_lead(weights, margins, sides)).mean(1)
+def _logistic(weights: _Doubles, margins: _Doubles, sides: _Doubles) -> _Doubles:
+    losses: _Doubles = np.logaddexp(0, -_lead(weights, margins, sides)).mean(1)
     return losses
 
 
-def _newton_steps(weights: Array, margins: Array, sides: Array) -> Array:
+def _newton_steps(weights: _Doubles, margins: _Doubles, sides: _Doubles) -> _Doubles:
     """Steps (M, 2) on the mean logistic losses of weights (M, 2)."""
     wrong = np.exp(-np.logaddexp(0, _lead(weights, margins, sides)))
     features = np.stack([margins, np.broadcast_to(sides, margins.shape)], 1)
     gradient = -(features * wrong[:, None]).mean(2)
     curvature = (features * (wrong * (1 - wrong))[:, None]) @ features.transpose(0, 2, 1) / margins.shape[1]
     # margins may be all alike, or all saturated: then the curvature has no inverse
-    steps: Array = np.linalg.solve(curvature + 1e-9 * np.eye(2), -gradient[:, :, None])[:, :, 0]
+    steps: _Doubles = np.linalg.solve(curvature + 1e-9 * np.eye(2), -gradient[:, :, None])[:, :, 0]
     return steps
 
 
-def _log_odds(sides: Array) -> float:
+def _shift_steps(weights: _Doubles, margins: _Doubles, sides: _Doubles) -> _Doubles:
+    """The same with the scale held."""
+    wrong = np.exp(-np.logaddexp(0, _lead(weights, margins, sides)))
+    steps = np.zeros_like(weights)
+    steps[:, 1] = (sides * wrong).mean(1) / ((wrong * (1 - wrong)).mean(1) + 1e-9)
+    return steps
+
+
+def _log_odds(sides: _Doubles) -> float:
     """The best shift at scale 0; finite also where all sides are the same."""
     up = float(np.clip((sides > 0).mean(), 1e-3, 1 - 1e-3))
     return float(np.log(up / (1 - up)))

@@ -3,7 +3,7 @@
 An ablated node is a constant (its mean), so its column of the next matrix folds into that matrix's bias. A row
 whose inputs are all ablated is a constant too. What must not be dropped is its part in AbsTopK: the k largest are
 taken over *all* channels of a site before ablation, so constants compete with the rest, once sorted, through
-`_kth_largest`. The result equals `SparseTransformer` with its sites replaced, up to rounding.
+`survivors.kth_largest`. The result equals `SparseTransformer` with its sites replaced, up to rounding.
 
 Shapes: B batch, T time, D = d_model, C channels of a site, S kept channels of a site, H heads, K = d_head,
 P = d_position.
@@ -16,13 +16,13 @@ from collections.abc import Callable, Mapping
 from copy import deepcopy
 from typing import NamedTuple, cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from circuit.ablated.ablation import Means
 from circuit.ablated.batches import AnswerBatch
+from circuit.ablated.survivors import survive
 from sparse_model.model.config import ModelConfig
 from sparse_model.model.sites import FINAL_SITE, site_kind, site_name, site_names
 from sparse_model.model.transformer import (
@@ -114,8 +114,8 @@ class AblatedModel:
         self.config = model.config
         self.embedding = model.embedding.detach()
         self.positions = None if model.positions is None else model.positions.detach()
-        self.attention = [_Attention(layer.attn, i, cut) for i, layer in enumerate(blocks(model))]
-        self.mlp = [_MLP(layer.mlp, i, cut) for i, layer in enumerate(blocks(model))]
+        self.attention = [_Attention(layer.attn, i, cut) for i, layer in enumerate(layers_of(model))]
+        self.mlp = [_MLP(layer.mlp, i, cut) for i, layer in enumerate(layers_of(model))]
         self.final = _Read(model.final_norm, None, FINAL_SITE, cut)
         self.answers = _Answers(model, cut)
         self.last_attention = max((i for i, attention in enumerate(self.attention) if attention.writes), default=-1)
@@ -174,7 +174,7 @@ class AblatedModel:
         return [project.between for a, m in layers for project in (*a.project.values(), a.out, m.up, m.down)]
 
 
-def blocks(model: SparseTransformer) -> list[Block]:
+def layers_of(model: SparseTransformer) -> list[Block]:
     """The layers, with their type."""
     return [cast(Block, layer) for layer in model.layers]
 
@@ -241,7 +241,7 @@ class _Read:
         read = normed(x, positions, self.norm, self.position_norm)
         value = read.index_select(-1, self.kept)
         if self.k is not None and len(self.kept):
-            value = value * _survive(read, value, self.k, None)
+            value = value * survive(read, value, self.k, None)
         return self.gate(value, gates)
 
 
@@ -302,7 +302,7 @@ class _Project:
                 with torch.no_grad():
                     others = self._activate(_linear(x, self.other_weight, self.other_bias))
                 rivals = torch.cat([rivals, others], -1)
-            value = value * _survive(rivals, value, self.k, self.constants)
+            value = value * survive(rivals, value, self.k, self.constants)
         return self.gate(value, gates)
 
     def _project(self, x: Tensor, gate: Tensor | None) -> Tensor:
@@ -383,6 +383,8 @@ class _Attention:
 
     def _mix(self, q: Tensor, k: Tensor, v: Tensor, last: Tensor | None) -> Tensor:
         """Causal attention (B, H, 1 or T, K)."""
+        if not q.shape[1]:
+            return q  # no head is left: torch 2.11's attention on a CPU divides by their number
         library = self.sink is None and not _by_products(q)
         if library and last is None:
             return F.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -456,38 +458,3 @@ def _positions_at(positions: Tensor | None, last: Tensor) -> Tensor | None:
 def _at(x: Tensor, last: Tensor) -> Tensor:
     """(B, 1, C) of x (B, T, C) at positions `last` (B,)."""
     return x.take_along_dim(last[:, None, None], 1)
-
-
-@torch.no_grad()
-def _survive(rivals: Tensor, value: Tensor, k: int, constants: Tensor | None) -> Tensor:
-    """Where value (..., S) is among the k largest magnitudes of rivals (..., R) and constants, ties included."""
-    threshold = kth_largest(rivals.detach().abs(), constants, k)
-    return value.detach().abs() >= threshold
-
-
-def kth_largest(magnitude: Tensor, constants: Tensor | None, k: int) -> Tensor:
-    """(..., 1) the k-th largest of each row of magnitude (..., R) joined with constants (C,), descending.
-
-    Of the k largest, i come from the row and k - i from the constants; the smaller of the row's i-th and the
-    constants' (k - i)-th is largest at the right i, which saves sorting the constants into every row.
-    """
-    R, spare = magnitude.shape[-1], 0 if constants is None else len(constants)
-    if constants is None or spare == 0:
-        return _partitioned(magnitude, R - k)[..., R - k : R - k + 1]
-    fewest, most = max(1, k - spare), min(k, R)
-    fixed = F.pad(constants, (1, 0), value=math.inf)[k - most : k - fewest + 1]
-    best = torch.minimum(_ascending(magnitude)[..., R - most : R - fewest + 1], fixed).amax(-1, keepdim=True)
-    return best if spare < k else best.clamp_min(float(constants[k - 1]))
-
-
-# numpy sorts short rows of integers some 30 times faster than torch does on a CPU; floats >= 0 order as their bits
-def _ascending(magnitude: Tensor) -> Tensor:
-    if magnitude.is_cuda:
-        return magnitude.sort(dim=-1).values
-    return torch.from_numpy(np.sort(magnitude.view(torch.int32).numpy(), axis=-1)).view(torch.float32)
-
-
-def _partitioned(magnitude: Tensor, index: int) -> Tensor:
-    if magnitude.is_cuda:
-        return magnitude.sort(dim=-1).values
-    return torch.from_numpy(np.partition(magnitude.view(torch.int32).numpy(), index, axis=-1)).view(torch.float32)

@@ -12,10 +12,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from circuit.ablated.compact import Edges, blocks as layers
-from circuit.graph.record import Circuit, Edge, Node
+from circuit.ablated.compact import Edges, layers_of
+from circuit.graph.record import Edge, Node
 from circuit.tasks import PairBatch
-from sparse_model.errors import InputError
 from sparse_model.model.sites import FINAL_SITE, site_name
 from sparse_model.model.transformer import SparseTransformer
 
@@ -47,7 +46,7 @@ def count_edges(model: SparseTransformer, kept: Kept) -> int:
     return sum(int(block.count_nonzero()) for block in blocks)
 
 
-class Block(NamedTuple):
+class EdgeBlock(NamedTuple):
     """The edges between two sites: numbers `start` to `stop` of all E, by target, then source."""
 
     source: str
@@ -56,7 +55,7 @@ class Block(NamedTuple):
     stop: int
 
 
-def edge_ends(model: SparseTransformer, kept: Kept, first: Mapping[str, int]) -> tuple[Tensor, Tensor, list[Block]]:
+def edge_ends(model: SparseTransformer, kept: Kept, first: Mapping[str, int]) -> tuple[Tensor, Tensor, list[EdgeBlock]]:
     """(E,) the nodes that each of `edges_between` comes from and goes to, as indices `first[site]` + channel, and
     which of the edges are between which sites."""
     sources, targets, blocks, start = [], [], [], 0
@@ -64,27 +63,9 @@ def edge_ends(model: SparseTransformer, kept: Kept, first: Mapping[str, int]) ->
         o, i = weight[kept[target]][:, kept[source]].nonzero().unbind(1)
         sources.append(kept[source][i] + first[source])
         targets.append(kept[target][o] + first[target])
-        blocks.append(Block(source, target, start, start + len(o)))
+        blocks.append(EdgeBlock(source, target, start, start + len(o)))
         start += len(o)
     return torch.cat(sources), torch.cat(targets), blocks
-
-
-def check_edges(circuit: Circuit, model: SparseTransformer) -> None:
-    """InputError where a circuit's sites or edges are not those of its model."""
-    what = f"circuit of {circuit.task}: not as its model has it:"
-    widths = {FINAL_SITE: model.config.d_model}
-    for _, _, source, target, weight in matrices(model):
-        widths[target], widths[source] = weight.shape
-    for site in sorted(widths.keys() | circuit.means.keys()):
-        means, width = len(circuit.means.get(site, ())), widths.get(site, 0)
-        if means != width:
-            raise InputError(f"{what} {means} means of {site}; allowed: {width}")
-    kept = {site: torch.tensor(circuit.nodes.get(site, ()), dtype=torch.long) for site in widths}
-    own, said = set(edges_between(model, kept)), set(circuit.edges)
-    if strange := min(said - own, default=None):
-        raise InputError(f"{what} edge {strange.name} of weight {strange.weight:g} in {strange.matrix} {strange.layer}")
-    if circuit.method == "node" and own != said:
-        raise InputError(f"{what} edge {min(own - said).name} is lacking")
 
 
 def count_embedding_edges(model: SparseTransformer, kept: Kept, data: PairBatch) -> int:
@@ -107,7 +88,7 @@ def matrices(
     model: SparseTransformer,
 ) -> Iterator[tuple[int, Literal["qkv", "out", "up", "down"], str, str, Tensor]]:
     """(layer, matrix, source site, target site, weight (targets, sources)) of all weights that can be edges."""
-    for i, layer in enumerate(layers(model)):
+    for i, layer in enumerate(layers_of(model)):
         qkv = torch.split(layer.attn.qkv.weight.detach(), model.config.d_attn)
         for kind, weight in zip("qkv", qkv, strict=True):
             yield i, "qkv", site_name(i, "attn.in"), site_name(i, f"attn.{kind}"), weight

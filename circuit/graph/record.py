@@ -7,7 +7,6 @@ import json
 from importlib import import_module
 from typing import Any, Literal, NamedTuple
 
-import networkx as nx
 import numpy as np
 import torch
 from pydantic import Field, ValidationError, model_validator
@@ -20,7 +19,7 @@ from sparse_model.errors import InputError
 from sparse_model.model.config import Config
 from sparse_model.model.transformer import SparseTransformer
 
-SCHEMA_VERSION: Literal[2] = 2
+CIRCUIT_VERSION: Literal[3] = 3
 """Of a circuit's JSON: raised when a field is added, changes its meaning or goes. There is no reading of others."""
 
 
@@ -55,19 +54,21 @@ class Circuit(Config):
     """A task, a model, and the nodes that do the task when all others are held at their means.
 
     Losses are two-way cross-entropies in nats. `loss`, `heldout_loss` and `heldout_accuracy` are of the circuit under
-    its `scale` and `shift`; `unpruned_loss` and `necessity_loss` are of the model's own logits. Of an unsolved task or
-    a stopped search there are no nodes, and `loss` is what the calibrated unpruned model reaches.
+    its `scale` and `shift`; `uncalibrated_loss` is of its logits as they are, `unpruned_loss` and `necessity_loss` of
+    the model's own. Of any other status than ok there are no nodes, and `loss` is what the calibrated whole model
+    reaches.
     """
 
     format: Literal["circuit-sweeps/circuit"] = Field("circuit-sweeps/circuit", description="what the JSON holds")
-    schema_version: Literal[2] = Field(SCHEMA_VERSION, description="of this object's JSON; see docs/circuit_json.md")
+    schema_version: Literal[3] = Field(CIRCUIT_VERSION, description="of this object's JSON; see docs/circuit_json.md")
     task: str = Field(description="name of the task")
     model: str = Field(description="fingerprint of the model's configuration and weights")
     method: Literal["node", "edge"] = Field(
         "node", description="what is pruned: nodes, with all weights between the kept ones as edges, or edges as well"
     )
-    status: Literal["ok", "unsolved", "stopped"] = Field(
-        description="unsolved: the unpruned model does not do the task; stopped: the search was told to"
+    status: Literal["ok", "unsolved", "unreached", "stopped"] = Field(
+        description="unsolved: the whole model does not do the task; unreached: it does, but not even all of it "
+        "reaches the target; stopped: the search was told to"
     )
     target_loss: float = Field(description="calibrated loss on the training pairs that had to be reached")
     nodes: dict[str, tuple[int, ...]] = Field(description="kept channels by node site; sites without any left out")
@@ -85,7 +86,10 @@ class Circuit(Config):
     loss: float = Field(description="on the training pairs")
     heldout_loss: float = Field(description="on held-out pairs")
     heldout_accuracy: float = Field(description="share of held-out prompts whose right answer wins")
-    unpruned_loss: float = Field(description="of the whole model on the training pairs, without calibration")
+    uncalibrated_loss: float = Field(description="on held-out pairs with the logits as they are")
+    unpruned_loss: float = Field(
+        description="of the whole model on held-out pairs, its logits as they are: what tells whether a task is solved"
+    )
     necessity_loss: float | None = Field(
         description="on held-out pairs with the circuit ablated and everything else intact; chance is 0.693"
     )
@@ -132,8 +136,8 @@ class Circuit(Config):
         version than this one's."""
         if (version := _version(text)) is None:
             raise InputError(f"{name}: not a saved circuit (schema_version is missing)")
-        if version != SCHEMA_VERSION:
-            raise InputError(f"{name}: schema_version {version!r}; allowed: {SCHEMA_VERSION}; find the circuit anew")
+        if version != CIRCUIT_VERSION:
+            raise InputError(f"{name}: schema_version {version!r}; allowed: {CIRCUIT_VERSION}; find the circuit anew")
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
@@ -171,16 +175,6 @@ class Circuit(Config):
             pairs.setdefault(edge.target.site, []).append((edge.target.channel, edge.source.channel))
         return {site: torch.tensor(found, device=device) for site, found in pairs.items()}
 
-    def require(self, model: SparseTransformer) -> None:
-        """InputError unless `model` is the one the circuit was found in, and has the circuit's sites and edges."""
-        from circuit.graph.edges import check_edges  # which builds on this file
-
-        actual = fingerprint(model)
-        if actual != self.model:
-            raise InputError(f"model {actual}; the circuit of {self.task} is of model {self.model}")
-        if self.status == "ok":
-            check_edges(self, model)
-
 
 def _pages() -> Any:
     """The room that draws circuits, which builds on this file."""
@@ -192,8 +186,8 @@ def _version(text: str | bytes) -> Any:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError):
-        return SCHEMA_VERSION
-    return content.get("schema_version") if isinstance(content, dict) else SCHEMA_VERSION
+        return CIRCUIT_VERSION
+    return content.get("schema_version") if isinstance(content, dict) else CIRCUIT_VERSION
 
 
 def fingerprint(model: SparseTransformer) -> str:
@@ -205,7 +199,7 @@ def fingerprint(model: SparseTransformer) -> str:
     return digest.hexdigest()[:16]
 
 
-def stored_means(means: Means) -> dict[str, tuple[float, ...]]:
+def decimal_means(means: Means) -> dict[str, tuple[float, ...]]:
     """Means as the shortest decimals that read back as the same float32."""
     return {name: tuple(float(str(x)) for x in np.asarray(mean.cpu())) for name, mean in means.items()}
 
@@ -213,18 +207,3 @@ def stored_means(means: Means) -> dict[str, tuple[float, ...]]:
 def means_of(circuit: Circuit, device: torch.device) -> Means:
     """The means a circuit was found with, bit for bit."""
     return {name: torch.tensor(mean, dtype=torch.float32, device=device) for name, mean in circuit.means.items()}
-
-
-def to_networkx(circuit: Circuit) -> nx.DiGraph[Node]:
-    """Directed graph of `Node`s (attributes site, channel) and edges (matrix, layer, weight).
-
-    Residual stream and attention pattern are not edges: a path goes on where the next sublayer reads the same channel.
-    """
-    graph: nx.DiGraph[Node] = nx.DiGraph(task=circuit.task, model=circuit.model)
-    for site, channels in circuit.nodes.items():
-        for channel in channels:
-            graph.add_node(Node(site, channel), site=site, channel=channel)
-    for edge in circuit.edges:
-        attributes: dict[str, Any] = {"matrix": edge.matrix, "layer": edge.layer, "weight": edge.weight}
-        graph.add_edge(edge.source, edge.target, **attributes)
-    return graph

@@ -19,7 +19,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from circuit.ablated.ablation import float32_activations
-from circuit.ablated.compact import blocks
+from circuit.ablated.compact import layers_of
+from circuit.graph.checks import check_model
 from circuit.graph.edges import edges_between
 from circuit.graph.record import Circuit, Node, means_of
 from circuit.inspect.activity import activations, answer_pattern, kept_heads
@@ -82,7 +83,7 @@ def likenesses(members: Sequence[Member], data: PairBatch, seed: int = 0) -> lis
     if len(tasks) > 1:
         raise InputError(f"circuits of the tasks {', '.join(tasks)}; allowed: circuits of one task")
     for circuit, model in members:
-        circuit.require(model)
+        check_model(circuit, model)
         if circuit.status != "ok":
             raise InputError(f"circuit of {circuit.task} is {circuit.status}: there are no nodes to compare")
     some = data.first(PAIRS)
@@ -254,7 +255,7 @@ def _rows(member: Member, heads: Sequence[tuple[int, int]], data: PairBatch) -> 
     found = []
     for layer, head in heads:
         part = slice(head * d_head, (head + 1) * d_head)
-        sink = blocks(model)[layer].attn.sink
+        sink = layers_of(model)[layer].attn.sink
         q, k = (seen[site_name(layer, f"attn.{kind}")][..., part] for kind in "qk")
         found.append(answer_pattern(q, k, data, None if sink is None else float(sink[head]))[0])
     return torch.stack(found) if found else torch.zeros(0, *data.tokens.shape)

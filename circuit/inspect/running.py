@@ -16,6 +16,7 @@ from torch import Tensor
 from circuit.ablated.batches import AnswerBatch, all_batches, answer_batch
 from circuit.ablated.calibration import Calibration, task_loss
 from circuit.ablated.compact import AblatedModel, Edges, Visit
+from circuit.graph.checks import check_model
 from circuit.graph.record import Circuit, Edge, Node, means_of
 from circuit.search.evaluation import Score
 from circuit.search.masks import NodeIndex
@@ -50,7 +51,7 @@ class CircuitModel:
         visit: Visit | None = None,
     ) -> None:
         """InputError where the circuit is of another model, or has no nodes."""
-        circuit.require(model)
+        check_model(circuit, model)
         if circuit.status != "ok":
             raise InputError(f"circuit of {circuit.task} is {circuit.status}: there are no nodes to run")
         self.model, self.circuit, self.device = model, circuit, model.embedding.device

@@ -1,7 +1,5 @@
 """A circuit's page: one HTML file that opens offline. Python prepares the data, the page only draws them."""
 
-from circuit.pages.build import Page, circuit_page
-from circuit.pages.notes import Notes
-from circuit.pages.still import still_html
+import lazy_loader
 
-__all__ = ["Notes", "Page", "circuit_page", "still_html"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circuit.ablated.compact import blocks
+from circuit.ablated.compact import layers_of
 from circuit.graph.record import Circuit
 from circuit.inspect.activity import answer_pattern, kept_heads
 from circuit.pages.packing import packed, scale_of
@@ -69,7 +69,7 @@ def _head(
     layer, number = head
     d_head = model.config.d_head
     part = slice(number * d_head, (number + 1) * d_head)
-    sink = blocks(model)[layer].attn.sink
+    sink = layers_of(model)[layer].attn.sink
     logit = None if sink is None else float(sink[number])
     kept = {
         kind: [c for c in circuit.nodes.get(site_name(layer, f"attn.{kind}"), ()) if part.start <= c < part.stop]

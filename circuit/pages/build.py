@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from circuit.graph.checks import check_model
 from circuit.graph.record import Circuit, Node
 from circuit.inspect.activity import activations, kept_heads
 from circuit.inspect.running import nodes_of
@@ -69,7 +70,7 @@ def circuit_page(
     `origin` says what made the circuit, `relatives` are circuits of the same task and model at other sizes, `remarks`
     what else is not on the page. InputError where circuit, model, task or notes do not belong together.
     """
-    circuit.require(model)
+    check_model(circuit, model)
     (notes or Notes.none_on(circuit)).require(circuit)
     data = page_data(circuit, model, task, text, tokenizer, origin or {}, relatives, notes, remarks)
     page = rendered(data)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from circuit.ablated.ablation import float32_activations
-from circuit.ablated.compact import blocks
+from circuit.ablated.compact import layers_of
 from circuit.graph.edges import matrices
 from circuit.graph.record import Circuit, means_of
 from circuit.inspect.running import nodes_of
@@ -132,7 +132,7 @@ class Held:
                 if a.site == source and b.site == target:
                     lost[b.channel, a.channel] = 0
             if lost.count_nonzero():
-                layer = blocks(model)[i]
+                layer = layers_of(model)[i]
                 linear = {"qkv": layer.attn.qkv, "out": layer.attn.out, "up": layer.mlp.up, "down": layer.mlp.down}
                 first = model.config.d_attn * "qkv".index(target[-1]) if matrix == "qkv" else 0
                 yield linear[matrix], self._hook(first, lost, self.means[source])

@@ -39,7 +39,10 @@ class Controls:
         targets: Sequence[float],
         watch: Watch = SILENT,
     ) -> None:
-        self.config, self.judge = config, Judge(model, means, data.shuffled(config.seed), watch)
+        self.config, self.judge = (
+            config,
+            Judge(model, means, data.shuffled(config.seed), watch, max_scale=config.max_scale),
+        )
         learned_at = {min(targets), config.target_loss} & set(targets) if targets else set()
         self.tau: list[Tensor] = []
         self.loss: float | None = None

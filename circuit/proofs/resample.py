@@ -23,7 +23,7 @@ from torch import Tensor
 from circuit.ablated.ablation import Means, Pretraining, float32_activations
 from circuit.ablated.batches import AnswerBatch, all_batches
 from circuit.ablated.calibration import IDENTITY, Calibration, task_loss
-from circuit.ablated.compact import Edges, Nodes, blocks as layers
+from circuit.ablated.compact import Edges, Nodes, layers_of
 from circuit.graph.edges import matrices
 from circuit.tasks import PairBatch
 from sparse_model.errors import InputError
@@ -132,7 +132,7 @@ class _Mixture:
             for row, column in edges.get(target, rows.new_zeros(0, 2)).tolist():
                 block[rows == row, columns == column] = 0
             if block.count_nonzero():
-                layer = layers(self.model)[i]
+                layer = layers_of(self.model)[i]
                 linear = {"qkv": layer.attn.qkv, "out": layer.attn.out, "up": layer.mlp.up, "down": layer.mlp.down}
                 first = self.model.config.d_attn * "qkv".index(target[-1]) if matrix == "qkv" else 0
                 yield linear[matrix], self._hook(rows + first, columns, block, self.means[source][columns])

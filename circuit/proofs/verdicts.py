@@ -13,6 +13,10 @@ HELDOUT = 1.5
 RUINED = 0.9 * math.log(2)
 """Nats that the model without a necessary circuit has at least: nine tenths of what guessing costs."""
 
+LARGE_SCALE = 10.0
+"""What calibration multiplies logits by, beyond which a circuit's summary says so: so little of its margins comes from
+the circuit, and so much from the fit."""
+
 CONTROL = 2.0
 """Times the circuit's edges that one for shuffled answers must take, if there is one at all."""
 
@@ -39,11 +43,25 @@ def verdicts(circuit: Circuit) -> list[Verdict]:
 
 
 def summary(circuit: Circuit) -> str:
-    """One line: which proofs the circuit passes, which it fails, and which were not measured."""
+    """One line: which proofs the circuit passes, which it fails, which were not measured, and whether its logits had to
+    be multiplied by more than `LARGE_SCALE`."""
     found = verdicts(circuit)
     kinds = {"passes": True, "fails": False, "not measured:": None}
     groups = {said: [v.proof for v in found if v.passed is passed] for said, passed in kinds.items()}
-    return "; ".join(f"{said} {', '.join(names)}" for said, names in groups.items() if names)
+    parts = [f"{said} {', '.join(names)}" for said, names in groups.items() if names]
+    if found and circuit.scale > LARGE_SCALE:
+        parts.append(f"logits times {circuit.scale:.3g} (more than {LARGE_SCALE:g})")
+    return "; ".join(parts)
+
+
+def is_sufficient(heldout_loss: float, target_loss: float) -> bool:
+    """Whether a circuit of this loss on held-out pairs does the task, for one that was to reach the target."""
+    return heldout_loss <= HELDOUT * target_loss
+
+
+def is_counted(edges: int, heldout_loss: float, target_loss: float) -> bool:
+    """Whether a circuit is part of a geometric mean of edges: it is sufficient on held-out pairs and has an edge."""
+    return edges > 0 and is_sufficient(heldout_loss, target_loss)
 
 
 def _sufficient(circuit: Circuit) -> Verdict:
@@ -52,7 +70,7 @@ def _sufficient(circuit: Circuit) -> Verdict:
         f"loss {circuit.heldout_loss:.3f} and {circuit.heldout_accuracy:.1%} right on held-out prompts with all other "
         f"nodes at their means and logits times {circuit.scale:.3g} (at most {limit:.3f})"
     )
-    return Verdict("sufficiency", circuit.heldout_loss <= limit, words)
+    return Verdict("sufficiency", is_sufficient(circuit.heldout_loss, circuit.target_loss), words)
 
 
 def _necessary(circuit: Circuit) -> Verdict:

@@ -1,6 +1,6 @@
 """First-order estimates of what nodes are worth to a task.
 
-Shapes: N nodes of a model in the order of `NodeIndex`.
+Shapes: N nodes of a model in the order of `NodeIndex`, P prompts, B of a batch.
 """
 
 from __future__ import annotations
@@ -26,3 +26,14 @@ def attributions(judge: Judge, gates: Tensor, calibration: Calibration = IDENTIT
         (gradient,) = torch.autograd.grad(loss, gates)
         total -= gradient * len(batch.sides) / len(judge.sides)
     return total
+
+
+def margin_attributions(judge: Judge, gates: Tensor) -> Tensor:
+    """(N, P) rise of every prompt's margin (nats) for each unit by which a node's gate is opened, at `gates` (N,)."""
+    whole = AblatedModel(judge.model, judge.means, judge.index.channels(judge.everything()))
+    found = []
+    for batch in judge.batches:
+        own = gates.detach().float().repeat(len(batch.sides), 1).requires_grad_()
+        margins = whole.margins(batch, judge.index.split(own))
+        found.append(torch.autograd.grad(margins.sum(), own)[0])  # of each prompt its own
+    return torch.cat(found).T

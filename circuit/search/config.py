@@ -17,7 +17,11 @@ class PruneConfig(Config):
     solved_loss: float | None = Field(
         None,
         gt=0,
-        description="own loss of the whole model above which a task is unsolved, in nats; default: the target",
+        description="loss of the whole model on held-out pairs, its logits as they are, above which a task is "
+        "unsolved, in nats, whatever the target of a circuit; default: target_loss",
+    )
+    max_scale: float | None = Field(
+        None, gt=0, description="what a circuit's calibration may multiply logits by at the most; default: no bound"
     )
     pairs: int = Field(
         256,

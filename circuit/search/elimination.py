@@ -107,7 +107,7 @@ class _Circuit:
         """Whether the target is reached without the run too; if so it is gone."""
         candidate = self._without([run])[0]
         trunk = self.parts.branch(self.trunk, candidate)
-        if calibrated_loss(trunk.margins, self.parts.judge.sides)[0] > self.target:
+        if calibrated_loss(trunk.margins, self.parts.judge.sides, self.parts.judge.max_scale)[0] > self.target:
             return False
         if int(candidate.sum()) < RECUT * self.cut_at:
             self._cut_to(candidate)
@@ -118,7 +118,8 @@ class _Circuit:
     def reduced(self, singles: Tensor) -> bool:
         """Whether any of the single parts (n,) could go; all that can are gone."""
         runs = list(torch.split(singles, 1))
-        losses = calibrated_losses(self.parts.margins(self.trunk, self._without(runs)), self.parts.judge.sides)
+        margins = self.parts.margins(self.trunk, self._without(runs))
+        losses = calibrated_losses(margins, self.parts.judge.sides, self.parts.judge.max_scale)
         self.parts.judge.watch.judged(int(self.keep[: self.parts.n_nodes].sum()), self.loss)
         spared = [runs[i] for i in losses.argsort(stable=True).tolist() if losses[i] <= self.target]
         if len(spared) > 1 and self.removed(torch.cat(spared)):
@@ -143,7 +144,7 @@ class _Circuit:
     def _take(self, trunk: Trunk) -> None:
         judge = self.parts.judge
         self.trunk = trunk
-        self.loss, fit = calibrated_loss(trunk.margins, judge.sides)
+        self.loss, fit = calibrated_loss(trunk.margins, judge.sides, judge.max_scale)
         self.calibration = softened(fit, trunk.margins, judge.sides, self.target)
         self.history.append(trunk.keep)
         judge.watch.judged(int(self.keep[: self.parts.n_nodes].sum()), self.loss)

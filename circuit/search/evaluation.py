@@ -1,18 +1,18 @@
-"""Scores on a task: of a whole model, and of a circuit that was saved."""
+"""What circuits of one model are judged by: their loss and accuracy on one set of prompts."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from circuit.ablated.ablation import Means, zero_means
+from circuit.ablated.ablation import Means
 from circuit.ablated.batches import all_batches
 from circuit.ablated.calibration import IDENTITY, Calibration, calibrated_loss, task_loss
 from circuit.ablated.compact import AblatedModel, Edges
-from circuit.graph.record import Circuit, means_of
 from circuit.search.masks import NodeIndex
 from circuit.search.watch import SILENT, Watch
 from circuit.tasks import PairBatch
@@ -31,10 +31,20 @@ class Judge:
     """What models with some nodes ablated make of one set of prompts.
 
     `keep` is boolean (N,) over all nodes of the model, in the order of `NodeIndex`. `watch` is told what is judged.
+    Calibrations multiply logits by `max_scale` at the most.
     """
 
-    def __init__(self, model: SparseTransformer, means: Means, data: PairBatch, watch: Watch = SILENT) -> None:
+    def __init__(
+        self,
+        model: SparseTransformer,
+        means: Means,
+        data: PairBatch,
+        watch: Watch = SILENT,
+        *,
+        max_scale: float | None = None,
+    ) -> None:
         self.model, self.means, self.index, self.watch = model, means, NodeIndex(model), watch
+        self.max_scale = math.inf if max_scale is None else max_scale
         self.data, self.batches = data, all_batches(data, model.embedding.device)
         self.sides = torch.cat([batch.sides for batch in self.batches])
 
@@ -51,7 +61,7 @@ class Judge:
 
     def calibrated(self, keep: Tensor, edges: Edges | None = None) -> tuple[float, Calibration]:
         """Task loss after calibration, and the calibration."""
-        loss, calibration = calibrated_loss(self.margins(keep, edges), self.sides)
+        loss, calibration = calibrated_loss(self.margins(keep, edges), self.sides, self.max_scale)
         self.watch.judged(int(keep.sum()), loss)
         return loss, calibration
 
@@ -67,15 +77,8 @@ class Judge:
         return Score(float(task_loss(margins, self.sides, calibration)), accuracy)
 
 
-def task_scores(model: SparseTransformer, data: PairBatch) -> Score:
+def model_score(model: SparseTransformer, data: PairBatch) -> Score:
     """Score of the whole model, its logits as they are. In float32; only the answer position's two logits."""
-    judge = Judge(model, zero_means(model), data)
+    means = {site: torch.zeros(width, device=model.embedding.device) for site, width in NodeIndex(model).widths.items()}
+    judge = Judge(model, means, data)  # nothing is at its mean
     return judge.score(judge.everything())
-
-
-def circuit_score(model: SparseTransformer, circuit: Circuit, data: PairBatch) -> Score:
-    """Score of a circuit under its calibration; InputError if it is of another model."""
-    circuit.require(model)
-    judge = Judge(model, means_of(circuit, model.embedding.device), data)
-    edges = circuit.kept_edges(judge.sides.device)
-    return judge.score(judge.index.flat(circuit.nodes), Calibration(circuit.scale, circuit.shift), edges)

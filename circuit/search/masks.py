@@ -216,6 +216,8 @@ class _Learner:
             adam.step(gradient, lr)
         with torch.no_grad():
             self.tau.clamp_(-1, 1)
+            if self.config.max_scale is not None:
+                self.fit[0].clamp_(max=math.log(self.config.max_scale))
         self._steer(value)
         return value
 

@@ -16,10 +16,10 @@ from torch import Tensor
 from circuit.ablated.batches import AnswerBatch
 from circuit.ablated.calibration import Calibration
 from circuit.ablated.compact import AblatedModel, Edges, Gates, Stream, edges_into, stage_of
-from circuit.graph.edges import Block, edge_ends
+from circuit.graph.edges import EdgeBlock, edge_ends
 from circuit.search.evaluation import Judge
 
-POSITIONS = 8192
+POSITIONS_TOGETHER = 8192
 """Positions of all candidates that go through a forward pass together: what is left of a model is so small that
 calling its operations costs as much as carrying them out."""
 
@@ -169,7 +169,7 @@ class Parts:
         margins = []
         for batch, kept in zip(trunk.batches, trunk.streams, strict=True):
             start = max(at for at in kept if at <= stage)
-            at_once = max(1, POSITIONS // kept[start].x.shape[:-1].numel())
+            at_once = max(1, POSITIONS_TOGETHER // kept[start].x.shape[:-1].numel())
             parts = [
                 self._together(trunk.compact, start, kept[start], batch, some)
                 for some in torch.split(candidates, at_once)
@@ -204,7 +204,7 @@ class Parts:
             gates[edges_into(block.target)] = flat.view(*values.shape[:-1], *between.weight.shape)
         return gates
 
-    def _number(self, block: Block, source: Tensor, target: Tensor) -> Tensor:
+    def _number(self, block: EdgeBlock, source: Tensor, target: Tensor) -> Tensor:
         """Numbers of edges of a block, given as channels of its two sites."""
         width = self.judge.index.widths[block.source]
         part = slice(block.start, block.stop)

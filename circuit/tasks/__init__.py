@@ -1,26 +1,7 @@
-"""The 20 tasks (METHOD section 5): what they are (`TASKS`) and how their prompts become tokens (`build_task`);
-tasks of one's own from files."""
+"""The 20 tasks (METHOD section 5): what they are (`TASKS`) and how their prompts become tokens (`build_task`); tasks
+of one's own from files; what gives their answers away (`audited`).
+"""
 
-from circuit.tasks.build import PairBatch, TaskData, build_task
-from circuit.tasks.file import TaskFile, build_file_task, read_task_file
-from circuit.tasks.pair import Pair, Task
-from circuit.tasks.source import check_source, is_file, source_name, task_data
-from circuit.tasks.table import TASKS, example, task_named
+import lazy_loader
 
-__all__ = [
-    "TASKS",
-    "Pair",
-    "PairBatch",
-    "Task",
-    "TaskData",
-    "TaskFile",
-    "build_file_task",
-    "build_task",
-    "check_source",
-    "example",
-    "is_file",
-    "read_task_file",
-    "source_name",
-    "task_data",
-    "task_named",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -11,11 +11,14 @@ from typing import Protocol
 
 import torch
 
-from circuit.tasks.pair import Pair, Task
+from circuit.tasks.pair import Draws, Pair, Task
 from sparse_model.errors import InputError
 
 LONGEST_PROMPT = 64
 """Tokens. Longer pairs are drawn again: the longest prompt of a batch sets what all of them cost."""
+
+LONGEST_HARDER = 96
+"""Tokens of a prompt of a harder variant, on which no circuit is searched."""
 
 _TRIES_PER_PAIR = 20
 
@@ -98,16 +101,38 @@ def build_task(task: Task, tokenizer: Encoder, *, n_train: int, n_heldout: int, 
     for field, size in (("n_train", n_train), ("n_heldout", n_heldout)):
         if size < 1:
             raise InputError(f"{field}: {size} pairs asked of task {task.name}; allowed: at least 1")
-    pairs = _valid_pairs(task, tokenizer, n_train + n_heldout, random.Random(zlib.crc32(task.name.encode()) + seed))
-    return TaskData(task.name, train=batch_of(pairs[:n_train]), heldout=batch_of(pairs[n_train:]))
+    rng, seen = _chance(task, seed), set[tuple[int, ...]]()
+
+    def drawn(draws: Draws, count: int) -> PairBatch:
+        return batch_of(_valid_pairs(replace(task, pair=draws), tokenizer, count, rng, seen, LONGEST_PROMPT))
+
+    return TaskData(task.name, drawn(task.pair, n_train), drawn(task.heldout or task.pair, n_heldout))
 
 
-def _valid_pairs(task: Task, tokenizer: Encoder, count: int, rng: random.Random) -> list[tuple[Row, Row]]:
+def build_harder(task: Task, tokenizer: Encoder, *, n_pairs: int, seed: int) -> PairBatch | None:
+    """Pairs of a task's harder variant; None where it has none, or too few pairs of it keep the rules with this
+    tokenizer: in a small vocabulary its words may be many tokens."""
+    if task.harder is None:
+        return None
+    harder = replace(task, pair=task.harder)
+    try:
+        return batch_of(_valid_pairs(harder, tokenizer, n_pairs, _chance(task, seed), set(), LONGEST_HARDER))
+    except InputError:
+        return None
+
+
+def _chance(task: Task, seed: int) -> random.Random:
+    return random.Random(zlib.crc32(task.name.encode()) + seed)
+
+
+def _valid_pairs(
+    task: Task, tokenizer: Encoder, count: int, rng: random.Random, seen: set[tuple[int, ...]], longest: int
+) -> list[tuple[Row, Row]]:
+    """So many pairs that keep the rules and have no prompt of `seen`, to which theirs are added."""
     pairs: list[tuple[Row, Row]] = []
-    seen: set[tuple[int, ...]] = set()
     broken: Counter[str] = Counter()
     while len(pairs) < count:
-        rows_or_reason = _tokenised(task.pair(rng), tokenizer, seen)
+        rows_or_reason = _tokenised(task.pair(rng), tokenizer, seen, longest)
         if isinstance(rows_or_reason, str):
             broken[rows_or_reason] += 1
             if broken.total() >= _TRIES_PER_PAIR * count:
@@ -122,7 +147,7 @@ def _valid_pairs(task: Task, tokenizer: Encoder, count: int, rng: random.Random)
     return pairs
 
 
-def _tokenised(pair: Pair, tokenizer: Encoder, seen: set[tuple[int, ...]]) -> tuple[Row, Row] | str:
+def _tokenised(pair: Pair, tokenizer: Encoder, seen: set[tuple[int, ...]], longest: int) -> tuple[Row, Row] | str:
     """Both rows, or the rule that the pair breaks."""
     a = _row(pair.prompt_a, pair.completion_a, tokenizer)
     b = _row(pair.prompt_b, pair.completion_b, tokenizer)
@@ -130,8 +155,8 @@ def _tokenised(pair: Pair, tokenizer: Encoder, seen: set[tuple[int, ...]]) -> tu
         return "the completion changes the prompt's tokens, or adds none"
     if a.right == b.right:
         return "the two answers are the same token"
-    if max(len(a.prompt), len(b.prompt)) > LONGEST_PROMPT:
-        return f"a prompt is longer than {LONGEST_PROMPT} tokens"
+    if max(len(a.prompt), len(b.prompt)) > longest:
+        return f"a prompt is longer than {longest} tokens"
     if a.prompt == b.prompt:
         return "the two prompts are the same"
     if a.prompt in seen or b.prompt in seen:

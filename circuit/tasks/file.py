@@ -1,4 +1,4 @@
-"""A task in a file: one pair per line, as JSON. docs/adding_a_task.md says how to write one.
+"""A task in a file: one pair per line, as JSON. docs/tasks.md says how to write one.
 
 Everything that the table's tasks are held to (METHOD section 5) is checked here line by line, and every mistake is
 told with its line.
@@ -12,12 +12,12 @@ from typing import Any
 
 from circuit.tasks.build import Row, TaskData, batch_of
 from sparse_model import storage
+from sparse_model.data.corpora import SPLITS
 from sparse_model.data.tokenizer import Tokenizer
 from sparse_model.errors import InputError
 
 ENDING = ".jsonl"
 TEXTS = ("prompt_a", "answer_a", "prompt_b", "answer_b")
-SPLITS = ("train", "heldout")
 MOST_MISTAKES = 20
 """Told at once; what is wrong in all lines is wrong in the first."""
 

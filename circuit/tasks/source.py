@@ -1,6 +1,7 @@
 """Where a task comes from, as users name it: a name of the table, or a file that ends in .jsonl."""
 
-from circuit.tasks.build import TaskData, build_task
+from circuit.tasks.audit import Audit, audit
+from circuit.tasks.build import PairBatch, TaskData, build_harder, build_task
 from circuit.tasks.file import ENDING, build_file_task, file_task_name, read_task_file
 from circuit.tasks.table import TASKS, task_named
 from sparse_model.data.tokenizer import Tokenizer
@@ -38,3 +39,16 @@ def task_data(source: str, tokenizer: Tokenizer, *, pairs: int, seed: int) -> Ta
     if is_file(source):
         return build_file_task(read_task_file(source), tokenizer, n_train=pairs, n_heldout=pairs, seed=seed)
     return build_task(task_named(source), tokenizer, n_train=pairs, n_heldout=pairs, seed=seed)
+
+
+def harder_pairs(source: str, tokenizer: Tokenizer, *, pairs: int, seed: int) -> PairBatch | None:
+    """Prompts of a task's harder variant; None of a file, and of a task that has none in these tokens."""
+    if is_file(source):
+        return None
+    return build_harder(task_named(source), tokenizer, n_pairs=pairs, seed=seed)
+
+
+def audited(source: str, tokenizer: Tokenizer, *, pairs: int, seed: int) -> Audit:
+    """What gives the answers of a task away, in a tokenizer's tokens, of as many pairs as `task_data` gives."""
+    belongs = {} if is_file(source) else task_named(source).belongs
+    return audit(task_data(source, tokenizer, pairs=pairs, seed=seed), tokenizer, belongs)

@@ -1,19 +1,5 @@
-"""Text to tokens: corpora, the tokenizer, token datasets and their batches."""
+"""Corpora, tokenizers and token shards: what models are trained on."""
 
-from sparse_model.data.config import CorpusConfig, SourceConfig, TokenizerConfig
-from sparse_model.data.corpora import Split, documents, split_of
-from sparse_model.data.loader import TokenDataset
-from sparse_model.data.shards import prepare
-from sparse_model.data.tokenizer import Tokenizer
+import lazy_loader
 
-__all__ = [
-    "CorpusConfig",
-    "SourceConfig",
-    "Split",
-    "TokenDataset",
-    "Tokenizer",
-    "TokenizerConfig",
-    "documents",
-    "prepare",
-    "split_of",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -13,7 +13,7 @@ from itertools import islice
 from typing import Literal, TypeVar
 
 from sparse_model.data.config import GENERATED, PYTHON_FILES, CorpusConfig, SourceConfig
-from sparse_model.data.idioms import programs
+from sparse_model.data.idioms.programs import IDIOMS_VERSION, programs
 from sparse_model.data.readers.python_files import PythonFile, python_files, read_python
 from sparse_model.data.readers.text_files import TextFile, TextPiece, pieces, read_texts, text_files
 from sparse_model.errors import InputError
@@ -67,13 +67,15 @@ class Part:
 def source_inputs(source: SourceConfig, corpus: CorpusConfig) -> SourceInputs:
     """What `parts` would cut up now, found without reading more than it must.
 
-    The fingerprint covers, of generated programs, the first ones; of Python files, interpreter version, names and
-    contents; of a URI, paths, sizes and contents (as the store tags them, where it does: then nothing is read).
+    The fingerprint covers, of generated programs, their version and the first ones; of Python files, interpreter
+    version, names and contents; of a URI, paths, sizes and contents (as the store tags them, where it does: then
+    nothing is read).
     Raises InputError for a source that is missing or unreadable.
     """
     limit = math.inf if source.megabytes is None else source.megabytes * MEGABYTE
     if source.source == GENERATED:
-        return SourceInputs(source, _hash(list(islice(programs(corpus.seed), FINGERPRINT_PROGRAMS))), int(limit))
+        first = [f"{GENERATED} {IDIOMS_VERSION}", *islice(programs(corpus.seed), FINGERPRINT_PROGRAMS)]
+        return SourceInputs(source, _hash(first), int(limit))
     if source.source in PYTHON_FILES:
         python = tuple(python_files(source.source))
         entries = [platform.python_version(), *(f"{file.name} {file.digest}" for file in python)]

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from sparse_model.data.corpora import SPLITS, Split
 from sparse_model.data.manifest import Manifest, read_manifest
-from sparse_model.data.order import GROUP_SHARDS, Ints, WindowOrder
+from sparse_model.data.order import GROUP_SHARDS, WindowNumbers, WindowOrder
 from sparse_model.data.recent import Recent
 from sparse_model.data.shard_files import CACHE_BYTES, CachedShards, LocalShards, ShardFiles, Tokens, default_cache
 from sparse_model.data.tokenizer import Tokenizer
@@ -35,7 +35,7 @@ class TokenDataset:
         self.manifest = manifest
         self.tokenizer = _tokenizer(uri, manifest)
         self._files = files
-        self._counts = Recent[tuple[Split, int], Ints](4)
+        self._counts = Recent[tuple[Split, int], WindowNumbers](4)
         self._open = Recent[str, Tokens](2 * GROUP_SHARDS)
         self._orders = Recent[tuple[Split, int, int], WindowOrder](2)
         self._expected: dict[Split, tuple[int, int, int, int]] = {}
@@ -110,7 +110,7 @@ class TokenDataset:
             before = np.concatenate([[0], ends])[shards]
             yield self._gather("heldout", np.stack([shards, windows - before], axis=1), context)
 
-    def _windows(self, split: Split, context: int) -> Ints:
+    def _windows(self, split: Split, context: int) -> WindowNumbers:
         """Windows in each shard."""
         shards = self.manifest.split(split).shards
         return self._counts.get((split, context), lambda: np.array([(shard.tokens - 1) // context for shard in shards]))
@@ -132,7 +132,7 @@ class TokenDataset:
             shards = self.manifest.split(split).shards
             self._files.expect([[shards[i] for i in ids] for ids in order.shards_from(epoch, group)])
 
-    def _gather(self, split: Split, windows: Ints, context: int) -> npt.NDArray[np.int64]:
+    def _gather(self, split: Split, windows: WindowNumbers, context: int) -> npt.NDArray[np.int64]:
         """The rows of (shard, window) pairs."""
         shards = self.manifest.split(split).shards
         rows = np.empty((len(windows), context + 1), dtype=np.int64)

@@ -16,28 +16,28 @@ from sparse_model.data.recent import Recent
 GROUP_SHARDS = 16
 """About 150 million tokens: 0.3 GB of shards, and a permutation of 10 MB at windows of 128 tokens."""
 
-Ints = npt.NDArray[np.int64]
+WindowNumbers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Epoch:
     """The groups of an epoch: the shards of each, and the number of windows up to its end."""
 
-    groups: list[Ints]
-    ends: Ints
+    groups: list[WindowNumbers]
+    ends: WindowNumbers
 
 
 class WindowOrder:
     """The order of one split, whose shards have `windows` windows each."""
 
-    def __init__(self, windows: Ints, seed: int) -> None:
+    def __init__(self, windows: WindowNumbers, seed: int) -> None:
         self._windows = windows
         self._seed = seed
         self._epochs = Recent[int, Epoch](2)
-        self._permutations = Recent[tuple[int, int], Ints](2)  # a batch mostly needs two at the most
+        self._permutations = Recent[tuple[int, int], WindowNumbers](2)  # a batch mostly needs two at the most
         self.total = int(self._windows.sum())
 
-    def at(self, samples: Ints) -> Ints:
+    def at(self, samples: WindowNumbers) -> WindowNumbers:
         """(shard, window of it) of each sample, (N, 2); sample numbers go on over the epochs."""
         found = np.empty((len(samples), 2), dtype=np.int64)
         epochs, places = np.divmod(samples, self.total)
@@ -60,7 +60,7 @@ class WindowOrder:
         following = groups[group + 1] if group + 1 < len(groups) else self._epoch(epoch + 1).groups[0]
         return [groups[group].tolist(), following.tolist()]
 
-    def _in_group(self, epoch: int, group: int, places: Ints) -> Ints:
+    def _in_group(self, epoch: int, group: int, places: WindowNumbers) -> WindowNumbers:
         layout = self._epoch(epoch)
         shards = layout.groups[group]
         ends = np.cumsum(self._windows[shards])

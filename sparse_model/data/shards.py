@@ -33,17 +33,17 @@ from sparse_model.data.tokenizer import Tokenizer
 from sparse_model.errors import InputError
 from sparse_model.storage.files import check_writable, exists, join, read_bytes, remove, write_bytes_atomic
 
-FORMAT = 2  # raise when the same configuration and input would give other tokens
+DATASET_FORMAT = 2  # raise when the same configuration and input would give other tokens
 FEWEST_TOKENS = 1024  # of a split: a loss measured on less means nothing
 
-Progress = Callable[[str, float], None]
+TellShare = Callable[[str, float], None]
 
 
 def prepare(
     corpus: CorpusConfig,
     tokenizer: TokenizerConfig,
     root: str,
-    progress: Progress | None = None,
+    progress: TellShare | None = None,
     *,
     execute: Execute | None = None,
     part_bytes: int = PART_BYTES,
@@ -90,7 +90,7 @@ def _default(corpus: CorpusConfig, root: str) -> Execute:
     return in_turn if any(uri.startswith("memory:") for uri in uris) else in_processes()
 
 
-def _inspect(corpus: CorpusConfig, report: Progress) -> list[SourceInputs]:
+def _inspect(corpus: CorpusConfig, report: TellShare) -> list[SourceInputs]:
     inputs = []
     for done, source in enumerate(corpus.sources):
         report("corpus", done / len(corpus.sources))
@@ -101,7 +101,7 @@ def _inspect(corpus: CorpusConfig, report: Progress) -> list[SourceInputs]:
 
 def _key(corpus: CorpusConfig, tokenizer: TokenizerConfig, inputs: Sequence[SourceInputs], part_bytes: int) -> str:
     entries = [
-        f"{FORMAT} {part_bytes}",
+        f"{DATASET_FORMAT} {part_bytes}",
         tokenizers.__version__,
         corpus.model_dump_json(),
         tokenizer.model_dump_json(),
@@ -111,7 +111,7 @@ def _key(corpus: CorpusConfig, tokenizer: TokenizerConfig, inputs: Sequence[Sour
 
 
 def _tokenizer(
-    folder: str, corpus: CorpusConfig, config: TokenizerConfig, plan: Sequence[Part], report: Progress
+    folder: str, corpus: CorpusConfig, config: TokenizerConfig, plan: Sequence[Part], report: TellShare
 ) -> tuple[Tokenizer, File, Iterator[Document]]:
     """The tokenizer, as an earlier preparation left it or trained now, its file, and all documents of the corpus.
 
@@ -143,7 +143,7 @@ def _beginning(documents: Iterator[Document], size: float) -> Iterator[Document]
 
 
 def _tokenise(
-    work: Tokenising, plan: Sequence[Part], documents: Iterator[Document], execute: Execute, report: Progress
+    work: Tokenising, plan: Sequence[Part], documents: Iterator[Document], execute: Execute, report: TellShare
 ) -> list[PartRecord]:
     """Records of all parts. A corpus of one part is tokenised here and now, from the documents already read."""
     if len(plan) == 1:

@@ -7,7 +7,7 @@ from typing import Literal, TypeVar
 import torch.distributed as dist
 from torch import Tensor, empty_like
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 Parallel = Literal["ddp", "fsdp"]
 """Whether every worker holds the whole model, or its shard of weights, gradients and moments."""
@@ -23,16 +23,16 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def gathered(value: T) -> list[T]:
+def gathered(value: _T) -> list[_T]:
     """The value that each worker brings, in the order of their ranks; all workers call this alike."""
     if world_size() == 1:
         return [value]
-    values: list[T] = [value] * world_size()
+    values: list[_T] = [value] * world_size()
     dist.all_gather_object(values, value)
     return values
 
 
-def from_first(value: T) -> T:
+def from_first(value: _T) -> _T:
     """The value that worker 0 brings; all workers call this alike."""
     if world_size() == 1:
         return value

@@ -1,6 +1,6 @@
 """Compiling kernels for a GPU that is not there, with the compiler inside the triton wheel.
 
-A file of kernels lists what it wants compiled in a function `variants`, and has one entry in `KERNEL_FILES`.
+A file of kernels lists what it wants compiled in a function `<file>_variants`, and has one entry in `KERNEL_FILES`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Resources:
 def all_variants() -> Iterator[Variant]:
     """The variants of every file of kernels."""
     for name in KERNEL_FILES:
-        yield from importlib.import_module(name).variants()
+        yield from getattr(importlib.import_module(name), f"{name.rpartition('.')[2]}_variants")()
 
 
 def compile_ahead(variant: Variant, capability: int) -> Resources:

@@ -219,7 +219,7 @@ def _attention_key_grads(
     tl.store(place, grad_v.to(grad_v_ptr.dtype.element_ty), mask=there)
 
 
-def variants() -> list[Variant]:
+def attention_variants() -> list[Variant]:
     """16 bits, heads of 16 to 64 channels, with and without a sink, both directions."""
     return [variant for kind in ("bf16", "fp16") for K in (16, 32, 64) for variant in _variants_of(kind, K)]
 

@@ -35,7 +35,7 @@ SAMPLED = 2**14
 DEVIATIONS = 6
 """Standard deviations of the sample's count between where the threshold is expected and the ends of the bracket."""
 
-SHARE = 16
+BUFFER_SHARE = 16
 """One entry in so many of a matrix may lie within the bracket; more, and the whole matrix is searched."""
 
 SMALL = 2**15
@@ -128,7 +128,7 @@ def _plan(matrices: tuple[tuple[int, int, int, int, bool], ...], device: torch.d
         lanes, length = (C, R) if by_column else (R, C)
         shapes.append((R, C, len(tiles), n_lanes if minimum else -1, int(by_column)))
         tiles += [g] * (triton.cdiv(R, TALL) * triton.cdiv(C, WIDE))
-        regions.append((buffer, R * C if R * C <= SMALL else max(SMALL, R * C // SHARE)))
+        regions.append((buffer, R * C if R * C <= SMALL else max(SMALL, R * C // BUFFER_SHARE)))
         buffer += -(-regions[-1][1] // SCANNED) * SCANNED
         kept_alive.append(lanes * min(minimum, length))
         if minimum:
@@ -470,7 +470,7 @@ def _zero_the_rest(pointers, shapes, alive, tiles, cuts, TALL: tl.constexpr, WID
     tl.store(weight + index, tl.where(kept, bits, 0), mask=inside)
 
 
-def variants() -> list[Variant]:
+def selection_variants() -> list[Variant]:
     """Every kernel here, as it is launched."""
     where = {"pointers": "*i64", "shapes": "*i32", "alive": "*i64"}
     search = {"wanted": "*i64", "bounds": "*i32"}

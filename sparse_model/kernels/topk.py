@@ -325,7 +325,7 @@ _CHOSEN = (("bf16", 64), ("bf16", 300), ("bf16", 1024), ("bf16", 2048), ("bf16",
            ("fp16", 2048), ("fp32", 64), ("fp32", 2048), ("fp32", WIDEST))  # fmt: skip
 
 
-def variants() -> list[Variant]:
+def topk_variants() -> list[Variant]:
     """What is compiled to prove that these kernels compile: types x widths, each kernel, both directions."""
     return [variant for name, width in _CHOSEN for variant in _variants_of(name, width)]
 

@@ -19,7 +19,7 @@ from torch import Tensor
 WIDEST_HEAD_ON_GPU = 64
 """Channels per head up to which our GPU kernel is used; the library's are made for wide ones."""
 
-BLOCK = 64
+QUERY_BLOCK = 64
 """Queries per block: fewer waste less above the diagonal, more make larger products."""
 
 
@@ -97,7 +97,7 @@ class _BlockedAttention(torch.autograd.Function):
         q, k, v = (q * scale).contiguous(), k.contiguous(), v.contiguous()
         blocks = _blocks(q.shape[-2])
         # only the last S keys of a block can lie in a query's future
-        future = torch.full((BLOCK, BLOCK), -math.inf, dtype=q.dtype).triu_(1)
+        future = torch.full((QUERY_BLOCK, QUERY_BLOCK), -math.inf, dtype=q.dtype).triu_(1)
         mixed, shares = torch.empty_like(q), []
         for start, end in blocks:
             scores = q[:, :, start:end] @ k[:, :, :end].transpose(-1, -2)
@@ -125,4 +125,4 @@ class _BlockedAttention(torch.autograd.Function):
 
 def _blocks(length: int) -> list[tuple[int, int]]:
     """(first query, end) of each block."""
-    return [(start, min(start + BLOCK, length)) for start in range(0, length, BLOCK)]
+    return [(start, min(start + QUERY_BLOCK, length)) for start in range(0, length, QUERY_BLOCK)]

@@ -21,7 +21,7 @@ from sparse_model.errors import InputError
 from sparse_model.model.config import ModelConfig
 from sparse_model.model.transformer import SparseTransformer
 
-FORMAT = {"format": "circuit-sweeps/sparse-transformer", "version": 1}
+MODEL_FORMAT = {"format": "circuit-sweeps/sparse-transformer", "version": 1}
 
 
 def save_pretrained(model: SparseTransformer, tokenizer: Tokenizer, uri: str) -> None:
@@ -62,7 +62,7 @@ def _config(model: SparseTransformer, tokenizer: Tokenizer) -> dict[str, object]
         "model_type": "sparse_transformer",
         "dtype": "float32",
         "eos_token_id": tokenizer.eot,
-        **FORMAT,
+        **MODEL_FORMAT,
         "compute_dtype": str(model.compute_dtype).removeprefix("torch."),
         "model": model.config.model_dump(mode="json"),
     }
@@ -99,9 +99,9 @@ def _read_config(uri: str) -> ModelConfig:
     path = storage.join(uri, "config.json")
     try:
         content = json.loads(storage.read_bytes(path))
-        header = {key: content[key] for key in FORMAT}
-        if header != FORMAT:
-            raise InputError(f"{path}: format {header}; allowed: {FORMAT}")
+        header = {key: content[key] for key in MODEL_FORMAT}
+        if header != MODEL_FORMAT:
+            raise InputError(f"{path}: format {header}; allowed: {MODEL_FORMAT}")
         return ModelConfig.model_validate(content["model"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, InputError):

@@ -26,26 +26,26 @@ Bits = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_]
 Indices = npt.NDArray[Any]
 
-WITHOUT_SIGN = LARGEST = np.int32(2**31 - 1)
+WITHOUT_SIGN = CPU_LARGEST = np.int32(2**31 - 1)
 """As integers, floats without their sign are ordered as their magnitudes are; none is larger than this."""
 
 INFINITE = 0x7F800000
 """The size of infinity; what is not a number is larger."""
 
-SAMPLED = 127
+CPU_SAMPLED = 127
 """One entry in so many is sampled; a number that no row or column is likely to be a multiple of."""
 
-SMALL = 2**13
+CPU_SMALL = 2**13
 """Entries of a matrix up to which sampling costs more than it saves."""
 
-DEVIATIONS = 3
+CPU_DEVIATIONS = 3
 """How many standard deviations of a sample's count the threshold is looked for beyond where it is expected."""
 
 LOW = 2**32 - 1
 """The lower half of a long integer; no matrix has more entries."""
 
 
-def project_matrices(matrices: Sequence[Matrix], threads: int) -> None:
+def project_on_cpu(matrices: Sequence[Matrix], threads: int) -> None:
     """Zero, in place, all but the largest magnitudes of every matrix."""
     found = map(survivors, matrices) if threads == 1 else _pool(threads).map(survivors, matrices)
     for matrix, survivor in zip(matrices, found, strict=True):
@@ -94,7 +94,7 @@ def _zero_others(bits: Bits, survivor: int | Mask) -> None:
 
 def _threshold(sizes: Bits, k: int) -> tuple[int, int]:
     """(least, surplus): of the sizes (n,), k + surplus are at least `least`, of which more than surplus equal it."""
-    found = _threshold_by_sample(sizes, k) if len(sizes) > SMALL else None
+    found = _threshold_by_sample(sizes, k) if len(sizes) > CPU_SMALL else None
     return _threshold_by_partition(sizes, k) if found is None else found
 
 
@@ -109,19 +109,19 @@ def _threshold_by_sample(sizes: Bits, k: int) -> tuple[int, int] | None:
     A first guess at the smallest of the k is exact to within the sample's noise; counting what is larger tells how far
     it is off, and so, by the sample again, between which two values to look.
     """
-    sample: Bits = np.sort(sizes[::SAMPLED])[::-1]
+    sample: Bits = np.sort(sizes[::CPU_SAMPLED])[::-1]
     place = k / len(sizes) * len(sample)
     high = low = sample[min(int(place), len(sample) - 1)]
     sure: Mask = sizes > high
     possible = sure
     missing = k - int(np.count_nonzero(sure))
-    off = abs(missing) / SAMPLED
-    reach = off + DEVIATIONS * math.sqrt(off) + 2
+    off = abs(missing) / CPU_SAMPLED
+    reach = off + CPU_DEVIATIONS * math.sqrt(off) + 2
     if missing > 0:
         low = sample[min(int(place + reach), len(sample) - 1)]
         possible = sizes > low
     elif missing < 0:
-        high = sample[int(place - reach)] if place >= reach else LARGEST
+        high = sample[int(place - reach)] if place >= reach else CPU_LARGEST
         sure = sizes > high
         missing = k - int(np.count_nonzero(sure))
     if missing <= 0:
@@ -159,8 +159,8 @@ def _keep_alive(keep: Mask, sizes: Bits, matrix: Matrix) -> bool:
 
 def _surplus(keep: Mask, sizes: Bits, counts: Indices, count: int, matrix: Matrix) -> Indices:
     """Flat indices of the `count` smallest kept entries whose lanes have more than their minimum without them."""
-    sample = np.sort(sizes.ravel()[::SAMPLED][keep.ravel()[::SAMPLED]])
-    looked_at = 2 * count // SAMPLED + 1
+    sample = np.sort(sizes.ravel()[::CPU_SAMPLED][keep.ravel()[::CPU_SAMPLED]])
+    looked_at = 2 * count // CPU_SAMPLED + 1
     while True:
         smallest = keep & (sizes <= sample[looked_at]) if looked_at < len(sample) else keep
         candidates = _by_size(sizes, np.flatnonzero(smallest))

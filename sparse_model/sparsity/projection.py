@@ -16,7 +16,7 @@ from sparse_model.model.config import ModelConfig, TrainConfig
 from sparse_model.model.transformer import SparseTransformer
 from sparse_model.sparsity import cpu_projection, shard_projection
 from sparse_model.sparsity.selection import Matrix
-from sparse_model.sparsity.shard_projection import Part, project_parts
+from sparse_model.sparsity.shard_projection import ShardPart, project_parts
 
 NEVER_PROJECTED = ("bigram", "sink", "gain", "offset")
 EMBEDDINGS = ("embedding", "unembedding")
@@ -83,13 +83,13 @@ def project(groups: Sequence[Group], progress: float) -> None:
     cut = [(group, k) for group, k in cut if k < group.weight.numel()]
     matrices = [_matrix(group, k) for group, k in cut]
     if any(isinstance(group.weight, DTensor) for group, _ in cut):
-        parts = [Part(matrix, len(group.weight)) for matrix, (group, _) in zip(matrices, cut, strict=True)]
+        parts = [ShardPart(matrix, len(group.weight)) for matrix, (group, _) in zip(matrices, cut, strict=True)]
         project_parts(parts, spread=True)
     elif matrices and matrices[0].weight.is_cuda:
         _project_on_gpu(matrices)
     elif matrices:
         # torch's own threads keep their cores busy for a while after every operation
-        cpu_projection.project_matrices(matrices, max(1, torch.get_num_threads() // 2))
+        cpu_projection.project_on_cpu(matrices, max(1, torch.get_num_threads() // 2))
 
 
 def _matrix(group: Group, k: int) -> Matrix:
@@ -104,7 +104,7 @@ def _project_on_gpu(matrices: Sequence[Matrix]) -> None:
     try:
         from sparse_model.kernels.selection import project_matrices
     except ImportError:  # not every build of torch for GPUs comes with triton
-        shard_projection.project_matrices(matrices)
+        shard_projection.project_whole(matrices)
     else:
         project_matrices(matrices)
 

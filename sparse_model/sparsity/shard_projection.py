@@ -23,11 +23,11 @@ from sparse_model.sparsity.selection import Matrix, magnitudes
 DIGITS = ((20, 2**11), (10, 2**10), (0, 2**10))
 """Of the 31 bits of a float32 without its sign, which as integers are in the order of the magnitudes: place, values."""
 
-ABSENT = -1
+NOTHING_THERE = -1
 """Below every magnitude: the candidate of a worker that holds fewer rows."""
 
 
-class Part(NamedTuple):
+class ShardPart(NamedTuple):
     """What this worker holds, r x C, of a matrix of R rows, whose budget and minimum are those of the whole."""
 
     matrix: Matrix
@@ -50,13 +50,13 @@ class Part(NamedTuple):
         return max(0, self.matrix.budget - lanes * self.kept_per_lane)
 
 
-def project_matrices(matrices: Sequence[Matrix]) -> None:
+def project_whole(matrices: Sequence[Matrix]) -> None:
     """Zero, in place, all but the largest magnitudes of whole matrices, on any device."""
-    project_parts([Part(matrix, len(matrix.weight)) for matrix in matrices], spread=False)
+    project_parts([ShardPart(matrix, len(matrix.weight)) for matrix in matrices], spread=False)
 
 
 @torch.no_grad()
-def project_parts(parts: Sequence[Part], spread: bool) -> None:
+def project_parts(parts: Sequence[ShardPart], spread: bool) -> None:
     """Zero, in place, all but the largest magnitudes of every matrix; its rows may be spread over all workers.
 
     Then all workers call this alike.
@@ -125,7 +125,7 @@ def _tied_before(tied: list[Tensor], spread: bool) -> Tensor:
     return torch.stack([torch.zeros_like(own), *gathered_tensors(own)[: rank()]]).sum(0, dtype=torch.int32)
 
 
-def _alive(parts: Sequence[Part], sizes: list[Tensor], spread: bool) -> list[Tensor | None]:
+def _alive(parts: Sequence[ShardPart], sizes: list[Tensor], spread: bool) -> list[Tensor | None]:
     """For each matrix (r, C) a mask of the entries that are kept for their lane's sake; None where no lane has any."""
     columns = [(p, m) for p, m in zip(parts, sizes, strict=True) if p.matrix.by_column and p.matrix.min_alive]
     over_rows = iter(_column_levels(columns, spread))
@@ -148,7 +148,7 @@ def _best(magnitude: Tensor, level: Tensor, wanted: Tensor, axis: int) -> Tensor
     return (magnitude > level) | (tied & (tied.cumsum(axis, dtype=torch.int32) <= wanted))
 
 
-def _column_levels(columns: list[tuple[Part, Tensor]], spread: bool) -> list[tuple[Tensor, Tensor]]:
+def _column_levels(columns: list[tuple[ShardPart, Tensor]], spread: bool) -> list[tuple[Tensor, Tensor]]:
     """For each matrix, by column (1, C): its j-th largest magnitude, and how many that equal it this worker keeps.
 
     The j largest of a column are among those of each worker's own, and those are gathered.
@@ -163,11 +163,11 @@ def _column_levels(columns: list[tuple[Part, Tensor]], spread: bool) -> list[tup
     return [_level(whole.view(-1, *one.shape), me) for whole, one in zip(each, own, strict=True)]
 
 
-def _candidates(part: Part, magnitude: Tensor) -> Tensor:
+def _candidates(part: ShardPart, magnitude: Tensor) -> Tensor:
     """(j, C) this worker's largest magnitudes of each column, filled up with ABSENT."""
     j = part.kept_per_lane
     own = magnitude.topk(min(j, len(magnitude)), dim=0).values
-    return torch.cat([own, own.new_full((j - len(own), own.shape[1]), ABSENT)])
+    return torch.cat([own, own.new_full((j - len(own), own.shape[1]), NOTHING_THERE)])
 
 
 def _level(candidates: Tensor, me: int) -> tuple[Tensor, Tensor]:

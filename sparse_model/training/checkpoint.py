@@ -27,14 +27,14 @@ from sparse_model.distributed.workers import from_first, gathered, rank, world_s
 from sparse_model.errors import InputError
 from sparse_model.storage.store_errors import StorageFailed, StorageUnavailable
 
-Progress = dict[str, Any]
+RunState = dict[str, Any]
 Tensors = dict[str, Tensor]
-Take = Callable[[Progress, Callable[[Tensors], None]], None]
-Manifest = dict[str, Any]
+Take = Callable[[RunState, Callable[[Tensors], None]], None]
+CheckpointManifest = dict[str, Any]
 Files = Callable[[str], Path]
 T = TypeVar("T")
 
-MANIFEST = "manifest.json"
+CHECKPOINT_MANIFEST = "manifest.json"
 METADATA = ".metadata"
 """Where torch says which tensors there are."""
 
@@ -53,7 +53,7 @@ class CheckpointStore(Protocol):
         for a checkpoint that it does not want, which ends the search.
         """
 
-    def save(self, step: int, progress: Progress, tensors: Tensors) -> None:
+    def save(self, step: int, progress: RunState, tensors: Tensors) -> None:
         """Keep the state after `step` steps: worker 0's progress, which JSON can hold, and the tensors of all."""
 
 
@@ -63,7 +63,7 @@ class NoCheckpoints:
     def restore(self, take: Take) -> bool:
         return False
 
-    def save(self, step: int, progress: Progress, tensors: Tensors) -> None:
+    def save(self, step: int, progress: RunState, tensors: Tensors) -> None:
         pass
 
 
@@ -85,7 +85,7 @@ class Checkpoints:
             self.warn(f"checkpoint {storage.join(self.uri, name)} cannot be read ({problem}); trying the one before")
         return False
 
-    def save(self, step: int, progress: Progress, tensors: Tensors) -> None:
+    def save(self, step: int, progress: RunState, tensors: Tensors) -> None:
         """Raises StorageFailed, on every worker, if the checkpoint cannot be kept; the ones before it stay.
 
         StorageUnavailable where the store is down; what was written then is dropped after a later checkpoint.
@@ -115,7 +115,7 @@ class Checkpoints:
         return [name for name in storage.listdir(self.uri) if name.startswith("step-")]
 
     def _has_manifest(self, name: str) -> bool:
-        return storage.exists(storage.join(self.uri, name, MANIFEST))
+        return storage.exists(storage.join(self.uri, name, CHECKPOINT_MANIFEST))
 
     def _restore_one(self, name: str, take: Take) -> str:
         """What is wrong with this checkpoint; nothing if it was taken."""
@@ -127,11 +127,11 @@ class Checkpoints:
                 raise OtherRun(f"checkpoints: {storage.join(self.uri, name)} is of another run: {error}") from None
         return problem
 
-    def _manifest(self, name: str) -> Manifest:
-        manifest: Manifest = json.loads(storage.read_bytes(storage.join(self.uri, name, MANIFEST)))
+    def _manifest(self, name: str) -> CheckpointManifest:
+        manifest: CheckpointManifest = json.loads(storage.read_bytes(storage.join(self.uri, name, CHECKPOINT_MANIFEST)))
         return {"files": manifest["files"], "progress": manifest["progress"]}
 
-    def _take(self, name: str, manifest: Manifest, take: Take) -> None:
+    def _take(self, name: str, manifest: CheckpointManifest, take: Take) -> None:
         with self._fetched(name, manifest) as files:
 
             def read(tensors: Tensors) -> None:
@@ -142,7 +142,7 @@ class Checkpoints:
             take(manifest["progress"], read)
 
     @contextmanager
-    def _fetched(self, name: str, manifest: Manifest) -> Iterator[Files]:
+    def _fetched(self, name: str, manifest: CheckpointManifest) -> Iterator[Files]:
         """The checkpoint's files by name, each copied here if it lies elsewhere, and checked, when first asked for."""
         checked: dict[str, Path] = {}
         with tempfile.TemporaryDirectory() as folder:
@@ -159,7 +159,7 @@ class Checkpoints:
 
             yield files
 
-    def _write(self, name: str, tensors: Tensors) -> Manifest:
+    def _write(self, name: str, tensors: Tensors) -> CheckpointManifest:
         """Write this worker's part to where it belongs; gives size and hash of its files."""
         with tempfile.TemporaryDirectory() as elsewhere:
             folder = self._local(name) if storage.is_local(self.uri) else Path(elsewhere)
@@ -171,11 +171,11 @@ class Checkpoints:
                     storage.upload(path, storage.join(self.uri, name, path.name))
             return {path.name: _described(path) for path in own}
 
-    def _commit(self, name: str, manifest: Manifest) -> None:
+    def _commit(self, name: str, manifest: CheckpointManifest) -> None:
         for file in manifest["files"]:
             if not storage.exists(storage.join(self.uri, name, file)):
                 raise InputError(f"{file} of another worker is not there: all workers must share the storage")
-        storage.write_bytes_atomic(storage.join(self.uri, name, MANIFEST), json.dumps(manifest).encode())
+        storage.write_bytes_atomic(storage.join(self.uri, name, CHECKPOINT_MANIFEST), json.dumps(manifest).encode())
 
     def _remove_old(self, name: str) -> None:
         """Drop all but the newest: what is later than `name` was damaged or never completed, else it were continued."""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-Work = Callable[[Tensor], Tensor]
+StepWork = Callable[[Tensor], Tensor]
 
 WARM_UP = 3
 """Steps that are taken as they come before one is recorded: kernels are compiled and chosen, and moments made."""
@@ -19,7 +19,7 @@ WARM_UP = 3
 class RecordedWork:
     """Does `work(tokens) -> loss` on a GPU: a few times as it is, then as a graph of the same kernels."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: StepWork) -> None:
         self._work, self._calls = work, 0
         self._graph: torch.cuda.CUDAGraph | None = None
 

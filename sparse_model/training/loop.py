@@ -25,8 +25,8 @@ from sparse_model.model.config import RUN_ONLY, ModelConfig, TrainConfig
 from sparse_model.model.transformer import SparseTransformer
 from sparse_model.sparsity.projection import check_budget
 from sparse_model.training.batches import Batches
-from sparse_model.training.checkpoint import CheckpointStore, NoCheckpoints, OtherRun, Progress, Tensors
-from sparse_model.training.cuda_graph import RecordedWork, Work
+from sparse_model.training.checkpoint import CheckpointStore, NoCheckpoints, OtherRun, RunState, Tensors
+from sparse_model.training.cuda_graph import RecordedWork, StepWork
 from sparse_model.training.measures import evaluate, flops_per_token
 from sparse_model.training.optimizer import SparseOptimizer, learning_rate
 from sparse_model.training.precision import ComputeType, resolved
@@ -146,7 +146,7 @@ class Run:
         self.parallel = DistributedDataParallel(self.model) if replicated else self.model
         as_graph = recipe.cuda_graph and on_gpu
         self.optimizer = SparseOptimizer(self.model, recipe, self.n_steps, capturable=as_graph)
-        self.work: Work = RecordedWork(self._learn) if as_graph else self._learn
+        self.work: StepWork = RecordedWork(self._learn) if as_graph else self._learn
         self.batches = Batches(self._rows, self.device)
 
     def optimise(self, step: int) -> None:
@@ -218,7 +218,7 @@ class Run:
         """Whether the last logged loss showed that training has failed."""
         return bool(self.reason)
 
-    def progress(self) -> Progress:
+    def progress(self) -> RunState:
         """What a checkpoint holds beside the tensors."""
         losses = gathered(self.window_loss.item())
         seconds = time.monotonic() - self.window_start if self.window_steps else 0.0
@@ -231,7 +231,7 @@ class Run:
         weights = {f"model.{name}": p.detach() for name, p in self.optimizer.named.items()}
         return weights | self.optimizer.state()
 
-    def load(self, progress: Progress, read: Callable[[Tensors], None]) -> None:
+    def load(self, progress: RunState, read: Callable[[Tensors], None]) -> None:
         """Continue from a checkpoint: to the same weights bit for bit if there are as many workers as there were.
 
         Where the recipe leaves the type of activations open, it stays the one that the run began with.

@@ -14,7 +14,7 @@ from sparse_model.model.loss import next_token_loss
 from sparse_model.model.sites import FINAL_SITE, site_kind
 from sparse_model.model.transformer import SparseTransformer
 
-KINDS: tuple[str, ...] = (*LAYER_SITES, FINAL_SITE)
+SITE_KINDS: tuple[str, ...] = (*LAYER_SITES, FINAL_SITE)
 
 
 @torch.no_grad()
@@ -40,14 +40,14 @@ def evaluate(model: SparseTransformer, batches: Iterable[Tensor]) -> dict[str, f
         "val_loss": loss_sum / n_tokens,
         "kurtosis": kurtosis_sum / n_tokens,
         "dead_neurons": 1 - float(watch.alive.float().mean()),
-        **_activity(model.config, dict(zip(KINDS, nonzeros, strict=True)), n_tokens),
+        **_activity(model.config, dict(zip(SITE_KINDS, nonzeros, strict=True)), n_tokens),
     }
 
 
 def _activity(config: ModelConfig, nonzeros: dict[str, float], n_tokens: float) -> dict[str, float]:
     """Shares of nonzero activations, from their number at all sites of each kind."""
-    sites = {kind: n_tokens * config.width(kind) * (1 if kind == FINAL_SITE else config.n_layer) for kind in KINDS}
-    shares = {f"active.{kind}": nonzeros[kind] / sites[kind] for kind in KINDS}
+    sites = {kind: n_tokens * config.width(kind) * (1 if kind == FINAL_SITE else config.n_layer) for kind in SITE_KINDS}
+    shares = {f"active.{kind}": nonzeros[kind] / sites[kind] for kind in SITE_KINDS}
     return {"active": sum(nonzeros.values()) / sum(sites.values()), **shares}
 
 
@@ -71,12 +71,12 @@ class _Watch:
     def __init__(self, config: ModelConfig, device: torch.device) -> None:
         self.alive = torch.zeros(config.n_layer, config.d_mlp_, dtype=torch.uint8, device=device)
         # loss, kurtosis, tokens, and nonzero activations by kind of site
-        self.sums = torch.zeros(3 + len(KINDS), dtype=torch.float64, device=device)
+        self.sums = torch.zeros(3 + len(SITE_KINDS), dtype=torch.float64, device=device)
 
     def __call__(self, name: str, x: Tensor) -> Tensor:
         kind = site_kind(name)
         active = (x != 0).flatten(0, -2).sum(0)
-        self.sums[3 + KINDS.index(kind)] += active.sum()
+        self.sums[3 + SITE_KINDS.index(kind)] += active.sum()
         if kind == "mlp.act":
             self.alive[int(name.split(".")[1])] |= active > 0
         elif kind == FINAL_SITE:

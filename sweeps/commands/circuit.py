@@ -11,9 +11,10 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
+from circuit.graph.checks import check_model
 from circuit.graph.record import Circuit, Edge
-from circuit.inspect.binarise import Binary, binarise as binarised
-from circuit.inspect.contexts import Place, contexts as contexts_of
+from circuit.inspect.binarise import Binary, binarise
+from circuit.inspect.contexts import Place, contexts
 from circuit.inspect.running import CircuitModel, changed, effects, nodes_of, part_named
 from circuit.search.evaluation import Score
 from circuit.tasks import TASKS, TaskData, task_data
@@ -21,8 +22,9 @@ from sparse_model.data.tokenizer import Tokenizer
 from sparse_model.errors import InputError
 from sparse_model.model.transformer import SparseTransformer
 from sparse_model.saved.pretrained import from_pretrained
-from sweeps.commands.data import StorageOption
-from sweeps.commands.one import describe, opened_with_text
+from sweeps.commands.opening import opened_with_text
+from sweeps.commands.options import StorageOption
+from sweeps.show.circuit_text import describe
 from sweeps.show.text import terminal
 from sweeps.study.study import load_study
 from sweeps.trial.task_circuits import settings
@@ -30,16 +32,16 @@ from sweeps.trial.task_circuits import settings
 BEFORE, AFTER = 12, 4
 """Tokens shown before and after the one at which a node has its value."""
 
-app = typer.Typer(help="Look at one circuit: what it is, when its nodes are active, which of its parts matter.")
+circuit_app = typer.Typer(help="Look at one circuit: what it is, when its nodes are active, which of its parts matter.")
 
 FileArgument = Annotated[str, typer.Argument(help="the circuit's JSON file or URI")]
 ModelOption = Annotated[str, typer.Option(help="folder or URI of the model it was found in; another is refused")]
-StudyOption = Annotated[str, typer.Option(help="whose text and number of prompts: a file or a shipped name")]
+PromptStudyOption = Annotated[str, typer.Option(help="whose text and number of prompts: a file or a shipped name")]
 TaskOption = Annotated[str | None, typer.Option(help="the .jsonl file of the task, where it came from one")]
 
 
-@app.command()
-def summary(file: FileArgument) -> int:
+@circuit_app.command("summary")
+def summary_command(file: FileArgument) -> int:
     """What a circuit is: its figures, which proofs it passes, its nodes and its edges. Needs no model."""
     circuit, console = Circuit.load(file), terminal()
     describe(circuit, console)
@@ -53,15 +55,15 @@ def summary(file: FileArgument) -> int:
     return 0
 
 
-@app.command()
-def contexts(
+@circuit_app.command("contexts")
+def contexts_command(
     file: FileArgument,
     model: ModelOption,
     node: Annotated[
         list[str] | None, typer.Option(help="name of a node, e.g. layers.0.attn.q.5; repeatable; default: all")
     ] = None,
     count: Annotated[int, typer.Option(min=1, help="contexts shown at either end")] = 3,
-    study: StudyOption = "quickstart",
+    study: PromptStudyOption = "quickstart",
     storage_uri: StorageOption = None,
 ) -> int:
     """Where in training text each node of a circuit is most and least active: the token in brackets.
@@ -70,20 +72,20 @@ def contexts(
     """
     circuit, console = Circuit.load(file), terminal()
     trained, tokenizer, text = opened_with_text(model, load_study(study, storage_uri))
-    circuit.require(trained)
+    check_model(circuit, trained)
     wanted = [part_named(trained, circuit, name) for name in node] if node else nodes_of(circuit)
     nodes = [part for part in wanted if not isinstance(part, Edge)]
     if len(nodes) < len(wanted):
         raise InputError("--node names an edge; allowed: <site>.<channel>")
-    for one, found in contexts_of(trained, nodes, text, count).items():
+    for one, found in contexts(trained, nodes, text, count).items():
         console.print(f"[bold]{one.name}[/bold]  not zero at {found.active:.1%} of {text.numel():,} tokens")
         for place in (*found.top, *reversed(found.bottom)):
             console.print(f"  {place.value:+8.3f}  {_shown(place, text, tokenizer)}", soft_wrap=True)
     return 0
 
 
-@app.command()
-def ablate(
+@circuit_app.command("ablate")
+def ablate_command(
     file: FileArgument,
     model: ModelOption,
     names: Annotated[
@@ -91,7 +93,7 @@ def ablate(
         typer.Argument(help="parts to change together: a node or an edge, or <name>=<value>; default: each in turn"),
     ] = None,
     task: TaskOption = None,
-    study: StudyOption = "quickstart",
+    study: PromptStudyOption = "quickstart",
     storage_uri: StorageOption = None,
 ) -> int:
     """The task loss of a circuit on held-out prompts before and after its parts are ablated, or held at values.
@@ -117,19 +119,19 @@ def ablate(
     return 0
 
 
-@app.command()
-def binarise(
+@circuit_app.command("binarise")
+def binarise_command(
     file: FileArgument,
     model: ModelOption,
     task: TaskOption = None,
-    study: StudyOption = "quickstart",
+    study: PromptStudyOption = "quickstart",
     storage_uri: StorageOption = None,
 ) -> int:
     """Replace each node by a step of two values, fitted on the training prompts, and measure the loss on held-out ones:
     of all nodes at once, and of each alone."""
     circuit = Circuit.load(file)
     trained, prompts = _prompted(circuit, model, task, study, storage_uri)
-    _show_binary(binarised(trained, circuit, prompts), terminal())
+    _show_binary(binarise(trained, circuit, prompts), terminal())
     return 0
 
 
@@ -141,7 +143,7 @@ def _prompted(
     if task is None and circuit.task not in TASKS:
         raise InputError(f"task {circuit.task} is not in the table; name its file with --task")
     trained, tokenizer = from_pretrained(model)
-    circuit.require(trained)
+    check_model(circuit, trained)
     prompts = task_data(task or circuit.task, tokenizer, pairs=config.pairs, seed=config.seed)
     if prompts.name != circuit.task:
         raise InputError(f"--task {task}: task {prompts.name}; the circuit is of {circuit.task}")

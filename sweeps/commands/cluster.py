@@ -9,9 +9,10 @@ from typing import Annotated, Literal
 import typer
 
 from sparse_model.errors import InputError
-from sweeps.commands.data import StorageOption, StudyArgument
+from sweeps.commands.options import StorageOption, StudyArgument
 from sweeps.engine import submission
-from sweeps.show import planning, status as state
+from sweeps.show import planning
+from sweeps.show.status import ago, short, study_status
 from sweeps.show.text import terminal
 from sweeps.study.study import load_study
 
@@ -19,7 +20,7 @@ PriceOption = Annotated[float | None, typer.Option(min=0, help="of one device fo
 TextOrJson = Annotated[Literal["text", "json"], typer.Option("--format", help="of the answer on standard output")]
 
 
-def plan(
+def plan_command(
     study: StudyArgument = "quickstart",
     storage_uri: StorageOption = None,
     flops: Annotated[float | None, typer.Option(min=1, help="training FLOP/s that one device sustains")] = None,
@@ -34,14 +35,18 @@ def plan(
 
     \b
     sweeps plan quickstart
-    sweeps plan paper.yaml --flops 1e14 --price 2.50
+    sweeps plan paper.yaml --flops 4e14 --price 2.50
     sweeps plan bigger.yaml --like s3://bucket/results/smaller
     """
     if like is not None and (flops is not None or prune_seconds is not None):
         raise InputError("--like and --flops or --prune-seconds: one of them")
     asked = load_study(study, storage_uri)
-    speed = planning.measured(like) if like is not None else planning.assumed(asked, flops, prune_seconds)
-    found = planning.plan(asked, speed)
+    speed = (
+        planning.measured_throughput(like)
+        if like is not None
+        else planning.assumed_throughput(asked, flops, prune_seconds)
+    )
+    found = planning.plan_study(asked, speed)
     if form == "json":
         print(json.dumps(dataclasses.asdict(found) | {"throughput": dataclasses.asdict(speed)}, indent=1))
         return 0
@@ -64,6 +69,7 @@ def plan(
         "cluster": f"{at_once * resources.devices} {device}s and {cores} "
         f"cores{sharing} for pruning; {found.training_gb:,.2f} GB per device for weights and optimiser of the largest "
         "model",
+        "sampler": f"told {asked.unsolved_edges:,} edges of a task without a circuit that counts",
         "storage": f"{found.storage_gb:,.3g} GB, and up to {found.peak_checkpoint_gb:,.3g} GB of checkpoints meanwhile",
     }
     if price is not None:
@@ -73,7 +79,7 @@ def plan(
     return 0
 
 
-def submit(
+def submit_command(
     study: StudyArgument,
     address: Annotated[str, typer.Option(help="of the cluster's dashboard, e.g. http://127.0.0.1:8265")],
     storage_uri: StorageOption = None,
@@ -99,20 +105,20 @@ def submit(
         raise
 
 
-def status(
+def status_command(
     uri: Annotated[str, typer.Argument(help="a study's folder or URI, e.g. s3://bucket/results/quickstart")],
     price: PriceOption = None,
     form: TextOrJson = "text",
 ) -> int:
     """Say where a study stands: trials by state, rate, time left, cost so far. It may run anywhere, or nowhere."""
-    found = state.study_status(uri)
+    found = study_status(uri)
     if form == "json":
         print(json.dumps(dataclasses.asdict(found), indent=1, default=str))
         return 0
     counts = ", ".join(f"{count} {name}" for name, count in sorted(found.by_status.items(), key=lambda pair: -pair[1]))
-    last = f"last {state.ago(found.last_finished)}" if found.last_finished else "none yet"
+    last = f"last {ago(found.last_finished)}" if found.last_finished else "none yet"
     rate = f"{found.per_hour:.3g} trials per hour" if found.per_hour else "unknown until two trials have finished"
-    left = state.short(found.left) if found.left is not None else "unknown"
+    left = short(found.left) if found.left is not None else "unknown"
     lines = {
         "trials": f"{found.done} of {found.trials} finished ({100 * found.done / found.trials:.0f} %; {last})",
         "states": ", ".join(filter(None, (counts, f"{found.begun} begun without a row" if found.begun else ""))) or "–",

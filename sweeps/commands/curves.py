@@ -4,23 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from statistics import fmean
 from typing import Annotated, NamedTuple
 
 import typer
 from rich import box
 from rich.table import Table
+from torch import Tensor
 
 from circuit.ablated.ablation import Means
+from circuit.ablated.compact import Edges
+from circuit.proofs.verdicts import is_counted
 from circuit.pruning import METHODS, Method, check_length
-from circuit.search.baselines import BASELINES, scores, sizes
+from circuit.search.baselines import BASELINES, KeptParts, cmd, cpr, faithfulness, of_nodes, ordered, smallest_reaching
 from circuit.search.config import PruneConfig
 from circuit.search.evaluation import Judge
+from circuit.search.masks import learn_masks
 from circuit.search.targets import Solution, edge_circuits, node_circuits
 from circuit.tasks import check_source, source_name, task_data
 from sparse_model.errors import InputError
 from sparse_model.saved.pretrained import from_pretrained
-from sweeps.commands.data import StorageOption
-from sweeps.commands.one import opened
+from sweeps.commands.opening import opened
+from sweeps.commands.options import StorageOption
 from sweeps.commands.parallel import on_all_cores
 from sweeps.show.curve_store import CurveStore
 from sweeps.show.curves import (
@@ -31,8 +36,8 @@ from sweeps.show.curves import (
     mean_curves,
     model_names,
     plot_curves,
+    rows_of_model,
     sizes_of,
-    stored_rows,
 )
 from sweeps.show.plot import image_format
 from sweeps.show.progress import Show
@@ -40,7 +45,9 @@ from sweeps.show.text import terminal
 from sweeps.study.study import Study, load_study
 from sweeps.trial.task_circuits import settings
 
-StudyOption = Annotated[str, typer.Option(help="whose corpus, tasks and pruning settings: a file or a shipped name")]
+CurveStudyOption = Annotated[
+    str, typer.Option(help="whose corpus, tasks and pruning settings: a file or a shipped name")
+]
 TasksOption = Annotated[
     str | None, typer.Option(help="names or .jsonl files of tasks, with commas; default: the study's")
 ]
@@ -49,12 +56,12 @@ PlotOption = Annotated[str | None, typer.Option(help="draw the curves into this 
 INTERVALS = "in brackets: 95 % bootstrap intervals over tasks"
 
 
-def curves(
+def curves_command(
     a: Annotated[str, typer.Argument(help="folder or URI of a model, e.g. a sparse one")],
     b: Annotated[str, typer.Argument(help="of the model to compare it with, e.g. a dense one of equal loss")],
     plot: PlotOption = None,
     tasks: TasksOption = None,
-    study: StudyOption = "quickstart",
+    study: CurveStudyOption = "quickstart",
     storage_uri: StorageOption = None,
 ) -> int:
     """Circuit size of two models at task losses from 0.5 to 0.002 nats, and the ratio of b to a at each.
@@ -83,33 +90,38 @@ def curves(
     return 0
 
 
-def baselines(
+def baselines_command(
     model: Annotated[str, typer.Argument(help="folder or URI of a model")],
     plot: PlotOption = None,
     tasks: TasksOption = None,
-    study: StudyOption = "quickstart",
+    study: CurveStudyOption = "quickstart",
     storage_uri: StorageOption = None,
 ) -> int:
-    """Learned masks against nodes ordered by attribution, integrated gradients or at random, at the same losses.
+    """Learned masks against parts ordered by attribution, integrated gradients or at random, at the same losses.
 
-    All are node-pruned; of the learned ones, elimination is shown apart because the others have none.
+    Nodes are pruned, but for edge attribution, which orders and prunes edges; of the learned ones, elimination is shown
+    apart because the others have none. MIB's CPR and CMD are areas over the share of edges kept, of faithfulness and of
+    its distance from 1, means over the tasks that the model solves.
     """
     if plot is not None:
         image_format(plot)  # before an hour of searches
     asked = load_study(study, storage_uri)
     console = terminal()
     with Show(console) as show:
-        found = _by_task(_ways, model, _name(model), asked, _tasks(asked, tasks), show)
+        chosen = _tasks(asked, tasks)
+        found = _by_task(_ways, model, _name(model), asked, chosen, show)
+        faithful = _by_task(_faithfulness, model, _name(model), asked, chosen, show)
     curves = {way: {task: sizes[way] for task, sizes in found.items() if way in sizes} for way in WAYS}
     points = mean_curves(curves, TARGETS)
-    console.print(_table("node-pruned: geometric mean of edges", points, ratio=False))
+    console.print(_table("geometric mean of edges", points, ratio=False))
+    console.print(_areas_table([by_way for by_way in faithful.values() if by_way and all(by_way.values())]))
     if plot is not None:
         plot_curves({"node": points}, plot, f"Learned masks against baselines: {model_names([model])[0]}")
     return 0
 
 
 WAYS = ("learned + eliminated", "learned", *BASELINES)
-"""Of choosing a circuit's nodes."""
+"""Of choosing a circuit's parts."""
 
 
 class Prune(NamedTuple):
@@ -120,34 +132,76 @@ class Prune(NamedTuple):
     config: PruneConfig
 
 
+class Judges(NamedTuple):
+    """What circuits are searched with, and what tells which of them count."""
+
+    train: Judge
+    heldout: Judge
+
+    def counted(self, nodes: Tensor, edges: Edges | None, n_edges: int, target: float) -> int | None:
+        """The size of a circuit; None where it does not count (`sweeps.counting`)."""
+        _, fit = self.train.calibrated(nodes, edges)
+        return n_edges if is_counted(n_edges, self.heldout.score(nodes, fit, edges).loss, target) else None
+
+    def margin(self, kept: KeptParts) -> float:
+        """Mean margin of a circuit on held-out pairs, its logits as they are."""
+        return float(self.heldout.margins(kept.nodes, kept.edges).mean())
+
+
 def _ways(prune: Prune, task: str) -> dict[str, Curve]:
-    """Edges at every target, by way of choosing the nodes."""
-    judge = _judge(prune, task)
-    learned = {}
+    """Edges at every target, by way of choosing the parts."""
+    judges = _judges(prune, task)
+    found: dict[str, Curve] = {}
     for way, eliminate in (("learned + eliminated", True), ("learned", False)):
         config = prune.config.model_copy(update={"eliminate": eliminate})
-        learned[way] = _edges(node_circuits(judge, config, TARGETS))
-    return learned | {way: sizes(judge, scores(judge, way, prune.config.seed), TARGETS) for way in BASELINES}
+        found[way] = _edges(judges, node_circuits(judges.train, config, TARGETS))
+    for baseline in BASELINES:
+        order = ordered(judges.train, baseline, prune.config.seed)
+        kept = {target: smallest_reaching(order, target) for target in TARGETS}
+        found[baseline] = {target: judges.counted(*circuit, target) for target, circuit in kept.items() if circuit}
+    return found
+
+
+def _faithfulness(prune: Prune, task: str) -> dict[str, Curve]:
+    """Faithfulness by share of the model's edges, by way of ordering the parts; none where the model does not do the
+    task, for then there is nothing to be faithful to."""
+    judges, config = _judges(prune, task), prune.config
+    if not _is_solved(judges, config):
+        return {}
+    train = judges.train
+    tau = learn_masks(train.model, train.data, train.means, config, train.at(config.target_loss))
+    orders = {"learned": of_nodes(train, tau)} | {way: ordered(train, way, config.seed) for way in BASELINES}
+    return {way: faithfulness(order, judges.margin) for way, order in orders.items()}
 
 
 def _methods(prune: Prune, task: str) -> dict[str, Curve]:
     """Edges at every target, by method; none where the model does not do the task."""
-    judge = _judge(prune, task)
-    if judge.score(judge.everything()).loss > (prune.config.solved_loss or prune.config.target_loss):
+    judges = _judges(prune, task)
+    if not _is_solved(judges, prune.config):
         return {}
-    nodes = node_circuits(judge, prune.config, TARGETS)
-    return {"node": _edges(nodes), "edge": _edges(edge_circuits(nodes, prune.config))}
+    nodes = node_circuits(judges.train, prune.config, TARGETS)
+    return {"node": _edges(judges, nodes), "edge": _edges(judges, edge_circuits(nodes, prune.config))}
 
 
-def _judge(prune: Prune, task: str) -> Judge:
+def _is_solved(judges: Judges, config: PruneConfig) -> bool:
+    heldout = judges.heldout
+    return heldout.score(heldout.everything()).loss <= (config.solved_loss or config.target_loss)
+
+
+def _judges(prune: Prune, task: str) -> Judges:
     model, tokenizer = from_pretrained(prune.model)
     prompts = task_data(task, tokenizer, pairs=prune.config.pairs, seed=prune.config.seed)
     check_length(model, prompts)
-    return Judge(model.requires_grad_(False), prune.means, prompts.train)
+    model.requires_grad_(False)
+    batches = (prompts.train, prompts.heldout)
+    return Judges(*(Judge(model, prune.means, data, max_scale=prune.config.max_scale) for data in batches))
 
 
-def _edges(circuits: Mapping[float, Solution]) -> Curve:
-    return {target: solution.size[0] for target, solution in circuits.items()}
+def _edges(judges: Judges, circuits: Mapping[float, Solution]) -> Curve:
+    return {
+        target: judges.counted(solution.nodes, solution.edges, solution.size[0], target)
+        for target, solution in circuits.items()
+    }
 
 
 def _by_task(
@@ -180,7 +234,7 @@ def _sizes(
     """By method and task: what the study of a trial's model has stored and, where the user has `named` tasks that it
     has not, what a search finds for these. Where it has stored no curve, all tasks are searched."""
     names = {source_name(task) for task in tasks}
-    rows = [row for row in stored_rows(uri) if row["task"] in names and row["status"] != "failed"]
+    rows = [row for row in rows_of_model(uri) if row["task"] in names and row["status"] != "failed"]
     if len({row["target_loss"] for row in rows}) < 2:
         return _searched(uri, name, study, tasks, show)
     found: dict[Method, dict[str, Curve]] = {method: {**sizes_of(rows, method)} for method in METHODS}
@@ -223,6 +277,19 @@ def _table(title: str, points: Sequence[Point], ratio: bool) -> Table:
         means = [_written(mean, point.intervals[name], between) for name, mean in point.means.items()]
         ratios = [_written(*point.ratio, " x ")] if ratio else []
         table.add_row(f"{point.target:g}", str(point.tasks), *means, *ratios)
+    return table
+
+
+def _areas_table(tasks: Sequence[Mapping[str, Curve]]) -> Table:
+    """CPR and CMD by way of ordering, means over tasks."""
+    said = f"means over the {len(tasks)} tasks that the model solves; mean ablation, mean margin on held-out pairs"
+    table = Table(title="MIB", box=box.SIMPLE_HEAD, title_justify="left", caption=said, caption_justify="left")
+    table.add_column("order")
+    table.add_column("CPR (high)", justify="right")
+    table.add_column("CMD (low)", justify="right")
+    for way in tasks[0] if tasks else ():
+        areas = [fmean(area(task[way]) for task in tasks) for area in (cpr, cmd)]
+        table.add_row(way, *(f"{area:.3f}" for area in areas))
     return table
 
 

@@ -1,42 +1,21 @@
-"""`sweeps tasks`, `sweeps corpus` and `sweeps tokenizer`: look at what models are trained on and asked."""
+"""`sweeps corpus` and `sweeps tokenizer`: look at what models are trained on."""
 
 from __future__ import annotations
 
-from textwrap import indent
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from circuit.tasks import TASKS, example
-from sparse_model.data.loader import TokenDataset
-from sparse_model.data.processes import Execute, in_processes
-from sparse_model.data.shards import prepare
+from sparse_model.data.processes import in_processes
 from sparse_model.errors import InputError
+from sweeps.commands.opening import prepared
+from sweeps.commands.options import StorageOption, StudyArgument
 from sweeps.engine.tokens import on_ray
-from sweeps.show.progress import Show, StudyProgress
 from sweeps.show.text import terminal
-from sweeps.study.study import Study, load_study
-
-StudyArgument = Annotated[str, typer.Argument(help="a study file, or the name of a shipped study")]
-StorageOption = Annotated[
-    str | None, typer.Option("--storage", help="folder or URI for results, instead of the study's own")
-]
+from sweeps.study.study import load_study
 
 
-def tasks() -> int:
-    """List the tasks, each with a pair of prompts and, after ⟶, what completes them (its first token is the answer)."""
-    console = terminal()
-    for task in TASKS.values():
-        pair = example(task)
-        console.print(f"[bold]{task.name}[/bold]  {task.description}")
-        for prompt, completion in ((pair.prompt_a, pair.completion_a), (pair.prompt_b, pair.completion_b)):
-            console.print(indent(f"{prompt} ⟶ {completion!r}", "    "), markup=False, soft_wrap=True)
-            console.print()
-    return 0
-
-
-def corpus(
+def corpus_command(
     study: StudyArgument = "quickstart",
     storage_uri: StorageOption = None,
     workers: Annotated[
@@ -65,7 +44,7 @@ def corpus(
     return 0
 
 
-def tokenizer(
+def tokenizer_command(
     text: Annotated[str, typer.Argument(help="text to show the tokens of")],
     study: Annotated[str, typer.Option(help="whose tokenizer: a study file, or a shipped name")] = "quickstart",
     storage_uri: StorageOption = None,
@@ -76,10 +55,3 @@ def tokenizer(
     for token in cut.encode(text):
         console.print(f"{token:>6}  {cut.token_text(token)!r}", markup=False)
     return 0
-
-
-def prepared(study: Study, console: Console, execute: Execute | None = None) -> TokenDataset:
-    """The tokens of a study, prepared now if need be, with progress shown."""
-    with Show(console) as show:
-        progress = StudyProgress(show, study)
-        return prepare(study.corpus, study.tokenizer, study.storage, progress.data, execute=execute)

@@ -11,6 +11,8 @@ import torch
 import typer
 
 from sparse_model import storage
+from sparse_model.errors import InputError
+from sparse_model.kernels.check import missing_compiler, run_one
 from sweeps.engine.session import capacity, offered_at
 from sweeps.show.text import terminal
 from sweeps.study.study import load_study
@@ -18,7 +20,7 @@ from sweeps.study.study import load_study
 PACKAGES = ("torch", "ray", "optuna", "pyarrow", "duckdb", "tokenizers", "fsspec")
 
 
-def doctor(
+def doctor_command(
     study: Annotated[str, typer.Argument(help="a study file, or the name of a shipped study")] = "quickstart",
     storage_uri: Annotated[
         str | None, typer.Option("--storage", help="folder or URI for results, instead of the study's own")
@@ -35,6 +37,9 @@ def doctor(
     cpus, gpus = os.cpu_count() or 1, torch.cuda.device_count()
     devices = [torch.cuda.get_device_name(i) for i in range(gpus)]
     console.print(f"{cpus} CPU cores; {', '.join(devices) or 'no GPU'}")
+    if gpus:
+        check_kernels(gpus)
+        console.print("kernels: compiled, and right, on every GPU")
     asked = load_study(study, storage_uri)
     console.print(f"study {asked.name}: sound")
     storage.check_writable(asked.storage)
@@ -46,3 +51,15 @@ def doctor(
         offered = offered_at(address)
         console.print(f"cluster at {address}: {offered.get('CPU', 0):g} CPU cores, {offered.get('GPU', 0):g} GPUs")
     return 0
+
+
+def check_kernels(gpus: int) -> None:
+    """Compile and run a kernel on each GPU; InputError without the C compiler it takes, or where one fails."""
+    if missing_compiler():
+        raise InputError("no C compiler in PATH or CC; Triton needs gcc or clang on every machine with a GPU")
+    for i in range(gpus):
+        try:
+            run_one(f"cuda:{i}")
+        except Exception as error:  # whatever a driver, a compiler or a kernel may raise
+            said = str(error).strip().splitlines() or [""]
+            raise InputError(f"GPU {i}: a kernel fails: {type(error).__name__}: {said[0]}") from None

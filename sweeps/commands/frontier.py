@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from sparse_model.errors import InputError
-from sweeps.frontier.compaction import compact as compact_rows
-from sweeps.frontier.queries import Choice, Frontier
+from sweeps.frontier.compaction import compact_rows
+from sweeps.frontier.queries import Frontier, Selection
 from sweeps.show.plot import image_format, plot_frontier
 from sweeps.show.text import Format, any_table, encoded, frontier_table, matched_table, terminal
 
@@ -18,7 +18,7 @@ Uris = Annotated[
 ]
 
 
-def frontier(
+def frontier_command(
     uris: Uris,
     form: Annotated[Format, typer.Option("--format", help="of the answer on standard output")] = "table",
     where: Annotated[
@@ -29,7 +29,7 @@ def frontier(
         float | None, typer.Option(help="task loss of the circuits, in nats; the study's first target if left out")
     ] = None,
     tasks: Annotated[
-        str | None, typer.Option(help="compare on these tasks, e.g. else_elif,for_while; all if left out")
+        str | None, typer.Option(help="compare on these tasks, e.g. if_equals,var_if; all if left out")
     ] = None,
     method: Annotated[str | None, typer.Option(help="circuits of this method (node, edge)")] = None,
     pareto: Annotated[
@@ -55,7 +55,7 @@ def frontier(
 
     \b
     sweeps frontier results/quickstart --where "val_loss < 2.5" --pareto
-    sweeps frontier results/quickstart --target 0.15 --tasks else_elif,for_while
+    sweeps frontier results/quickstart --target 0.15 --tasks if_equals,var_if
     sweeps frontier results/quickstart --compare "kind = 'sparse'" "kind = 'dense'"
     sweeps frontier results/quickstart --sql "select task, min(edges) from circuits group by task" --format csv
     sweeps frontier s3://bucket/a s3://bucket/b --plot both.svg
@@ -70,7 +70,7 @@ def frontier(
         for done in compact_rows(uri):
             print(f"{uri}: {done.files} files of {done.table} are one now ({done.rows} rows)", file=sys.stderr)
     names = [name.strip() for name in tasks.split(",")] if tasks is not None else None
-    choice: Choice = {"where": where, "target": target, "tasks": names, "method": method}
+    choice: Selection = {"where": where, "target": target, "tasks": names, "method": method}
     if sql is not None:
         _put(found.sql(sql), form)
     elif compare is not None:
@@ -101,7 +101,7 @@ def _put(answer: Any, form: Format) -> None:
         sys.stdout.buffer.write(encoded(answer, form))
 
 
-def _put_matched(found: Frontier, groups: tuple[str, str], choice: Choice, form: Format) -> None:
+def _put_matched(found: Frontier, groups: tuple[str, str], choice: Selection, form: Format) -> None:
     answer = found.matched(*groups, **choice)
     if form == "table":
         console = terminal()

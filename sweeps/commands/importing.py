@@ -16,7 +16,7 @@ from sparse_model.saved.pretrained import save_pretrained
 from sweeps.show.text import terminal
 
 
-def import_(
+def import_command(
     folder: Annotated[str, typer.Argument(help="folder or URI of beeg_config.json and final_model.pt")],
     out: Annotated[str, typer.Option(help="folder or URI for the model, to be used like one of `sweeps train`")],
     tokenizer: Annotated[

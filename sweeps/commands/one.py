@@ -4,40 +4,28 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import torch
 import typer
 from rich.console import Console
-from torch import Tensor
 
-from circuit.ablated.ablation import Pretraining
-from circuit.graph.record import Circuit
-from circuit.proofs.verdicts import verdicts
 from circuit.pruning import Method, find_circuit
-from circuit.search.watch import Progress, Update
 from circuit.tasks import check_source, task_data
 from sparse_model import storage
-from sparse_model.data.tokenizer import Tokenizer
 from sparse_model.errors import InputError
-from sparse_model.model.transformer import SparseTransformer
-from sparse_model.saved.pretrained import from_pretrained, save_pretrained
+from sparse_model.saved.pretrained import save_pretrained
 from sparse_model.training.checkpoint import Checkpoints
-from sparse_model.training.loop import train as train_model
-from sweeps.commands.data import StorageOption, prepared
+from sparse_model.training.loop import train
+from sweeps.commands.opening import opened, prepared
+from sweeps.commands.options import DeviceOption, StorageOption, device_named
+from sweeps.show.circuit_text import describe, searching
 from sweeps.show.progress import Show, StudyProgress
 from sweeps.show.text import terminal
 from sweeps.study.space import Space, TrialConfig
-from sweeps.study.study import Study, load_study
+from sweeps.study.study import load_study
 from sweeps.study.yamlfile import parse_yaml
-from sweeps.trial.task_circuits import circuit_row, measured, settings, text_windows, windows
-
-CPU = torch.device("cpu")
-
-DeviceOption = Annotated[
-    str | None, typer.Option(help="cpu, cuda or cuda:<number>; default: a GPU where torch sees one")
-]
+from sweeps.trial.task_circuits import harder_accuracy, settings
 
 
-def train(
+def train_command(
     out: Annotated[str, typer.Argument(help="folder or URI for the model; its name is the run's")],
     study: Annotated[str, typer.Option(help="a study file, or a shipped name: the model's corpus and space")] = (
         "quickstart"
@@ -64,7 +52,7 @@ def train(
     with Show(console) as show:
         progress = StudyProgress(show, asked)
         progress.started("model", config)
-        result = train_model(
+        result = train(
             config.model,
             config.training,
             data,
@@ -80,7 +68,7 @@ def train(
     return 0
 
 
-def prune(
+def prune_command(
     model: Annotated[
         str, typer.Argument(help="folder or URI of a model, as `sweeps train`, `sweeps import` or a trial left it")
     ],
@@ -90,6 +78,15 @@ def prune(
     out: Annotated[str | None, typer.Option(help="write the circuit into this JSON file")] = None,
     method: Annotated[Method, typer.Option(help="prune nodes alone, or edges as well")] = "node",
     target: Annotated[float | None, typer.Option(help="task loss in nats, instead of the study's target")] = None,
+    solved_loss: Annotated[
+        float | None,
+        typer.Option(
+            help="own loss of the whole model up to which the task is solved, in nats, instead of the study's"
+        ),
+    ] = None,
+    max_scale: Annotated[
+        float | None, typer.Option(help="what calibration may multiply logits by at the most; default: the study's")
+    ] = None,
     restarts: Annotated[
         int | None,
         typer.Option(min=1, help="search from this many seeds and combine them, instead of the study's number"),
@@ -103,7 +100,7 @@ def prune(
     device: DeviceOption = None,
     storage_uri: StorageOption = None,
 ) -> int:
-    """Find the circuit of one task in one model, and prove it. Exits 1 if the model cannot do the task.
+    """Find the circuit of one task in one model, and prove it. Exits 1 if there is none to be found.
 
     Mean activations are taken over the study's training text, in the model's own tokens.
     """
@@ -111,71 +108,22 @@ def prune(
     if out is not None:
         storage.check_writable(storage.parent(out))
     asked = load_study(study, storage_uri)
-    config = settings(asked, target, stability=stability, restarts=restarts or asked.pruning.restarts)
+    given = {"restarts": restarts, "solved_loss": solved_loss, "max_scale": max_scale}
+    changes = {name: value for name, value in given.items() if value is not None}
+    config = settings(asked, target, stability=stability, **changes)
     trained, tokenizer, known = opened(model, asked, device_named(device))
     prompts = task_data(task, tokenizer, pairs=config.pairs, seed=config.seed)
     with Show(Console(stderr=True)) as show:
         circuit = find_circuit(
             trained, prompts, known.means, config, method=method, text=known.text, progress=searching(show)
         )
-    describe(circuit, terminal())
+    console = terminal()
+    describe(circuit, console)
+    if (harder := harder_accuracy(trained, tokenizer, task, config)) is not None:
+        console.print(f"{harder:.1%} of the task's harder variant right by the whole model")
     if out is not None:
         circuit.save(out)
     return 0 if circuit.status == "ok" else 1
-
-
-def searching(show: Show) -> Progress:
-    """The progress of a search as a bar for each stage; nothing where there is no terminal."""
-
-    def tell(update: Update) -> None:
-        share = update.step / update.steps if update.steps else 0.0
-        if show.console.is_terminal:
-            show.stage(update.stage, share, f"{update.nodes:,} nodes, loss {update.loss:.3f}")
-
-    return tell
-
-
-def describe(circuit: Circuit, console: Console) -> None:
-    """Print a circuit's figures, then which proofs it passes."""
-    words = ("summary", "reason", *(name for name in circuit_row(circuit) if name.startswith("resample")))
-    for name, value in circuit_row(circuit).items():
-        if value is not None and name not in words:
-            console.print(f"{name:>17}: {value:.4g}" if isinstance(value, float) else f"{name:>17}: {value}")
-    marks = {True: "passes", False: "FAILS", None: "not measured"}
-    if circuit.status == "unsolved":
-        console.print(f"the model's own loss is {circuit.unpruned_loss:.3f}, too high to look for a circuit (--target)")
-    for proof, passed, said in verdicts(circuit):
-        console.print(f"{marks[passed]:>17}: {proof}: {said}", soft_wrap=True)
-
-
-def device_named(name: str | None) -> torch.device:
-    """The device of a name; without one, a GPU where there is one. InputError for one that is not here."""
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    here = ["cpu", *(["cuda"] if gpus else []), *(f"cuda:{i}" for i in range(gpus))]
-    if name is not None and name not in here:
-        raise InputError(f"--device {name!r}; allowed: {', '.join(here)}{'' if gpus else ' (torch sees no GPU)'}")
-    return torch.device(name or ("cuda" if gpus else "cpu"))
-
-
-def opened(model: str, study: Study, device: torch.device = CPU) -> tuple[SparseTransformer, Tokenizer, Pretraining]:
-    """A model, its tokenizer and what searches take from pretraining data, as a trial of the study would."""
-    trained, tokenizer, text = opened_with_text(model, study, device)
-    return trained, tokenizer, measured(trained, text)
-
-
-def opened_with_text(
-    model: str, study: Study, device: torch.device = CPU
-) -> tuple[SparseTransformer, Tokenizer, Tensor]:
-    """A model, its tokenizer and training text (n, context): what a trial of the study would take its means of; the
-    same text in the model's tokens where they are others."""
-    trained, tokenizer = from_pretrained(model, device)
-    console = Console(stderr=True)
-    data = prepared(study, console)
-    if data.tokenizer.to_json() == tokenizer.to_json():
-        return trained, tokenizer, windows(trained, data)
-    said = f"the model's tokenizer is not that of study {study.name}: means are of the study's text in its own"
-    console.print(said, markup=False, highlight=False, soft_wrap=True)
-    return trained, tokenizer, text_windows(trained, tokenizer, study.corpus)
 
 
 def chosen(space: Space, assignments: list[str], seed: int) -> TrialConfig:

@@ -19,8 +19,8 @@ from circuit.pages import Notes
 from sparse_model import storage
 from sparse_model.errors import InputError
 from sparse_model.saved.pretrained import from_pretrained
-from sweeps.commands.data import StorageOption
-from sweeps.commands.one import opened_with_text
+from sweeps.commands.opening import opened_with_text
+from sweeps.commands.options import StorageOption
 from sweeps.commands.parallel import on_all_cores
 from sweeps.pages.compare import FIGURES, comparison_data, comparison_page
 from sweeps.pages.one_circuit import CONTEXT_WINDOWS, drawn, prompts_of, study_of
@@ -35,7 +35,7 @@ TextOption = Annotated[
 ]
 
 
-def page(
+def page_command(
     file: Annotated[str, typer.Argument(help="the circuit's JSON file or URI")],
     model: Annotated[str, typer.Option(help="folder or URI of the model it was found in; another is refused")],
     out: Annotated[str | None, typer.Option(help="file or URI of the page; default: beside the circuit")] = None,
@@ -61,7 +61,7 @@ def page(
     return 0
 
 
-def compare(
+def compare_command(
     files: Annotated[list[str], typer.Argument(metavar="A B...", help="JSON files or URIs of circuits of one task")],
     model: Annotated[
         list[str] | None,
@@ -142,7 +142,7 @@ def _likeness_table(data: Mapping[str, Any]) -> Table:
     return table
 
 
-def report(
+def report_command(
     uris: Annotated[
         list[str], typer.Argument(metavar="URI...", help="studies' folders or URIs, e.g. ./results/quickstart")
     ],

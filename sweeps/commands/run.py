@@ -21,7 +21,7 @@ from sweeps.show.text import frontier_table, terminal
 from sweeps.study.study import Study, load_study, shipped_studies
 
 
-def run(
+def run_command(
     study: Annotated[
         str, typer.Argument(help=f"a study file, or the name of a shipped study ({', '.join(shipped_studies())})")
     ],

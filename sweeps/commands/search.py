@@ -12,7 +12,7 @@ from sweeps.show.slices import plot_slices
 from sweeps.show.text import Format, any_table, encoded, terminal
 
 
-def search(
+def search_command(
     uri: Annotated[str, typer.Argument(help="a study's folder or URI, e.g. ./results/quickstart")],
     form: Annotated[Format, typer.Option("--format", help="of the answer on standard output")] = "table",
     slice_: Annotated[

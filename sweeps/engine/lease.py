@@ -83,7 +83,7 @@ class Driver:
 
 
 class Lease:
-    """The right to run a study, from `held`."""
+    """The right to run a study, from `holding_lease`."""
 
     def __init__(self, folder: str, number: int) -> None:
         self.folder, self.number = folder, number
@@ -134,7 +134,7 @@ class Lease:
 
 
 @contextmanager
-def held(root: str, say: Say) -> Iterator[Lease]:
+def holding_lease(root: str, say: Say) -> Iterator[Lease]:
     """The study below `root` is this process's while the context lasts.
 
     Waits, and says so, where a driver elsewhere may be dead. Raises InputError where one is alive.

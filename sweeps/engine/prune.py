@@ -13,7 +13,7 @@ from sweeps.engine.crashes import is_crash, one_line
 from sweeps.study.study import ResourceConfig, Study
 from sweeps.trial.outcome import TableRow
 from sweeps.trial.places import Trial
-from sweeps.trial.task_circuits import measure, methods, prune_task, settings
+from sweeps.trial.task_circuits import methods, prune_task, settings, summarise_published
 
 TASK_RETRIES = 20
 """Times a pruning task is started again after its process or machine was lost."""
@@ -24,7 +24,7 @@ def prune_model(trial: Trial, report: Callable[[int, int], None]) -> list[TableR
     resources = trial.study.resources
     threads = resources.cpus_per_pruning_task
     device = "cuda" if resources.gpus_per_pruning_task else "cpu"
-    measured = remote(measure, resources)
+    measured = remote(summarise_published, resources)
     known = measured.remote(trial.model_uri, trial.run.data, resources.cache_bytes, threads, device)
     prune = remote(prune_task, resources)
     sources, config, targets = trial.study.task_sources, settings(trial.study), trial.study.target_losses

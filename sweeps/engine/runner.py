@@ -15,16 +15,16 @@ from sparse_model.data.shards import prepare
 from sparse_model.errors import InputError
 from sweeps.engine.crashes import one_line
 from sweeps.engine.interrupts import Interrupts, remembered_interrupts
-from sweeps.engine.lease import Lease, held
+from sweeps.engine.lease import Lease, holding_lease
 from sweeps.engine.orphans import Orphans
 from sweeps.engine.session import Capacity, ray_session
 from sweeps.engine.tokens import on_ray
 from sweeps.engine.trial import run_trial
 from sweeps.engine.tune_search import TuneSearch
 from sweeps.frontier.queries import Frontier
-from sweeps.frontier.rows import table_uri, write_circuit_rows, write_trial_row
+from sweeps.frontier.rows import SCHEMA_VERSION, table_uri, write_circuit_rows, write_trial_row
 from sweeps.search.draws import Objectives, StudySearch
-from sweeps.search.objectives import FINAL, METRICS, objectives
+from sweeps.search.objectives import FINAL, TOLD, objectives
 from sweeps.search.warmstart import warm_trials
 from sweeps.show.progress import StudyProgress
 from sweeps.study.folder import check_storage, earlier_study, keep_study
@@ -43,7 +43,7 @@ def run_study(study: Study, progress: StudyProgress, *, address: str | None, ret
     """
     check_storage(study)
     check_warm_start(study)
-    with held(study.root, progress.note) as lease:
+    with holding_lease(study.root, progress.note) as lease:
         return _run_held(study, progress, lease, address, retry_failed)
 
 
@@ -90,19 +90,25 @@ def check_tasks(study: Study, data: TokenDataset) -> None:
 def known_results(study: Study, data_key: str, retry_failed: bool) -> tuple[dict[str, Objectives], dict[str, int]]:
     """Objectives of trials that have ended, and those that failed and are to be run again, with their next attempt.
 
-    Raises InputError where they were trained on other text than there is now (of another Python's library, say).
+    Raises InputError where they were trained on other text than there is now (of another Python's library, say), or
+    have rows of an earlier schema.
     """
     if not storage.listdir(table_uri(study.root, "trials")):
         return {}, {}
     rows = [row for row in Frontier(study.root).trials().to_pylist() if row["status"] in FINAL]
     for row in rows:
+        if row["schema_version"] != SCHEMA_VERSION:
+            raise InputError(
+                f"{study.root}: {row['trial']} has a row of schema {row['schema_version']}, which counts circuits "
+                f"otherwise than {SCHEMA_VERSION} does; give the study another name"
+            )
         if row["data"] != data_key:
             raise InputError(
                 f"corpus: its text has changed since {row['trial']} was trained "
                 f"(dataset {row['data']}, now {data_key}); give the study another name"
             )
     again = {row["trial"]: row["attempt"] + 1 for row in rows if retry_failed and row["status"] == "failed"}
-    return {row["trial"]: objectives(row) for row in rows if row["trial"] not in again}, again
+    return {row["trial"]: objectives(row, study.unsolved_edges) for row in rows if row["trial"] not in again}, again
 
 
 def run_trials(run: StudyRun, search: StudySearch, events: TrialEvents, capacity: Capacity) -> None:
@@ -197,6 +203,6 @@ def forget(trial: Any) -> None:
     That is its last report, of which the objectives stay (Tune prints a line about a trial without any), and the least,
     greatest, last and mean values of every number in any report.
     """
-    trial.run_metadata.last_result = {k: v for k, v in trial.last_result.items() if k in METRICS}
+    trial.run_metadata.last_result = {k: v for k, v in trial.last_result.items() if k in TOLD}
     trial.run_metadata.metric_analysis.clear()
     trial.run_metadata.metric_n_steps.clear()

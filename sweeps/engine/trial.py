@@ -14,7 +14,8 @@ from ray import tune
 
 from sweeps.engine import prune, train
 from sweeps.engine.crashes import is_crash, one_line
-from sweeps.search.objectives import METRICS, objectives
+from sweeps.search.objectives import TOLD, objectives
+from sweeps.study.study import Study
 from sweeps.trial.outcome import TableRow, failed_row, publish, trial_row, written_row
 from sweeps.trial.places import StudyRun, Trial
 
@@ -27,7 +28,7 @@ def run_trial(config: Mapping[str, Any], run: StudyRun) -> None:
     """
     trial = Trial.of(config, run)
     if (row := written_row(trial)) is not None:  # an earlier process ended between its row and its report
-        return report_end(row)
+        return report_end(row, trial.study)
     circuits: list[TableRow] = []
     prune_seconds = 0.0
     try:
@@ -42,12 +43,13 @@ def run_trial(config: Mapping[str, Any], run: StudyRun) -> None:
             raise
         row = failed_row(trial, one_line(error))
     publish(trial, circuits, row)
-    return report_end(row)
+    return report_end(row, trial.study)
 
 
-def report_end(row: TableRow) -> None:
+def report_end(row: TableRow, study: Study) -> None:
     """The trial's figures for the search, and its row for the driver to show."""
-    tune.report(dict(zip(METRICS, objectives(row), strict=True)) | {"stage": "done", "row": row})
+    told = objectives(row, study.unsolved_edges)
+    tune.report(dict(zip(TOLD, told, strict=True)) | {"stage": "done", "row": row})
 
 
 def report_pruning(done: int, total: int) -> None:

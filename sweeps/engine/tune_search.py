@@ -7,14 +7,14 @@ from typing import Any
 from ray.tune.search.searcher import Searcher
 
 from sweeps.search.draws import StudySearch
-from sweeps.search.objectives import METRICS
+from sweeps.search.objectives import TOLD
 
 
 class TuneSearch(Searcher):  # type: ignore[misc]
     """Hands a study's trials to Tune; `num_samples` is to be -1."""
 
     def __init__(self, search: StudySearch) -> None:
-        super().__init__(metric=list(METRICS), mode=["min"] * len(METRICS))
+        super().__init__(metric=list(TOLD), mode=["min"] * len(TOLD))
         self._search = search
         self._keys: dict[str, str] = {}  # of the trials that run, by Tune's id
 
@@ -30,8 +30,8 @@ class TuneSearch(Searcher):  # type: ignore[misc]
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Pass a result on; a crashed trial has none."""
-        whole = result is not None and not error and all(metric in result for metric in METRICS)
-        values = (result[METRICS[0]], result[METRICS[1]]) if whole and result else None
+        whole = result is not None and not error and all(metric in result for metric in TOLD)
+        values = (result[TOLD[0]], result[TOLD[1]]) if whole and result else None
         self._search.take_result(self._keys.pop(trial_id), values)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:

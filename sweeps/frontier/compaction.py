@@ -30,7 +30,7 @@ class Compacted:
     rows: int
 
 
-def compact(root: str) -> list[Compacted]:
+def compact_rows(root: str) -> list[Compacted]:
     """Compact the tables of the study at `root`; a table of a single file stays as it is. InputError from storage."""
     return [done for table in TABLES if (done := _compact_table(root, table)) is not None]
 

@@ -1,4 +1,5 @@
-"""Like with like: models that solve different tasks are compared on tasks that all the compared ones solve.
+"""Like with like: models that solve different tasks are compared on tasks that all the compared ones solve, with
+circuits that count (`sweeps.counting`): sufficient on held-out pairs, and with an edge.
 
 A geometric mean over the tasks a model happens to solve rewards it for failing the hard ones. So a comparison is of a
 set of trials over one set of tasks, each of which all of them solve at one target loss. Unless the tasks are named,
@@ -20,11 +21,12 @@ import pyarrow.compute as pc
 
 from sparse_model.errors import InputError
 from sweeps.frontier.pareto import non_dominated
+from sweeps.frontier.rows import SCHEMA_VERSION
 
 Array = np.ndarray[Any, Any]
 SAME = 1e-6
 """Relative difference of target losses that are the same: other programs write them in 32 bits."""
-CIRCUIT_COLUMNS = ("study", "trial", "task", "target_loss", "method", "status", "edges")
+CIRCUIT_COLUMNS = ("study", "trial", "task", "target_loss", "method", "counted", "edges")
 """Columns of circuits that a comparison needs."""
 
 
@@ -32,9 +34,10 @@ CIRCUIT_COLUMNS = ("study", "trial", "task", "target_loss", "method", "status", 
 class Comparison:
     """Trials (a `pyarrow.Table`) compared on their common `tasks` at a target loss.
 
-    `log_edges` (N, K): natural logarithm of edges by trial and task, NaN where unsolved or of no account.
-    `compared` (N): which trials solve all the tasks. Without any circuits there are no tasks, and trials are compared
-    by the means they recorded themselves.
+    `log_edges` (N, K): natural logarithm of edges by trial and task, NaN where no circuit counts.
+    `compared` (N): which trials have a circuit that counts of all the tasks. `version` is the schema of their rows, and
+    `of_others` how many trials have rows of another one: these are never compared with the rest. Without any circuits
+    there are no tasks, and trials are compared by the means they recorded themselves.
     """
 
     trials: Any
@@ -43,6 +46,8 @@ class Comparison:
     target: float | None
     log_edges: Array
     compared: Array
+    version: int = SCHEMA_VERSION
+    of_others: int = 0
 
     @cached_property
     def points(self) -> Array:
@@ -86,10 +91,20 @@ class Comparison:
             which = f": {', '.join(self.tasks)}" if len(self.tasks) < min(6, self.tasks_there) else ""
             what = (
                 f"edges: geometric mean over the {len(self.tasks)} tasks (of {self.tasks_there}) that all {n:,} "
-                f"compared trials solve at loss {self.target:g}{which}"
+                f"compared trials solve at loss {self.target:g}{which}, by circuits that hold on "
+                "held-out pairs and have an edge"
             )
         left = f" · {of - n:,} of {of:,} trials are not compared (failed, or do not solve them all)" if of > n else ""
-        return f"{what}{left}{self._data_note()}"
+        return f"{what}{left}{self._version_note()}{self._data_note()}"
+
+    def _version_note(self) -> str:
+        if not self.of_others:
+            earlier = f" · rows of schema {self.version}: other tasks, and another rule of what is solved"
+            return "" if self.version == SCHEMA_VERSION else earlier
+        return (
+            f" · {self.of_others:,} trials are not compared with these, for their rows are of another schema than "
+            f'{self.version}: --where "schema_version <> {self.version}" compares them among themselves'
+        )
 
     def _data_note(self) -> str:
         kinds = len(pc.unique(self.trials["data"].filter(pa.array(self.compared))))
@@ -110,30 +125,42 @@ def compare(
     """
     if isinstance(tasks, str):
         raise InputError(f"tasks {tasks!r}; allowed: a list of names")
-    eligible = pc.fill_null(trials["eligible"], False).to_numpy()
+    eligible: Array = pc.fill_null(trials["eligible"], False).to_numpy()
     eligible &= np.isfinite(trials["val_loss"].to_numpy(zero_copy_only=False).astype(float))
-    circuits = circuits.filter(pc.equal(circuits["status"], "ok"))
+    version, same = _newest_version(trials, eligible)
+    of_others = int((eligible & ~same).sum())
+    eligible = eligible & same
+    circuits = circuits.filter(circuits["counted"])
     if len(circuits) == 0 and target is None and tasks is None and method is None:
-        return Comparison(trials, (), 0, None, np.empty((len(trials), 0)), eligible & _has_edges(trials))
+        sized = eligible & _has_edges(trials)
+        return Comparison(trials, (), 0, None, np.empty((len(trials), 0)), sized, version, of_others)
     target = _chosen_target(target, trials, circuits)
     circuits = _of_method(circuits.filter(_close(circuits["target_loss"], target)), method)
     names = _asked(tasks, circuits)
     logs = log_edge_matrix(trials, circuits, names)
     solved = ~np.isnan(logs) & eligible[:, None]
     common = list(range(len(names))) if tasks is not None else largest_block(solved)
-    compared = solved[:, common].all(axis=1) if common else np.zeros(len(trials), dtype=bool)
+    compared: Array = np.asarray(solved[:, common].all(axis=1)) if common else np.zeros(len(trials), dtype=bool)
     there = len(pc.unique(circuits["task"]))
-    return Comparison(trials, tuple(names[k] for k in common), there, target, logs[:, common], compared)
+    named = tuple(names[k] for k in common)
+    return Comparison(trials, named, there, target, logs[:, common], compared, version, of_others)
+
+
+def _newest_version(trials: Any, eligible: Array) -> tuple[int, Array]:
+    """The newest schema of the rows of eligible trials (N), and which trials have rows of it."""
+    versions: Array = pc.fill_null(trials["schema_version"], SCHEMA_VERSION).to_numpy()
+    newest = int(versions[eligible].max()) if eligible.any() else SCHEMA_VERSION
+    return newest, versions == newest
 
 
 def log_edge_matrix(trials: Any, circuits: Any, tasks: Sequence[str]) -> Array:
-    """(N, K) logarithm of edges, an empty circuit counted as one edge; NaN where a trial has no circuit of a task."""
+    """(N, K) logarithm of edges; NaN where a trial has no circuit of a task."""
     row = places(circuits, trials)
     column = pc.index_in(circuits["task"], value_set=pa.array(tasks, pa.string()))
     known = pc.and_(pc.and_(pc.is_valid(row), pc.is_valid(column)), pc.is_valid(circuits["edges"]))
     logs = np.full((len(trials), len(tasks)), np.nan)
     where = row.filter(known).to_numpy(), column.filter(known).to_numpy()
-    logs[where] = np.log(np.maximum(1, circuits["edges"].filter(known).to_numpy()))
+    logs[where] = np.log(circuits["edges"].filter(known).to_numpy())
     return logs
 
 

@@ -19,13 +19,13 @@ import pyarrow as pa
 from sparse_model.errors import InputError
 from sweeps.frontier.comparison import Array, Comparison
 
-LOSSES = 5
+LOSS_POINTS = 5
 """Losses at which the groups are compared, from one end of the common range to the other."""
-RESAMPLES = 1000
+GROUP_RESAMPLES = 1000
 COVERAGE = 95.0
 """Of the intervals, in per cent."""
 
-Curve = tuple[Array, Array]
+Staircase = tuple[Array, Array]
 
 
 def matched(comparison: Comparison, groups: Sequence[tuple[str, Array]]) -> Any:
@@ -35,11 +35,11 @@ def matched(comparison: Comparison, groups: Sequence[tuple[str, Array]]) -> Any:
     mean over the whole common range. Ratios are edges of the second group over edges of the first. InputError where the
     fronts have no validation loss in common.
     """
-    samples = [Group(comparison, name, members) for name, members in groups]
+    samples = [TrialGroup(comparison, name, members) for name, members in groups]
     losses = _common_losses(samples)
     first, second = (group.curve_at(losses) for group in samples)
     rng = np.random.default_rng(0)
-    draws = np.stack([_resampled(samples, losses, rng) for _ in range(RESAMPLES)])
+    draws = np.stack([_resampled(samples, losses, rng) for _ in range(GROUP_RESAMPLES)])
     low, high = np.percentile(draws, [50 - COVERAGE / 2, 50 + COVERAGE / 2], axis=0)
     rows = {
         "val_loss": [*map(float, losses), None],
@@ -52,7 +52,7 @@ def matched(comparison: Comparison, groups: Sequence[tuple[str, Array]]) -> Any:
     return pa.table(rows)
 
 
-class Group:
+class TrialGroup:
     """The trials of one group, sorted by configuration; with one trial each, by validation loss.
 
     `losses` (n), `logs` (n, K); of each configuration where its trials start, and how many seeds they are: (C).
@@ -71,7 +71,7 @@ class Group:
         order = inside[np.argsort(config, kind="stable") if self.has_seeds else np.argsort(losses[inside])]
         self.name, self.losses, self.logs = name, losses[order], logs[order]
 
-    def front(self, weights: Array, trials: Array | None = None) -> Curve:
+    def front(self, weights: Array, trials: Array | None = None) -> Staircase:
         """(losses, log edges) of the non-dominated configurations, from the lowest loss on.
 
         Tasks count by their weights (K), of sum 1; `trials` (n) may stand for the group's own, some of them repeated.
@@ -112,7 +112,7 @@ def _configurations(trials: Any) -> Array:
     return np.unique((study.astype(np.int64) << 40) + key, return_inverse=True)[1]
 
 
-def _staircase(losses: Array, logs: Array) -> Curve:
+def _staircase(losses: Array, logs: Array) -> Staircase:
     """Of points of ascending loss those with fewer edges than all before them; of one loss the least."""
     best_before = np.minimum.accumulate(np.append(np.inf, logs[:-1]))
     lower = np.flatnonzero(logs < best_before)
@@ -121,16 +121,16 @@ def _staircase(losses: Array, logs: Array) -> Curve:
     return losses[last], logs[last]
 
 
-def _common_losses(groups: Sequence[Group]) -> Array:
+def _common_losses(groups: Sequence[TrialGroup]) -> Array:
     ends = [(x[0], x[-1]) for x, _ in (group.front(group.evenly) for group in groups)]
     low, high = max(end[0] for end in ends), min(end[1] for end in ends)
     if low > high:
         ranges = ", ".join(f"{group.name} {x[0]:.3f} to {x[1]:.3f}" for group, x in zip(groups, ends, strict=True))
         raise InputError(f"compare: the fronts have no validation loss in common ({ranges})")
-    return np.unique(np.linspace(low, high, LOSSES))
+    return np.unique(np.linspace(low, high, LOSS_POINTS))
 
 
-def _resampled(groups: Sequence[Group], losses: Array, rng: np.random.Generator) -> Array:
+def _resampled(groups: Sequence[TrialGroup], losses: Array, rng: np.random.Generator) -> Array:
     """(G + 1) log ratios of one resample: the same tasks for both groups."""
     n_tasks = groups[0].logs.shape[1]
     weights = np.bincount(rng.integers(n_tasks, size=n_tasks), minlength=n_tasks) / n_tasks

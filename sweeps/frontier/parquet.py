@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from circuit.proofs.verdicts import HELDOUT
 from sparse_model import storage
 from sparse_model.errors import InputError
 from sweeps.frontier.rows import SCHEMA_VERSION, TABLES, table_uri
@@ -148,7 +149,10 @@ def winners(sources: Sequence[Source]) -> Mapping[str, Source]:
     return {trial: source for trial, (_, source) in best.items()}
 
 
-_FILLED_FROM = {"trials": ("attempt", "retried", "eligible", "status", "circuit_edges"), "circuits": ("method",)}
+_FILLED_FROM = {
+    "trials": ("attempt", "retried", "eligible", "status", "circuit_edges", "schema_version"),
+    "circuits": ("method", "counted", "status", "edges", "heldout_loss", "target_loss"),
+}
 """Columns that `_filled` needs."""
 
 
@@ -156,15 +160,25 @@ def _filled(table: str, rows: Any) -> Any:
     """What older versions and other programs did not write but imply.
 
     Schema 1 had no attempt, a retried trial was at its second. A trial that is not said to be eligible is so where it
-    is ok and has a circuit size; a circuit of no method is pruned by nodes.
+    is ok and has a circuit size; a circuit of no method is pruned by nodes, and counted by today's rule. Rows of no
+    schema are of today's.
     """
     if table == "curves":
         return rows
     if table == "circuits":
-        return _coalesced(rows, "method", pa.scalar("node"))
+        return _coalesced(_coalesced(rows, "method", pa.scalar("node")), "counted", _counted(rows))
+    rows = _coalesced(rows, "schema_version", pa.scalar(SCHEMA_VERSION, pa.int64()))
     retried = pc.if_else(pc.fill_null(rows["retried"], False), 1, 0).cast(pa.int64())
     sized = pc.and_(pc.fill_null(pc.equal(rows["status"], "ok"), False), pc.is_valid(rows["circuit_edges"]))
     return _coalesced(_coalesced(rows, "attempt", retried), "eligible", sized)
+
+
+def _counted(rows: Any) -> Any:
+    """`sweeps.counting.counted`, of all rows at once."""
+    limit = pc.multiply(rows["target_loss"], HELDOUT)
+    sufficient = pc.fill_null(pc.less_equal(rows["heldout_loss"], limit), True)
+    has_edges = pc.fill_null(pc.greater(rows["edges"], 0), False)
+    return pc.and_(pc.and_(pc.fill_null(pc.equal(rows["status"], "ok"), False), has_edges), sufficient)
 
 
 def _coalesced(rows: Any, column: str, implied: Any) -> Any:

@@ -23,7 +23,7 @@ REFERENCE = (4.0, 1e5)
 """Default reference point of the hypervolume: validation loss in nats, circuit edges."""
 
 
-class Choice(TypedDict, total=False):
+class Selection(TypedDict, total=False):
     """What is compared: trials for which an SQL condition holds, circuits of one target loss, tasks and method."""
 
     where: str | None
@@ -80,24 +80,24 @@ class Frontier:
         """
         return query_tables(query, {"trials": self.trials, "circuits": self.circuits})
 
-    def compared(self, **choice: Unpack[Choice]) -> Comparison:
+    def compared(self, **choice: Unpack[Selection]) -> Comparison:
         """The trials compared like with like (`comparison.py`): all eligible ones, unless `choice` says less.
 
-        `choice`: where, target, tasks, method, each as in `Choice`.
+        `choice`: where, target, tasks, method, each as in `Selection`.
         """
-        if unknown := choice.keys() - Choice.__annotations__.keys():
-            raise TypeError(f"{', '.join(unknown)}: no such choice; allowed: {', '.join(Choice.__annotations__)}")
+        if unknown := choice.keys() - Selection.__annotations__.keys():
+            raise TypeError(f"{', '.join(unknown)}: no such choice; allowed: {', '.join(Selection.__annotations__)}")
         condition = choice.get("where")
         trials = self.trials() if condition is None else self.where(condition)
         circuits = self._table("circuits", CIRCUIT_COLUMNS)
         return compare(trials, circuits, choice.get("target"), choice.get("tasks"), choice.get("method"))
 
-    def pareto(self, **choice: Unpack[Choice]) -> Any:
+    def pareto(self, **choice: Unpack[Selection]) -> Any:
         """The non-dominated compared trials, from the lowest validation loss on, with their `edges`."""
         table = self.compared(**choice).table()
         return table.filter(table["on_front"]).sort_by("val_loss")
 
-    def hypervolume(self, reference: tuple[float, float] | None = None, **choice: Unpack[Choice]) -> float:
+    def hypervolume(self, reference: tuple[float, float] | None = None, **choice: Unpack[Selection]) -> float:
         """Area dominated by the compared trials, in nats times decades (validation loss × log10 of edges).
 
         `reference` is the worst (validation loss, edges) that counts, `REFERENCE` if left out: a fixed one, so that
@@ -105,7 +105,7 @@ class Frontier:
         """
         return dominated_area(_decades(self.compared(**choice).points), _reference(reference))
 
-    def hypervolume_over_time(self, reference: tuple[float, float] | None = None, **choice: Unpack[Choice]) -> Any:
+    def hypervolume_over_time(self, reference: tuple[float, float] | None = None, **choice: Unpack[Selection]) -> Any:
         """A row per compared trial in order of finishing: finished, study, trial, trials so far, hypervolume so far.
 
         The tasks compared on are those of the whole set, so that the figure only grows. Rows older than the column
@@ -124,7 +124,7 @@ class Frontier:
             .append_column("hypervolume", pa.array(growing_area(points, _reference(reference)), pa.float64()))
         )
 
-    def matched(self, first: str, second: str, **choice: Unpack[Choice]) -> Any:
+    def matched(self, first: str, second: str, **choice: Unpack[Selection]) -> Any:
         """Edges of two groups of trials, given as SQL conditions, at equal validation loss (`matched.py`)."""
         comparison = self.compared(**choice)
         rows = np.arange(len(comparison.trials))

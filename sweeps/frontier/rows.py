@@ -18,8 +18,13 @@ import pyarrow.parquet as pq
 
 from sparse_model import storage
 
-SCHEMA_VERSION = 2
-"""Raised when a column changes its meaning. A column more needs no other version: columns are read by name."""
+SCHEMA_VERSION = 3
+"""Raised when a column changes its meaning. A column more needs no other version: columns are read by name.
+
+3: `circuit_edges` and its interval are over circuits that are sufficient on held-out pairs and have an edge, where they
+were over all circuits; `tasks_solved` and `unpruned_loss` are of the whole model on held-out pairs. Rows of earlier
+versions are read and shown, and compared among themselves only (`sweeps.comparison`).
+"""
 
 
 def _schema(columns: Mapping[str, tuple[Any, str]]) -> Any:
@@ -39,7 +44,7 @@ TRIAL_SCHEMA = _schema(
         "reason": (TEXT, "why the status is not ok"),
         "attempt": (INT, "0, or how often the trial was run again after a failure"),
         "retried": (BOOL, "run again after a failure, which is what the search was told"),
-        "eligible": (BOOL, "may stand on the frontier: ok, and at least min_tasks_solved tasks solved"),
+        "eligible": (BOOL, "may stand on the frontier: ok, at least min_tasks_solved tasks solved, and one counted"),
         "seed": (INT, "of weights and data order"),
         "d_model": (INT, "width of the residual stream"),
         "n_layer": (INT, "blocks"),
@@ -49,9 +54,12 @@ TRIAL_SCHEMA = _schema(
         "tokens": (INT, "training tokens seen"),
         "train_loss": (FLOAT, "nats per token, over the last logged steps"),
         "val_loss": (FLOAT, "nats per token on held-out text"),
-        "tasks_solved": (INT, "tasks with a circuit at the study's target loss"),
+        "tasks_solved": (INT, "tasks that the whole model does: its own loss on held-out pairs is at solved_loss"),
         "tasks_tried": (INT, "tasks of the study"),
-        "circuit_edges": (FLOAT, "geometric mean of edges over the solved tasks, at the study's target loss"),
+        "tasks_counted": (INT, "solved tasks whose circuit at the target passes sufficiency and has an edge"),
+        "tasks_without_edges": (INT, "solved tasks whose circuit passes sufficiency without any edge"),
+        "tasks_failing_heldout": (INT, "solved tasks whose circuit fails sufficiency on held-out pairs"),
+        "circuit_edges": (FLOAT, "geometric mean of edges over the counted tasks, at the study's target loss"),
         "circuit_edges_low": (FLOAT, "lower end of the 95 % bootstrap interval of circuit_edges, over tasks"),
         "circuit_edges_high": (FLOAT, "upper end of that interval"),
         "target_loss": (FLOAT, "the study's target: task loss of those circuits, in nats"),
@@ -78,7 +86,8 @@ CIRCUIT_SCHEMA = _schema(
         "task": (TEXT, "the task's name"),
         "target_loss": (FLOAT, "task loss the circuit was to reach, in nats"),
         "method": (TEXT, "what was pruned: node or edge"),
-        "status": (TEXT, "ok, unsolved or failed"),
+        "status": (TEXT, "ok; unsolved (by the whole model), unreached (the target), failed (the search)"),
+        "counted": (BOOL, "passes sufficiency on held-out pairs and has an edge: part of means of edges"),
         "reason": (TEXT, "why the search failed"),
         "nodes": (INT, "kept nodes"),
         "edges": (INT, "nonzero weights between kept nodes, embeddings not counted"),
@@ -87,7 +96,11 @@ CIRCUIT_SCHEMA = _schema(
         "loss": (FLOAT, "task loss of the circuit, calibrated, on the pairs it was searched on"),
         "heldout_loss": (FLOAT, "the same on held-out pairs"),
         "heldout_accuracy": (FLOAT, "share of held-out prompts answered right by the circuit"),
-        "unpruned_loss": (FLOAT, "task loss of the whole model"),
+        "scale": (FLOAT, "calibration: what the circuit's logits are multiplied by"),
+        "shift": (FLOAT, "calibration: added to the logit of the answer with the lower token id"),
+        "uncalibrated_loss": (FLOAT, "task loss of the circuit on held-out pairs, its logits as they are"),
+        "unpruned_loss": (FLOAT, "task loss of the whole model on held-out pairs, its logits as they are"),
+        "harder_accuracy": (FLOAT, "share of prompts of the task's harder variant that the whole model answers right"),
         "necessity_loss": (FLOAT, "task loss of the model with only the circuit ablated"),
         "control_loss": (FLOAT, "loss the same search reaches when answers are shuffled"),
         "control_edges": (INT, "edges of the circuit for shuffled answers, if one reaches the target"),

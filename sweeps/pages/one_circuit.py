@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from circuit.graph.checks import check_model
 from circuit.graph.record import Circuit
 from circuit.pages import Notes, Page, circuit_page
 from circuit.tasks import TASKS, TaskData, task_data
@@ -100,7 +101,7 @@ def drawn(
     most_pairs: int | None = None,
 ) -> Page:
     """The same of what is loaded already, its figures of at most so many pairs of prompts."""
-    circuit.require(model)
+    check_model(circuit, model)
     prompts, remarks = prompts_of(circuit, study, tokenizer, task), []
     if most_pairs is not None and prompts.heldout.n_pairs > most_pairs:
         remarks = [

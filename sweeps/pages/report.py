@@ -18,7 +18,7 @@ from sparse_model.saved.pretrained import from_pretrained
 from sweeps.frontier.queries import Frontier
 from sweeps.pages.one_circuit import CONTEXT_WINDOWS, drawn, study_of
 from sweeps.pages.report_data import page_name, report_data
-from sweeps.trial.task_circuits import windows
+from sweeps.trial.task_circuits import training_windows
 
 MOST_PAIRS = 64
 """Pairs of prompts of a page that a report draws: there may be hundreds of pages."""
@@ -147,7 +147,7 @@ def draw_trial(where: str, several: bool, job: Job) -> list[str]:
 def _text(uri: str, model: Any) -> Tensor | None:
     """Windows of the text a trial was trained on, if it is still there."""
     try:
-        return windows(model, TokenDataset.open(uri))[:CONTEXT_WINDOWS] if uri else None
+        return training_windows(model, TokenDataset.open(uri))[:CONTEXT_WINDOWS] if uri else None
     except InputError:
         return None
 

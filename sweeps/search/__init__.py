@@ -1,1 +1,5 @@
 """What is tried: draws, sampler, warm start, objectives, importances."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from optuna.trial import FrozenTrial
 
-from sweeps.search.objectives import METRICS, PENALTIES
+from sweeps.search.objectives import PENALTIES, TOLD
 from sweeps.search.sampling import BoundedStudy
 from sweeps.study.space import TrialConfig
 from sweeps.study.study import Study
@@ -75,7 +75,7 @@ class StudySearch:
         return not self._waiting and self._advance() == "finished"
 
     def take_result(self, key: str, values: Objectives | None) -> None:
-        """Take note of what a trial came to, in the order of `METRICS`; one that crashed (None) gets the penalties."""
+        """Take note of what a trial came to, in the order of `TOLD`; one that crashed (None) gets the penalties."""
         self._known[key] = PENALTIES if values is None else values
 
     def _advance(self) -> Literal["", "wait", "finished"]:
@@ -123,7 +123,7 @@ class StudySearch:
             values = [self._known.get(key) for key in self._keys[self._told]]
             if None in values:
                 return
-            means = [fmean(v[i] for v in values if v is not None) for i in range(len(METRICS))]
+            means = [fmean(v[i] for v in values if v is not None) for i in range(len(TOLD))]
             self._optuna.tell(self._names.pop(self._told), means)
             del self._keys[self._told]
             self._told += 1

@@ -14,7 +14,7 @@ from sweeps.frontier.queries import Frontier
 from sweeps.search.objectives import METRICS
 from sweeps.search.sampling import finished_trial
 from sweeps.study.folder import study_at
-from sweeps.study.space import KINDS, TrialConfig
+from sweeps.study.space import TRIAL_KINDS, TrialConfig
 
 LEAST_TRIALS = 8
 """Below which no importance is computed: it would be noise."""
@@ -51,7 +51,7 @@ def importances(study: optuna.Study) -> Any:
     that leaves nothing.
     """
     rows: list[dict[str, Any]] = []
-    for kind in KINDS:
+    for kind in TRIAL_KINDS:
         trials = [trial for trial in study.trials if trial.user_attrs["kind"] == kind]
         if len(trials) >= LEAST_TRIALS:
             rows += [

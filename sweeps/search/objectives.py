@@ -1,4 +1,10 @@
-"""The two figures a study minimises, and what the search is told of a trial that has none."""
+"""The two figures a study minimises, and what the search is told of them.
+
+The frontier's second figure is a mean over the circuits that count, whatever the rest of the tasks came to. Told so, a
+sampler would learn to solve few, easy tasks. What it is told is charged instead: a task without a circuit that counts
+enters the mean with a constant of the study (`Study.unsolved_edges`), larger than any circuit. That is in what the
+sampler is told only.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +15,10 @@ from typing import Any
 import numpy as np
 
 METRICS = ("val_loss", "circuit_edges")
-"""Validation loss in nats per token; geometric mean over solved tasks of the number of circuit edges."""
+"""Columns of the frontier: validation loss in nats per token; geometric mean of edges over the tasks that count."""
+
+TOLD = ("val_loss", "charged_edges")
+"""What the sampler is told of them, by the names under which trials report it."""
 
 PENALTIES = (20.0, 1e9)
 """Told in place of a figure that does not exist (Optuna wants finite numbers): worse than any real trial's."""
@@ -22,10 +31,21 @@ FINAL = ("ok", "diverged", "failed")
 
 
 def geometric_mean_edges(edges: Sequence[int]) -> float | None:
-    """Geometric mean of numbers of edges, a circuit without any counted as one; None of no circuit."""
+    """Geometric mean of numbers of edges, all of them above 0; None of no circuit."""
     if not edges:
         return None
-    return math.exp(sum(math.log(max(1, n)) for n in edges) / len(edges))
+    return math.exp(sum(math.log(n) for n in edges) / len(edges))
+
+
+def charged_edges(row: Mapping[str, Any], unsolved_edges: int) -> float:
+    """Geometric mean over a trial's tasks, those that need no edge left out, in which a task without a circuit that
+    counts has `unsolved_edges`; 1 where no task is left."""
+    n_counted = row["tasks_counted"]
+    n_charged = row["tasks_tried"] - n_counted - row["tasks_without_edges"]
+    if n_counted + n_charged == 0:
+        return 1.0
+    logs = n_charged * math.log(unsolved_edges) + (n_counted * math.log(row["circuit_edges"]) if n_counted else 0.0)
+    return math.exp(logs / (n_counted + n_charged))
 
 
 def bootstrap_interval(values: Sequence[float]) -> tuple[float, float] | None:
@@ -41,13 +61,12 @@ def bootstrap_interval(values: Sequence[float]) -> tuple[float, float] | None:
     return float(low), float(high)
 
 
-def objectives(row: Mapping[str, Any]) -> tuple[float, float]:
-    """What the search is told of a trial's row, in the order of `METRICS`.
+def objectives(row: Mapping[str, Any], unsolved_edges: int) -> tuple[float, float]:
+    """What the search is told of a trial's row, in the order of `TOLD`.
 
-    A trial that failed or diverged is told at the penalties. One that solves fewer tasks than the
-    study asks for keeps its loss, but its few circuits, of the easiest tasks, do not make it look interpretable.
-    A trial that was run again after a failure stays told as failed: what came after it was drawn knowing that.
+    A trial that failed or diverged is told at the penalties, any other at its loss and its charged edges. A trial
+    that was run again after a failure stays told as failed: what came after it was drawn knowing that.
     """
     if row["status"] != "ok" or row["retried"]:
         return PENALTIES
-    return row["val_loss"], row["circuit_edges"] if row["eligible"] else PENALTIES[1]
+    return row["val_loss"], charged_edges(row, unsolved_edges)

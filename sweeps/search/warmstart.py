@@ -1,7 +1,8 @@
 """Warm start: trials of earlier studies that the search of a new one learns from before it draws anything.
 
 A row counts if it could be one of the new study's: its configuration is in the space, with the same fixed fields, on
-the same tokens, with as many tasks at the same target loss. Figures of anything else are not comparable.
+the same tokens, with as many tasks at the same target loss, and its row counts circuits as rows do now. Figures of
+anything else are not comparable.
 They are read once and kept in the new study's folder, so that the search stays a function of what lies there.
 """
 
@@ -14,6 +15,7 @@ from optuna.trial import FrozenTrial
 
 from sparse_model import storage
 from sweeps.frontier.queries import Frontier
+from sweeps.frontier.rows import SCHEMA_VERSION
 from sweeps.search.objectives import objectives
 from sweeps.search.sampling import finished_trial
 from sweeps.study.space import TrialConfig
@@ -38,15 +40,19 @@ def _fitting(study: Study, data_key: str) -> list[dict[str, Any]]:
     kept = []
     for uri in study.search.warm_start:
         for row in Frontier(uri).trials().to_pylist():
-            same = (row["data"], row["tasks_tried"], row["target_loss"]) == (
+            same = (row["data"], row["tasks_tried"], row["target_loss"], row["schema_version"]) == (
                 data_key,
                 len(study.task_sources),
                 study.target_loss,
+                SCHEMA_VERSION,
             )
             if not same or row["status"] != "ok":
                 continue
             config = TrialConfig.model_validate_json(row["config"])
             if study.space.params_of(config) is not None:
                 source = {"from": storage.join(uri, "frontier"), "trial": row["trial"]}
-                kept.append(source | {"values": list(objectives(row)), "config": config.model_dump(mode="json")})
+                kept.append(
+                    source
+                    | {"values": list(objectives(row, study.unsolved_edges)), "config": config.model_dump(mode="json")}
+                )
     return kept

@@ -18,6 +18,9 @@ from sparse_model import storage
 from sparse_model.model.transformer import SparseTransformer
 from sweeps.show.curves import Curve
 
+COUNTED = 1
+"""Of what is kept of a search: raised when other circuits come to count."""
+
 
 class CurveStore:
     """Curves of one model's tasks, by way of pruning."""
@@ -32,7 +35,7 @@ class CurveStore:
         targets: Sequence[float],
     ) -> None:
         """`root` is a study's storage, `kind` the name of the search."""
-        said = json.dumps([kind, VERSION, fingerprint(model), config.model_dump(mode="json"), sorted(targets)])
+        said = json.dumps([kind, VERSION, COUNTED, fingerprint(model), config.model_dump(mode="json"), sorted(targets)])
         self.search = hashlib.sha256(said.encode())
         for site, mean in sorted(means.items()):
             self.search.update(site.encode() + mean.cpu().numpy().tobytes())
@@ -55,6 +58,7 @@ class CurveStore:
 
     def _uri(self, task: TaskData) -> str:
         digest = self.search.copy()
-        for field in (task.train.tokens, task.train.length, task.train.right, task.train.wrong):
-            digest.update(field.numpy().tobytes())
+        for batch in (task.train, task.heldout):
+            for field in (batch.tokens, batch.length, batch.right, batch.wrong):
+                digest.update(field.numpy().tobytes())
         return storage.join(self.folder, f"{task.name}-{digest.hexdigest()[:16]}.json")

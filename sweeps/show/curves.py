@@ -1,7 +1,7 @@
 """Circuit size against task loss: the mean curve over tasks of two models, or of several ways to order nodes.
 
-A mean at a target loss is over the tasks that everything compared reaches there, so that all means are of the same
-tasks.
+A mean at a target loss is over the tasks of which everything compared has a circuit that counts there
+(`sweeps.counting`), so that all means are of the same tasks.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from sparse_model import storage
 from sparse_model.errors import InputError
+from sweeps.frontier.counting import counted
 from sweeps.frontier.parquet import read_table
+from sweeps.frontier.rows import SCHEMA_VERSION
 from sweeps.search.objectives import bootstrap_interval, geometric_mean_edges
 from sweeps.show.plot import FAINT, INK, image_format
 
@@ -28,15 +30,15 @@ MARKERS = ("o", "s", "^", "D", "v")
 
 Interval = tuple[float, float] | None
 
-Curve = Mapping[float, int | None]
-"""Target loss -> edges, None or missing where the target is not reached."""
+Curve = Mapping[float, Any]
+"""Target loss -> edges, None or missing where no circuit counts; or share of edges -> faithfulness."""
 
 Sizes = Mapping[str, Curve]
 """Task -> curve."""
 
 
 class Point(NamedTuple):
-    """Of one target loss: by curve, the edges of each task that all curves reach there, none of them below 1."""
+    """Of one target loss: by curve, the edges of each task that all curves reach there."""
 
     target: float
     edges: dict[str, tuple[int, ...]]
@@ -65,10 +67,10 @@ class Point(NamedTuple):
 
 
 def sizes_of(rows: Sequence[Mapping[str, Any]], method: str) -> dict[str, dict[float, int | None]]:
-    """Sizes from rows of the circuits table."""
+    """Sizes of circuits that count (`sweeps.counting`), from rows of the circuits table."""
     found: dict[str, dict[float, int | None]] = {}
     for row in rows:
-        if row["method"] == method and row["status"] == "ok":
+        if row["method"] == method and counted(row):
             found.setdefault(row["task"], {})[row["target_loss"]] = row["edges"]
     return found
 
@@ -80,26 +82,27 @@ def mean_curves(curves: Mapping[str, Sizes], targets: Sequence[float]) -> list[P
         reached = [{t for t, sizes in curve.items() if sizes.get(target) is not None} for curve in curves.values()]
         tasks = sorted(set.intersection(*reached))
         if tasks:
-            edges = {name: tuple(max(1, curve[task][target] or 0) for task in tasks) for name, curve in curves.items()}
+            edges = {name: tuple(curve[task][target] or 0 for task in tasks) for name, curve in curves.items()}
             points.append(Point(target, edges))
     return points
 
 
-def stored_rows(model_uri: str, table: str = "circuits") -> list[dict[str, Any]]:
-    """Rows of a trial whose model is at <study>/models/<trial>; none where it is not a trial's."""
+def rows_of_model(model_uri: str, table: str = "circuits") -> list[dict[str, Any]]:
+    """Rows of a trial whose model is at <study>/models/<trial>; none where it is not a trial's, or where they are of an
+    earlier schema, which had other tasks and other words for what is solved."""
     parts = model_uri.split("?")[0].rstrip("/").rsplit("/", 2)
     if len(parts) != 3 or parts[1] != "models" or "?" in model_uri:
         return []
     root, trial = parts[0], parts[2]
     rows: list[dict[str, Any]] = read_table(root, table).to_pylist()
-    return [row for row in rows if row["trial"] == trial]
+    return [row for row in rows if row["trial"] == trial and row["schema_version"] == SCHEMA_VERSION]
 
 
 def model_names(uris: Sequence[str]) -> list[str]:
     """What models are, e.g. `sparse · 128 · 0.06` (width, share of weights kept), as far as a trial's row tells; else
     the name of the folder. Names that would be the same have the folder's beside them, and then the whole address."""
     keys = [uri.split("?")[0].rstrip("/").rsplit("/", 1)[-1] for uri in uris]
-    names = [_described(stored_rows(uri, "trials")) or key for uri, key in zip(uris, keys, strict=True)]
+    names = [_described(rows_of_model(uri, "trials")) or key for uri, key in zip(uris, keys, strict=True)]
     for others in (keys, list(uris)):
         names = [f"{n} · {o}" if names.count(n) > 1 and o != n else n for n, o in zip(names, others, strict=True)]
     return names

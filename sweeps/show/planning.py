@@ -58,7 +58,7 @@ class Plan:
     peak_checkpoint_gb: float
 
 
-def assumed(study: Study, flops: float | None, prune_seconds: float | None) -> Throughput:
+def assumed_throughput(study: Study, flops: float | None, prune_seconds: float | None) -> Throughput:
     """The throughput as stated, and where not, as assumed for the study's kind of device."""
     gpu = study.resources.gpus_per_worker > 0
     source = (
@@ -67,7 +67,7 @@ def assumed(study: Study, flops: float | None, prune_seconds: float | None) -> T
     return Throughput(flops or (GPU_FLOPS if gpu else CPU_CORE_FLOPS), prune_seconds or PRUNE_SECONDS, source)
 
 
-def measured(uri: str) -> Throughput:
+def measured_throughput(uri: str) -> Throughput:
     """The throughput of the study at `uri` from its rows; InputError where none of them tells."""
     found = Frontier(uri)
     rows = [
@@ -80,11 +80,11 @@ def measured(uri: str) -> Throughput:
     return Throughput(flops, fmean(seconds) if seconds else PRUNE_SECONDS, f"measured over {len(rows)} trials of {uri}")
 
 
-def plan(study: Study, throughput: Throughput) -> Plan:
+def plan_study(study: Study, throughput: Throughput) -> Plan:
     """The plan of a study. FLOPs are counted as if dense, as rows count them."""
     configs = sample(study)
     trials = study.search.trials * len(study.seeds)
-    sizes = [parameters(config.model) for config in configs]
+    sizes = [count_parameters(config.model) for config in configs]
     flops = trials * fmean(config.training.tokens * flops_per_token(config.model) for config in configs)
     circuits = trials * len(study.task_sources) * len(study.target_losses) * len(methods(study.pruning))
     device_hours = flops / throughput.flops / 3600
@@ -115,7 +115,7 @@ def sample(study: Study) -> Sequence[TrialConfig]:
     return [study.space.config(drawn.ask(str(i)), 0) for i in range(min(SAMPLE, study.search.trials))]
 
 
-def parameters(config: ModelConfig) -> int:
+def count_parameters(config: ModelConfig) -> int:
     """Parameters of a model, zeros and bigram table included; none of them is allocated."""
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in SparseTransformer(config, torch.float32).parameters())

@@ -18,7 +18,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from sparse_model import storage
 from sparse_model.errors import InputError
 from sweeps.frontier.comparison import Comparison
-from sweeps.frontier.queries import Choice, Frontier
+from sweeps.frontier.queries import Frontier, Selection
 
 LOOKS = {"sparse": ("o", "#0b6e99"), "dense": ("s", "#c8553d")}
 INK, FAINT = "#222222", "#9a9a9a"
@@ -29,7 +29,7 @@ CROWD = 300
 FORMATS = ("png", "svg", "pdf")
 
 
-def plot_frontier(frontier: Frontier, uri: str, **choice: Unpack[Choice]) -> None:
+def plot_frontier(frontier: Frontier, uri: str, **choice: Unpack[Selection]) -> None:
     """Draw a frontier into an image at a path or URI that ends in .png, .svg or .pdf; InputError for any other.
 
     `choice` says what is compared, as in `Frontier.compared`.

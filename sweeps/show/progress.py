@@ -134,5 +134,7 @@ def outcome(row: Mapping[str, Any]) -> str:
     if row["status"] != "ok":
         return f"{row['status']}: {row['reason']}"
     edges = row["circuit_edges"]
-    circuits = f", {edges:,.0f} edges per circuit" if edges is not None else ""
-    return f"ok: loss {row['val_loss']:.3f}, {row['tasks_solved']}/{row['tasks_tried']} tasks solved{circuits}"
+    beside = {"tasks_without_edges": "without edges", "tasks_failing_heldout": "failing on held-out pairs"}
+    apart = "".join(f", {row[name]} {words}" for name, words in beside.items() if row[name])
+    circuits = f", {edges:,.0f} edges per circuit that counts" if edges is not None else ""
+    return f"ok: loss {row['val_loss']:.3f}, {row['tasks_solved']}/{row['tasks_tried']} tasks solved{circuits}{apart}"

@@ -33,6 +33,8 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "val_loss": ("val loss", "{:.3f}".format),
     "tasks_solved": ("solved", str),
     "edges": ("edges", "{:,.1f}".format),
+    "tasks_without_edges": ("no edge", str),
+    "tasks_failing_heldout": ("fail", str),
     "train_seconds": ("train s", "{:.0f}".format),
     "prune_seconds": ("prune s", "{:.0f}".format),
     "status": ("status", str),
@@ -40,7 +42,7 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
 """What the table in the terminal shows of a trial, under which heading, written how."""
 
 
-LEAST_WIDTH = {"train_seconds": 104, "prune_seconds": 104, "status": 88}
+LEAST_WIDTH = {"train_seconds": 118, "prune_seconds": 118, "status": 102, "tasks_failing_heldout": 94}
 """Columns of text below which a column is left out."""
 
 MOST_ROWS = 100

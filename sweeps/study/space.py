@@ -21,8 +21,8 @@ from sparse_model.model.config import RUN_ONLY, Config, ModelConfig, TrainConfig
 from sweeps.study.distributions import Choice, Distribution, Sampler
 from sweeps.study.problems import shown
 
-Kind = Literal["sparse", "dense"]
-KINDS: tuple[Kind, ...] = ("sparse", "dense")
+TrialKind = Literal["sparse", "dense"]
+TRIAL_KINDS: tuple[TrialKind, ...] = ("sparse", "dense")
 SECTIONS: dict[str, type[BaseModel]] = {"model": ModelConfig, "training": TrainConfig}
 DENSE_MEANS = {"model.activation_fraction": 1.0, "training.fraction": 1.0, "training.embedding_fraction": None}
 """What makes a trial dense, and so is nobody else's to set in a dense trial."""
@@ -35,7 +35,7 @@ MOST_CORNERS = 4096
 class TrialConfig(Config):
     """One sampled configuration: everything that decides which model a trial trains."""
 
-    kind: Kind = Field(description="sparse, or dense: fraction 1 and no AbsTopK")
+    kind: TrialKind = Field(description="sparse, or dense: fraction 1 and no AbsTopK")
     model: ModelConfig
     training: TrainConfig
 
@@ -64,15 +64,15 @@ class Entry:
 class Space:
     """A checked template. `entries[kind]` maps the fields of a trial of that kind to what the template says of them."""
 
-    kind: Choice | Kind
-    entries: Mapping[Kind, Mapping[str, Entry]]
+    kind: Choice | TrialKind
+    entries: Mapping[TrialKind, Mapping[str, Entry]]
     vocab_size: int
 
-    def kinds(self) -> tuple[Kind, ...]:
+    def kinds(self) -> tuple[TrialKind, ...]:
         """The kinds of trial the space has."""
         return self.kind.values if isinstance(self.kind, Choice) else (self.kind,)  # type: ignore[return-value]
 
-    def sampled(self, kind: Kind) -> dict[str, Distribution]:
+    def sampled(self, kind: TrialKind) -> dict[str, Distribution]:
         """Fields of a trial of this kind that are drawn, with their distributions."""
         return {field: entry.value for field, entry in self.entries[kind].items() if entry.is_sampled}
 
@@ -84,6 +84,14 @@ class Space:
             entry = self.entries[kind].get(field) or Entry(field, SECTIONS[section].model_fields[name].default)
             found.update(entry.value.corners() if entry.is_sampled else (entry.value,))
         return found
+
+    def most_edges(self) -> int:
+        """Weights that can be edges of a circuit, in the largest model of the space."""
+        return max(
+            _edges_of(build_config(kind, values | {"training.seed": 0, "model.vocab_size": self.vocab_size}).model)
+            for kind in self.kinds()
+            for values in corners(self.entries[kind])
+        )
 
     def config(self, params: Mapping[str, Any], seed: int) -> TrialConfig:
         """The trial that `params` (template path → drawn value, as `suggest` named them) stands for."""
@@ -125,7 +133,7 @@ class Space:
             return None
         return params if _comparable(self.config(params, config.training.seed)) == _comparable(config) else None
 
-    def _kind_of(self, entry: Mapping[str, Any]) -> Kind:
+    def _kind_of(self, entry: Mapping[str, Any]) -> TrialKind:
         kind = entry.get("kind", None if isinstance(self.kind, Choice) else self.kind)
         if kind not in self.kinds():
             raise ValueError(f"kind {shown(kind)}; allowed: {', '.join(self.kinds())}")
@@ -146,7 +154,7 @@ def suggest(space: Space, sampler: Sampler) -> None:
             entry.value.draw(sampler, entry.path)
 
 
-def build_config(kind: Kind, values: Mapping[str, Any]) -> TrialConfig:
+def build_config(kind: TrialKind, values: Mapping[str, Any]) -> TrialConfig:
     """A trial's configuration from its fields by path; pydantic's ValidationError for what no model can be."""
     sections: dict[str, dict[str, Any]] = {"model": {}, "training": {}}
     for field, value in (dict(values) | (DENSE_MEANS if kind == "dense" else {})).items():
@@ -180,6 +188,13 @@ def flatten(nested: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             raise ValueError(f"{section}; allowed: kind, and mappings {' and '.join(SECTIONS)}")
         for name, value in fields.items():
             yield f"{section}.{name}", value
+
+
+def _edges_of(model: ModelConfig) -> int:
+    """Weights of a model's qkv, output, up and down projections."""
+    read = model.width("attn.in")
+    attention = 3 * read * model.d_attn + model.d_attn * model.d_model
+    return model.n_layer * (attention + read * model.d_mlp_ + model.d_mlp_ * model.d_model)
 
 
 def _is_joint(field: str) -> bool:

@@ -233,6 +233,12 @@ class Study(Config):
         """The task loss at which circuits are compared, in nats."""
         return self.target_losses[0]
 
+    @cached_property
+    def unsolved_edges(self) -> int:
+        """Edges that the sampler is told for a task without a circuit that counts: all that the largest model of the
+        space could have, which is more than any circuit has."""
+        return self.space.most_edges()
+
     @property
     def root(self) -> str:
         """URI of the study's folder."""

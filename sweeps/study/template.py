@@ -14,7 +14,17 @@ from sparse_model.model.config import ModelConfig, TrainConfig
 from sparse_model.sparsity.projection import check_budget
 from sweeps.study.distributions import Choice, parse_distribution
 from sweeps.study.problems import Problem, pydantic_problems, shown, unknown_key
-from sweeps.study.space import DENSE_MEANS, KINDS, SECTIONS, Entry, Kind, Space, TrialConfig, build_config, corners
+from sweeps.study.space import (
+    DENSE_MEANS,
+    SECTIONS,
+    TRIAL_KINDS,
+    Entry,
+    Space,
+    TrialConfig,
+    TrialKind,
+    build_config,
+    corners,
+)
 
 SET_ELSEWHERE = {"model.vocab_size": "tokenizer.vocab_size", "training.seed": "seeds"}
 
@@ -23,27 +33,27 @@ def read_template(raw: Mapping[str, Any], vocab_size: int, workers: int) -> tupl
     """The space a template describes, and all that is wrong with it; no space where its shape is not understood."""
     problems: list[Problem] = []
     for key in raw:
-        if key not in ("kind", *SECTIONS, *KINDS):
-            problems.append(Problem(f"trial.{key}", unknown_key(key, ("kind", *SECTIONS, *KINDS))))
+        if key not in ("kind", *SECTIONS, *TRIAL_KINDS):
+            problems.append(Problem(f"trial.{key}", unknown_key(key, ("kind", *SECTIONS, *TRIAL_KINDS))))
     kind = _kind(raw.get("kind"), problems)
     written = _entries(raw, problems)
     if kind is None:
         return None, problems
-    space = Space(kind, {k: _of_kind(k, written) for k in KINDS}, vocab_size)
+    space = Space(kind, {k: _of_kind(k, written) for k in TRIAL_KINDS}, vocab_size)
     for possible in space.kinds():
         problems += _misplaced(possible, space.entries[possible], [problem.path for problem in problems])
         problems += _bad_corners(possible, space, workers)
     return space, _first_of_each(problems)
 
 
-def _kind(raw: Any, problems: list[Problem]) -> Choice | Kind | None:
+def _kind(raw: Any, problems: list[Problem]) -> Choice | TrialKind | None:
     try:
         kind = parse_distribution(raw) if isinstance(raw, dict) else raw
     except ValueError as error:
         problems.append(Problem("trial.kind", str(error)))
         return None
     values = kind.values if isinstance(kind, Choice) else (kind,)
-    if not all(value in KINDS for value in values):
+    if not all(value in TRIAL_KINDS for value in values):
         problems.append(Problem("trial.kind", f"{shown(raw)}; allowed: sparse, dense or {{choice: [sparse, dense]}}"))
         return None
     return kind  # type: ignore[return-value]
@@ -52,7 +62,7 @@ def _kind(raw: Any, problems: list[Problem]) -> Choice | Kind | None:
 def _entries(raw: Mapping[str, Any], problems: list[Problem]) -> dict[str, Entry]:
     """Every field of the template by its path, those that cannot be read left out and named."""
     found = {}
-    for scope in ("", *KINDS):
+    for scope in ("", *TRIAL_KINDS):
         part = raw.get(scope, {}) if scope else raw
         for path, value in _fields(scope, part, problems):
             try:
@@ -88,14 +98,14 @@ def _fields(scope: str, part: Any, problems: list[Problem]) -> Iterator[tuple[st
                 yield path, value
 
 
-def _of_kind(kind: Kind, written: Mapping[str, Entry]) -> dict[str, Entry]:
+def _of_kind(kind: TrialKind, written: Mapping[str, Entry]) -> dict[str, Entry]:
     """Fields of trials of one kind: the common ones, and over them those of the kind's own section."""
     common = {path: entry for path, entry in written.items() if path.split(".")[0] in SECTIONS}
     own = {path.removeprefix(f"{kind}."): entry for path, entry in written.items() if path.startswith(f"{kind}.")}
     return common | own
 
 
-def _misplaced(kind: Kind, entries: Mapping[str, Entry], known_bad: list[str]) -> Iterator[Problem]:
+def _misplaced(kind: TrialKind, entries: Mapping[str, Entry], known_bad: list[str]) -> Iterator[Problem]:
     """Sparse trials need a fraction, dense trials have none."""
     unreadable = any(path.endswith("training.fraction") for path in known_bad)
     if kind == "sparse" and "training.fraction" not in entries and not unreadable:
@@ -107,7 +117,7 @@ def _misplaced(kind: Kind, entries: Mapping[str, Entry], known_bad: list[str]) -
             yield Problem(f"trial.{path}", f"dense trials have none (theirs is {DENSE_MEANS[field]}){where}")
 
 
-def _bad_corners(kind: Kind, space: Space, workers: int) -> Iterator[Problem]:
+def _bad_corners(kind: TrialKind, space: Space, workers: int) -> Iterator[Problem]:
     entries = {
         field: entry for field, entry in space.entries[kind].items() if kind == "sparse" or field not in DENSE_MEANS
     }
@@ -118,7 +128,9 @@ def _bad_corners(kind: Kind, space: Space, workers: int) -> Iterator[Problem]:
         yield Problem("trial", str(error))
 
 
-def _bad_values(kind: Kind, values: dict[str, Any], entries: Mapping[str, Entry], workers: int) -> Iterator[Problem]:
+def _bad_values(
+    kind: TrialKind, values: dict[str, Any], entries: Mapping[str, Entry], workers: int
+) -> Iterator[Problem]:
     """Everything wrong with one configuration; a field that fails alone is set aside, and the rest is judged too."""
     try:
         config = build_config(kind, values)

@@ -9,6 +9,7 @@ from typing import Any
 
 from sparse_model import storage
 from sparse_model.errors import InputError
+from sweeps.frontier.counting import counts
 from sweeps.frontier.rows import read_rows, row_uri, write_circuit_rows, write_trial_row
 from sweeps.search.objectives import FINAL, bootstrap_interval, geometric_mean_edges
 from sweeps.trial.places import Trial
@@ -45,23 +46,26 @@ def publish(trial: Trial, circuits: list[TableRow], row: TableRow) -> None:
 def trial_row(trial: Trial, trained: Trained, circuits: list[TableRow]) -> TableRow:
     """The trial's row: configuration, figures of training, and what the circuits come to."""
     study, metrics = trial.study, trained.metrics
-    compared = [c for c in circuits if (c["target_loss"], c["method"]) == (study.target_loss, "node")]
-    solved = [c["edges"] for c in compared if c["status"] == "ok"]
-    interval = bootstrap_interval([max(1, n) for n in solved]) or (None, None)
+    found = counts(circuits, study.target_loss)
+    interval = bootstrap_interval(found.edges) or (None, None)
+    enough = found.solved >= study.min_tasks_solved and len(found.edges) > 0
     figures = ("train_loss", "val_loss", "dead_neurons", "kurtosis", "active", "flops", "train_seconds")
-    counts = ("l0", "total_params", "tokens")
+    whole = ("l0", "total_params", "tokens")
     return (
         _described(trial)
         | {name: metrics.get(name) for name in figures}
         | {"active_neurons": metrics.get("active.mlp.act")}
-        | {name: int(metrics[name]) for name in counts if name in metrics}
+        | {name: int(metrics[name]) for name in whole if name in metrics}
         | {
             "status": trained.status,
             "dtype": trained.dtype,
             "reason": trained.reason,
-            "eligible": trained.status == "ok" and len(solved) >= study.min_tasks_solved,
-            "tasks_solved": len(solved),
-            "circuit_edges": geometric_mean_edges(solved),
+            "eligible": trained.status == "ok" and enough,
+            "tasks_solved": found.solved,
+            "tasks_counted": len(found.edges),
+            "tasks_without_edges": found.without_edges,
+            "tasks_failing_heldout": found.failing_heldout,
+            "circuit_edges": geometric_mean_edges(found.edges),
             "circuit_edges_low": interval[0],
             "circuit_edges_high": interval[1],
         }

@@ -12,7 +12,8 @@ from circuit.graph.record import Circuit
 from circuit.proofs.resample import STRENGTHS
 from circuit.pruning import METHODS, Method, find_circuits
 from circuit.search.config import PruneConfig
-from circuit.tasks import task_data
+from circuit.search.evaluation import model_score
+from circuit.tasks import harder_pairs, task_data
 from sparse_model import storage
 from sparse_model.data.config import CorpusConfig
 from sparse_model.data.corpora import mixture, split_of
@@ -21,6 +22,7 @@ from sparse_model.data.tokenizer import Tokenizer
 from sparse_model.errors import InputError
 from sparse_model.model.transformer import SparseTransformer
 from sparse_model.saved.pretrained import from_pretrained
+from sweeps.frontier.counting import counted
 from sweeps.study.study import Study
 
 MEAN_TOKENS = 65_536
@@ -31,10 +33,10 @@ RESAMPLED_WINDOWS = 64
 
 
 def settings(study: Study, target: float | None = None, **changes: Any) -> PruneConfig:
-    """How circuits of the study are searched: the first of its target losses, or `target` in their place, decides what
-    is solved. `changes` are other fields of `PruneConfig`."""
+    """How circuits of the study are searched, at the first of its target losses or at `target`; which tasks are solved,
+    the study's own target decides where it names no other loss. `changes` are other fields of `PruneConfig`."""
     target = study.target_loss if target is None else target
-    solved = study.pruning.solved_loss or target
+    solved = study.pruning.solved_loss or study.target_loss
     return PruneConfig.model_validate(
         study.pruning.model_dump() | {"target_loss": target, "solved_loss": solved, **changes}
     )
@@ -45,20 +47,22 @@ def methods(config: PruneConfig) -> tuple[Method, ...]:
     return METHODS if config.edges else ("node",)
 
 
-def measure(model_uri: str, data_uri: str, cache_bytes: int, threads: int, device: str = "cpu") -> Pretraining:
-    """`pretraining` of a published model, computed on a device; in the CPU's memory, to be sent around."""
+def summarise_published(
+    model_uri: str, data_uri: str, cache_bytes: int, threads: int, device: str = "cpu"
+) -> Pretraining:
+    """`summarise_training_text` of a published model, computed on a device; in the CPU's memory, to be sent around."""
     torch.set_num_threads(threads)
     model, _ = from_pretrained(model_uri, device)
-    means, text = pretraining(model, TokenDataset.open(data_uri, cache_bytes=cache_bytes))
+    means, text = summarise_training_text(model, TokenDataset.open(data_uri, cache_bytes=cache_bytes))
     return Pretraining({site: mean.cpu() for site, mean in means.items()}, text)
 
 
-def pretraining(model: SparseTransformer, data: TokenDataset) -> Pretraining:
+def summarise_training_text(model: SparseTransformer, data: TokenDataset) -> Pretraining:
     """What searches take from training text; the same text for every model of a context."""
-    return measured(model, windows(model, data))
+    return summarise_text(model, training_windows(model, data))
 
 
-def windows(model: SparseTransformer, data: TokenDataset) -> Tensor:
+def training_windows(model: SparseTransformer, data: TokenDataset) -> Tensor:
     """About `MEAN_TOKENS` training tokens as (n, context), drawn from all of the text."""
     rows, context = 32, model.config.context
     steps = max(1, min(MEAN_TOKENS // context, data.n_windows("train", context)) // rows)
@@ -66,7 +70,7 @@ def windows(model: SparseTransformer, data: TokenDataset) -> Tensor:
     return torch.cat([torch.from_numpy(batch[:, :-1]) for batch in batches])
 
 
-def text_windows(model: SparseTransformer, tokenizer: Tokenizer, corpus: CorpusConfig) -> Tensor:
+def corpus_windows(model: SparseTransformer, tokenizer: Tokenizer, corpus: CorpusConfig) -> Tensor:
     """The first `MEAN_TOKENS` training tokens of a corpus as (n, context), cut by a tokenizer of the model's own.
 
     InputError for a corpus that is shorter than the model's context.
@@ -84,7 +88,7 @@ def text_windows(model: SparseTransformer, tokenizer: Tokenizer, corpus: CorpusC
     return torch.tensor(tokens[: n_windows * context]).view(n_windows, context)
 
 
-def measured(model: SparseTransformer, text: Tensor) -> Pretraining:
+def summarise_text(model: SparseTransformer, text: Tensor) -> Pretraining:
     """Mean activations over text (n, context), and some of it."""
     return Pretraining(mean_activations(model, torch.split(text, 32)), text[:RESAMPLED_WINDOWS])
 
@@ -107,7 +111,18 @@ def prune_task(
     circuits = find_circuits(model, data, means, config, targets, methods(config), text=known.text)
     for circuit in circuits:
         circuit.save(storage.join(circuits_uri, f"{circuit_name(circuit, config.target_loss)}.json"))
-    return [circuit_row(circuit) for circuit in circuits]
+    harder = harder_accuracy(model, tokenizer, task, config)
+    return [circuit_row(circuit) | {"harder_accuracy": harder} for circuit in circuits]
+
+
+def harder_accuracy(model: SparseTransformer, tokenizer: Tokenizer, task: str, config: PruneConfig) -> float | None:
+    """Share of prompts of a task's harder variant that the whole model answers right; None where there is none that
+    fits its context."""
+    pairs = harder_pairs(task, tokenizer, pairs=config.pairs, seed=config.seed)
+    if pairs is None:
+        return None
+    fits = (pairs.length.view(-1, 2).amax(1) <= model.config.context).nonzero().squeeze(1)
+    return model_score(model, pairs.some(fits)).accuracy if len(fits) else None
 
 
 def circuit_name(circuit: Circuit, target: float) -> str:
@@ -118,8 +133,17 @@ def circuit_name(circuit: Circuit, target: float) -> str:
 
 def circuit_row(circuit: Circuit) -> dict[str, Any]:
     """The columns of a circuit's row that the circuit knows itself; sizes are null where there is none."""
-    same = ("task", "target_loss", "method", "status", "loss", "heldout_loss", "heldout_accuracy")
-    proofs = ("unpruned_loss", "necessity_loss", "control_loss", "control_edges", "stability", "summary", "seconds")
+    same = ("task", "target_loss", "method", "status", "loss", "heldout_loss", "heldout_accuracy", "scale", "shift")
+    proofs = (
+        "uncalibrated_loss",
+        "unpruned_loss",
+        "necessity_loss",
+        "control_loss",
+        "control_edges",
+        "stability",
+        "summary",
+        "seconds",
+    )
     sizes = {
         "nodes": circuit.n_nodes,
         "edges": circuit.n_edges,
@@ -128,4 +152,5 @@ def circuit_row(circuit: Circuit) -> dict[str, Any]:
     }
     row = {name: getattr(circuit, name) for name in (*same, *proofs)} | {"reason": ""}
     row |= {f"resample_loss_{s:.0%}".rstrip("%"): circuit.resample_losses.get(s) for s in STRENGTHS}
-    return row | (sizes if circuit.status == "ok" else dict.fromkeys(sizes))
+    row |= sizes if circuit.status == "ok" else dict.fromkeys(sizes)
+    return row | {"counted": counted(row)}

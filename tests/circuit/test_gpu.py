@@ -18,7 +18,7 @@ from circuit.inspect.binarise import binarise
 from circuit.inspect.contexts import contexts
 from circuit.inspect.running import CircuitModel, changed, effects, nodes_of
 from circuit.pruning import find_circuits
-from circuit.search.baselines import BASELINES, scores, sizes
+from circuit.search.baselines import BASELINES, ordered, smallest_reaching
 from circuit.search.config import PruneConfig
 from circuit.search.evaluation import Judge
 from circuit.search.masks import NodeIndex, _Learner
@@ -86,7 +86,13 @@ def test_what_is_asked_of_a_circuit(planted: Any) -> None:
             binarise(model, circuit, task),
             contexts(model, nodes_of(circuit), text, 2),
             CircuitModel(model, circuit).margins(task.heldout).tolist(),
-            *(sizes(judge, scores(judge, way, 0), (0.5, 0.15)) for way in BASELINES),
+            *(
+                [
+                    size and size.n_edges
+                    for size in (smallest_reaching(ordered(judge, way, 0), target) for target in (0.5, 0.15))
+                ]
+                for way in BASELINES
+            ),
         ]
 
     ours = answers(planted.model, planted.means)

@@ -12,7 +12,7 @@ import torch
 
 from circuit.tasks import task_data
 from sparse_model.data.config import TokenizerConfig
-from sparse_model.data.idioms import programs
+from sparse_model.data.idioms.programs import programs
 from sparse_model.data.tokenizer import Tokenizer
 from sparse_model.model.config import ModelConfig
 from sparse_model.model.transformer import SparseTransformer
@@ -33,7 +33,7 @@ def planted_folder(tmp_path: Path) -> str:
         model.unembedding.mul_(0.05)
         model.embedding[:, 0] = 0
         for row in range(len(data.length)):
-            model.embedding[data.tokens[row, data.length[row] - 1], 0] = 1.0 - 2 * (row % 2)
+            model.embedding[data.tokens[row, data.length[row] - 1], 0] = 5.0 - 10 * (row % 2)
         model.unembedding[:, 0] = -1.0
         model.unembedding[data.right[0], 0] = 1.0
     save_pretrained(model, tokenizer, str(tmp_path / "model"))

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, strategies as st
+from toys import whole_score
 
 from circuit.ablated.calibration import Calibration
 from circuit.graph.record import Circuit
@@ -18,7 +19,7 @@ from circuit.pruning import find_circuit, find_circuits
 from circuit.search.config import PruneConfig
 from circuit.search.discretise import bisect_nodes, fewest, grown
 from circuit.search.elimination import _Circuit, eliminate
-from circuit.search.evaluation import Judge, task_scores
+from circuit.search.evaluation import Judge
 from circuit.search.masks import learn_masks
 from circuit.search.parts import Parts
 from circuit.tasks import TaskData
@@ -47,7 +48,7 @@ def test_proofs_of_the_planted_circuit(found: Circuit, planted: Any) -> None:
     assert found.loss <= 0.15
     assert found.heldout_loss <= 0.15
     assert found.heldout_accuracy == 1.0
-    assert found.unpruned_loss == pytest.approx(task_scores(planted.model, planted.task.train).loss, abs=1e-6)
+    assert found.unpruned_loss == pytest.approx(whole_score(planted.model, planted.task.heldout).loss, abs=1e-6)
     assert found.necessity_loss is not None
     assert found.necessity_loss > 0.9 * math.log(2)
 
@@ -67,10 +68,10 @@ def test_every_planted_node_is_needed(planted: Any) -> None:
 
 
 def test_a_task_the_model_cannot_do_is_unsolved(planted: Any) -> None:
-    task = TaskData("nonsense", train=planted.task.train.shuffled(0), heldout=planted.task.heldout)
+    task = TaskData("nonsense", train=planted.task.train, heldout=planted.task.heldout.shuffled(0))
     circuit = find_circuit(planted.model, task, planted.means, PruneConfig())
-    assert circuit.status == "unsolved"
-    assert circuit.loss > 0.15
+    assert circuit.status == "unsolved", "whatever it does on the pairs that circuits are searched on"
+    assert circuit.unpruned_loss > 0.15 > circuit.loss
     assert (circuit.nodes, circuit.edges, circuit.n_edges, circuit.necessity_loss) == ({}, (), 0, None)
     assert Circuit.from_json(circuit.to_json()) == circuit
 
@@ -83,7 +84,23 @@ def test_a_task_done_only_after_calibration_is_unsolved_unless_told_otherwise(pl
     strict = find_circuit(model, planted.task, planted.means, PruneConfig())
     assert strict.status == "unsolved"
     assert strict.unpruned_loss > 0.15 > strict.loss
+    same_rule = find_circuits(model, planted.task, planted.means, PruneConfig(), (50.0,), ("node",))
+    assert [circuit.status for circuit in same_rule] == ["unsolved"], "whatever the target"
     assert find_circuit(model, planted.task, planted.means, PruneConfig(solved_loss=50)).status == "ok"
+
+
+def test_calibration_is_in_the_open_and_can_be_bounded(planted: Any) -> None:
+    free = find_circuit(planted.model, planted.task, planted.means, PruneConfig(steps=40))
+    judge = Judge(planted.model, planted.means, planted.task.heldout)
+    assert free.uncalibrated_loss == pytest.approx(judge.score(judge.index.flat(free.nodes)).loss)
+    bound = free.scale / 2
+    config = PruneConfig(steps=40, max_scale=bound)
+    found = find_circuits(planted.model, planted.task, planted.means, config, (0.15, 0.4))
+    assert [circuit.status for circuit in found[2:]] == ["ok", "ok"]
+    for circuit in found:
+        assert circuit.scale <= bound
+        assert circuit.status != "ok" or circuit.loss <= circuit.target_loss
+    assert len(found[2].nodes) > 0
 
 
 def test_bisection_keeps_the_highest_and_reaches_the_target(planted: Any) -> None:
@@ -236,9 +253,10 @@ def test_a_circuit_that_reaches_the_target_only_by_rounding_is_not_taken(
 
 def test_curve_is_monotone_and_every_circuit_reaches_its_target(planted: Any) -> None:
     targets = (0.15, 0.5, 0.05, 0.3, 1e-9)
-    found = find_circuits(planted.model, planted.task, planted.means, PruneConfig(steps=40), targets)
+    config = PruneConfig(steps=40, max_scale=2)  # with a larger one the whole model reaches any target
+    found = find_circuits(planted.model, planted.task, planted.means, config, targets)
     assert [(c.target_loss, c.method) for c in found] == [(t, m) for t in targets for m in ("node", "edge")]
-    assert [c.status for c in found] == ["ok"] * 8 + ["unsolved"] * 2
+    assert [c.status for c in found] == ["ok"] * 8 + ["unreached"] * 2
     for method in ("node", "edge"):
         sizes = {c.target_loss: c.n_edges for c in found if c.method == method and c.status == "ok"}
         assert [sizes[t] for t in sorted(sizes)] == sorted(sizes.values(), reverse=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from circuit.ablated.ablation import Means
+from circuit.search.evaluation import Judge, Score
 from circuit.tasks import PairBatch
 from sparse_model.model.config import ModelConfig
 from sparse_model.model.sites import site_names, site_width
@@ -51,3 +53,14 @@ def random_nodes(model: SparseTransformer, share: float, seed: int = 0) -> dict[
     generator = torch.Generator().manual_seed(seed)
     widths = {name: site_width(model.config, name) for name in site_names(model.config)}
     return {n: (torch.rand(w, generator=generator) < share).nonzero().squeeze(1) for n, w in widths.items()}
+
+
+def zero_means(model: SparseTransformer) -> Means:
+    """As if every activation were zero on average; where nothing is ablated, means do not matter."""
+    return {site: torch.zeros(site_width(model.config, site)) for site in site_names(model.config)}
+
+
+def whole_score(model: SparseTransformer, data: PairBatch) -> Score:
+    """Score of the whole model, its logits as they are."""
+    judge = Judge(model, zero_means(model), data)
+    return judge.score(judge.everything())

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from circuit.ablated.ablation import mean_activations
 from circuit.graph.edges import edges_between
-from circuit.graph.record import Circuit, stored_means
+from circuit.graph.record import Circuit, decimal_means
 from circuit.proofs.faithfulness import necessity
 from circuit.pruning import find_circuit
 from circuit.search.config import PruneConfig
@@ -141,7 +141,7 @@ def record(made: SparseTransformer, task: TaskData, text: Tensor, nodes: Mapping
         "task": task.name, "nodes": nodes, "edges": tuple(edges), "n_nodes": int(keep.sum()), "n_edges": len(edges),
         "loss": loss, "heldout_loss": score.loss, "heldout_accuracy": score.accuracy, "scale": calibration.scale,
         "shift": calibration.shift, "necessity_loss": necessity(heldout, keep), "status": "ok",
-        "means": stored_means(means),
+        "means": decimal_means(means),
     }  # fmt: skip
     return changed_to(searched, planted)
 

@@ -24,7 +24,7 @@ from sweeps.cli import status_of
 from sweeps.commands.run import _report
 from sweeps.frontier.rows import write_circuit_rows, write_curve, write_trial_row
 from sweeps.study.study import Study, load_study
-from sweeps.trial.task_circuits import circuit_row, windows
+from sweeps.trial.task_circuits import circuit_row, training_windows
 
 KEY = "t00000-1a2b3c4d"
 
@@ -49,7 +49,7 @@ def folder(study_text: Callable[..., str], tmp_path: Path) -> Folder:
     model = SparseTransformer(ModelConfig.model_validate(options))
     save_pretrained(model, data.tokenizer, model_uri)
     task = task_data("else_elif", data.tokenizer, pairs=8, seed=0)
-    text = windows(model, data)[:8]
+    text = training_windows(model, data)[:8]
     circuits = []
     for name, channels in (("else_elif", (1, 2)), ("else_elif-0.5", (2, 3))):
         kinds = ("attn.in", "attn.q", "attn.k", "attn.v", "attn.out")

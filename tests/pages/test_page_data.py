@@ -21,7 +21,6 @@ from circuit.pages import Notes
 from circuit.pages.head import loss_curves, losses, proofs
 from circuit.pages.runs import seen_on
 from circuit.pages.shown import visible
-from circuit.search.evaluation import circuit_score
 from circuit.tasks import TaskData
 from pages.stories import ANSWERS, CUES, HOSTILE, QUESTION, Story, Tokens
 from sparse_model.errors import InputError
@@ -46,7 +45,7 @@ def test_ten_figures_of_a_page_are_those_of_model_and_circuit(told: Story, told_
     shown = {key: value for key, value, _ in data["head"]["losses"]}
     running = CircuitModel(model, circuit)
     assert shown["heldout accuracy"] == pytest.approx(running.score(task.heldout).accuracy, **CLOSE)
-    assert shown["loss"] == pytest.approx(circuit_score(model, circuit, task.train).loss, **CLOSE)
+    assert shown["loss"] == pytest.approx(running.score(task.train).loss, **CLOSE)
     found = effects(model, circuit, task.heldout)
     before = data["ablations"]["before"][0]
     assert data["ablations"]["nodes"][i][0] + before == pytest.approx(found[name].after, **CLOSE)

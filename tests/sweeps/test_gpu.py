@@ -11,11 +11,11 @@ from pretend_gpu import pretend_gpu
 
 from circuit.graph.record import Circuit
 from sweeps.cli import status_of
-from sweeps.commands.data import prepared
-from sweeps.commands.one import device_named
+from sweeps.commands.opening import prepared
+from sweeps.commands.options import device_named
 from sweeps.show.text import terminal
 from sweeps.study.study import load_study
-from sweeps.trial.task_circuits import measure, prune_task, settings
+from sweeps.trial.task_circuits import prune_task, settings, summarise_published
 
 
 def test_a_model_is_trained_and_pruned_where_it_is_asked_for(
@@ -50,7 +50,7 @@ def test_a_model_is_trained_and_pruned_where_it_is_asked_for(
     rows = []
     with pretend_gpu():
         for device in ("cpu", "cuda"):
-            known = measure(folder, data, 10**9, 1, device)
+            known = summarise_published(folder, data, 10**9, 1, device)
             assert not any(mean.is_cuda for mean in known.means.values())
             rows.append(prune_task(folder, "else_elif", config, (0.6,), circuits, 1, known, device))
     for one, other in zip(*rows, strict=True):

@@ -5,8 +5,6 @@ answers equally likely and with distractors around it. Read `programs.py` first;
 from the same parts, which is what keeps prompts in distribution.
 """
 
-from sparse_model.data.idioms.names import Kind
-from sparse_model.data.idioms.programs import program, programs
-from sparse_model.data.idioms.scope import Draw, Scope
+import lazy_loader
 
-__all__ = ["Draw", "Kind", "Scope", "program", "programs"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

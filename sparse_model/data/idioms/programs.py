@@ -7,6 +7,9 @@ from sparse_model.data.idioms import blocks, expressions as ex, names
 from sparse_model.data.idioms.names import Kind, weighted
 from sparse_model.data.idioms.scope import Draw, Scope
 
+IDIOMS_VERSION = 2
+"""Of what is written, raised with every change of it; part of the name of every dataset made from it."""
+
 _PAD = blocks.INDENT
 _POSITIONAL: tuple[Kind, ...] = weighted([(5, "int"), (2, "str"), (2, "bool"), (3, "list")])
 _KEYWORD: tuple[Kind, ...] = weighted([(7, "int"), (1, "str"), (1, "bool")])

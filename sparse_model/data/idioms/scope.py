@@ -3,7 +3,7 @@
 import random
 from collections.abc import Sequence
 
-from sparse_model.data.idioms.names import BY_KIND, SPARE, Choice, Kind
+from sparse_model.data.idioms.names import BY_KIND, SPARE, Drawn, Kind
 
 
 class Draw:
@@ -14,7 +14,7 @@ class Draw:
     def __init__(self, rng: random.Random) -> None:
         self._random = rng.random
 
-    def pick(self, table: Sequence[Choice]) -> Choice:
+    def pick(self, table: Sequence[Drawn]) -> Drawn:
         """One entry, each equally likely."""
         return table[int(self._random() * len(table))]
 
@@ -45,6 +45,17 @@ class Scope:
         self.in_function = in_function
         self._by_kind: dict[Kind, list[str]] = {}
         self._taken: set[str] = set()
+
+    def copy(self) -> "Scope":
+        """A scope that knows the same, and from now on its own."""
+        other = Scope(self.in_function)
+        other._by_kind = {kind: list(names) for kind, names in self._by_kind.items()}
+        other._taken = set(self._taken)
+        return other
+
+    def is_free(self, name: str) -> bool:
+        """Whether a name is bound to nothing and not reserved."""
+        return name not in self._taken
 
     def bind(self, kind: Kind, name: str) -> None:
         """Makes a free name known under a type."""

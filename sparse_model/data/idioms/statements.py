@@ -124,6 +124,15 @@ def append(draw: Draw, scope: Scope, pad: str) -> str:
     return f"{pad}{name}.append({ex.integer(draw, scope)})\n"
 
 
+def take_element(draw: Draw, scope: Scope, pad: str) -> str:
+    """`item = values[0]`, for a new name or one that is known."""
+    values = scope.some(draw, "list")
+    if values is None:
+        return assign_list(draw, scope, pad)
+    name = scope.some(draw, "element") if draw.chance(0.4) else None
+    return f"{pad}{name or scope.new(draw, 'element')} = {values}[{ex.number(draw)}]\n"
+
+
 def set_key(draw: Draw, scope: Scope, pad: str) -> str:
     """`data["a"] = 1`."""
     name = scope.some(draw, "dict")
@@ -186,6 +195,7 @@ _SIMPLE: tuple[Statement, ...] = weighted(
         (3, call),
         (2, append),
         (2, set_key),
+        (3, take_element),
         (9, open_file),
         (6, start_growing),
         (8, start_and_grow),

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from toys import whole_score
 
 from circuit.ablated.ablation import mean_activations
-from circuit.search.evaluation import task_scores
 from sparse_model.errors import InputError
 from sparse_model.model.config import ModelConfig
 from sparse_model.model.sites import site_names
@@ -55,8 +55,8 @@ def test_scores_equal_those_of_the_full_logits(planted: Any) -> None:
     with torch.no_grad():
         rows = [planted.model(data.tokens[i : i + 1, :n])[0, -1] for i, n in enumerate(data.length)]
     two = torch.stack([torch.stack([r[a], r[b]]) for r, a, b in zip(rows, data.right, data.wrong, strict=True)])
-    score = task_scores(planted.model, data)
+    score = whole_score(planted.model, data)
     assert score.loss == pytest.approx(float(F.cross_entropy(two, torch.zeros(len(two), dtype=torch.long))), rel=1e-5)
     assert score.accuracy == float((two[:, 0] > two[:, 1]).float().mean())
-    flipped = task_scores(planted.model, data.shuffled(0))
+    flipped = whole_score(planted.model, data.shuffled(0))
     assert 0.2 < flipped.accuracy < 0.8

@@ -73,3 +73,21 @@ def test_a_fit_is_softened_to_a_loss_and_only_to_a_higher_one() -> None:
     assert soft.scale / fit.scale == pytest.approx(soft.shift / fit.shift)
     loss, fit = calibrated_loss(*noisy())
     assert softened(fit, *noisy(), loss / 2) == pytest.approx(fit)
+
+
+@pytest.mark.parametrize("max_scale", [0.3, 1.0, 4.0])
+def test_a_bounded_scale_gives_the_best_fit_there_is_within_it(max_scale: float) -> None:
+    generator = torch.Generator().manual_seed(2)
+    margins, sides = torch.randn(60, generator=generator) + 0.7, torch.randn(60, generator=generator).sign()
+    loss, fit = calibrated_loss(margins, sides, max_scale)
+    assert 0 <= fit.scale <= max_scale
+    grid = [
+        float(task_loss(margins.double(), sides, Calibration(scale, shift)))
+        for scale in torch.linspace(0, max_scale, 61).tolist()
+        for shift in torch.linspace(-2, 2, 161).tolist()
+    ]
+    assert loss <= min(grid) + 1e-6
+    assert loss == pytest.approx(min(grid), abs=1e-3)
+    both = calibrated_losses(torch.stack([margins, margins.abs()]), sides, max_scale)
+    assert float(both[0]) == pytest.approx(loss)
+    assert calibrated_loss(margins.abs(), sides, max_scale)[1].scale == pytest.approx(max_scale)

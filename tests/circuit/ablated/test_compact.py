@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from toys import VARIANTS, random_model, random_nodes, random_pairs
+from toys import VARIANTS, random_model, random_nodes, random_pairs, zero_means
 
-from circuit.ablated.ablation import Means, mean_activations, zero_means
+from circuit.ablated.ablation import Means, mean_activations
 from circuit.ablated.batches import all_batches, pair_batch
 from circuit.ablated.compact import AblatedModel
 from circuit.search.evaluation import Judge

@@ -15,7 +15,7 @@ from toys import VARIANTS, random_model, random_nodes, random_pairs
 from circuit.ablated.ablation import mean_activations
 from circuit.ablated.calibration import task_loss
 from circuit.graph.edges import edges_between
-from circuit.graph.record import Circuit, Node, fingerprint, stored_means
+from circuit.graph.record import Circuit, Node, decimal_means, fingerprint
 from circuit.inspect.binarise import Step, binarise, candidates
 from circuit.inspect.contexts import contexts
 from circuit.inspect.running import CircuitModel, changed, effects, nodes_of, part_named
@@ -52,7 +52,7 @@ def toy_circuit(model: SparseTransformer, share: float = 0.4, keep_every: int = 
             "summary": "",
             "scale": SCALE,
             "shift": SHIFT,
-            "means": stored_means(mean_activations(model, [torch.randint(0, 30, (8, 16))])),
+            "means": decimal_means(mean_activations(model, [torch.randint(0, 30, (8, 16))])),
         }
     )
 
@@ -160,7 +160,7 @@ def test_the_model_is_compared_with_the_circuit_once_for_all_effects(
         compared.append(fingerprint(model))
         return compared[-1]
 
-    monkeypatch.setattr("circuit.graph.record.fingerprint", counted)
+    monkeypatch.setattr("circuit.graph.checks.fingerprint", counted)
     assert len(effects(planted.model, circuit, planted.task.heldout)) == 12
     assert compared == [circuit.model]
 

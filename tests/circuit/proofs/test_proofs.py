@@ -117,7 +117,7 @@ def test_overlap_is_intersection_over_union_over_all_pairs() -> None:
 
 
 def test_a_planted_circuit_is_stable_and_one_of_chance_is_not(planted: Any) -> None:
-    config = PruneConfig(steps=40, stability=1)
+    config = PruneConfig(steps=40, stability=1, max_scale=2)  # with which the second target is out of reach
     found = find_circuits(planted.model, planted.task, planted.means, config, (0.15, 1e-9))
     assert [circuit.stability for circuit in found] == [1.0, 1.0, None, None]
     loose = PruneConfig(steps=1, stability=1, eliminate=False, pairs=8)
@@ -157,6 +157,12 @@ def test_what_was_not_measured_is_neither_passed_nor_failed(proven: Circuit) -> 
     assert summary(proven.model_copy(update={"status": "unsolved"})) == ""
 
 
+def test_a_large_scale_is_said_in_the_summary(proven: Circuit) -> None:
+    assert summary(proven.model_copy(update={"scale": 10.0})) == summary(proven)
+    large = summary(proven.model_copy(update={"scale": 55.46}))
+    assert large == summary(proven) + "; logits times 55.5 (more than 10)"
+
+
 @pytest.mark.parametrize("stage", ["search", "control", "stability"])
 def test_a_search_stops_at_once_when_asked_to_at_any_stage(planted: Any, stage: str) -> None:
     seen: list[Update] = []
@@ -167,7 +173,7 @@ def test_a_search_stops_at_once_when_asked_to_at_any_stage(planted: Any, stage: 
 
     config = PruneConfig(steps=20, stability=1)
     found = find_circuits(planted.model, planted.task, planted.means, config, (0.15, 1e-9), progress=stop)
-    assert [circuit.status for circuit in found] == ["stopped", "stopped", "unsolved", "unsolved"]
+    assert [circuit.status for circuit in found] == ["stopped"] * 4
     assert [update.stage for update in seen].count(stage) == 1
     assert all(circuit.nodes == {} and circuit.n_edges == 0 for circuit in found)
     assert Circuit.from_json(found[0].to_json()) == found[0]

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from circuit.tasks import TaskData, build_file_task, is_file, read_task_file, source_name, task_data
+from circuit.tasks import TaskData, audit, build_file_task, is_file, read_task_file, source_name, task_data
 from sparse_model.data.config import TokenizerConfig
-from sparse_model.data.idioms import programs
+from sparse_model.data.idioms.programs import programs
 from sparse_model.data.tokenizer import Tokenizer
 from sparse_model.errors import InputError
 
@@ -135,12 +135,13 @@ def test_files_as_such(write: Write, tokenizer: Tokenizer, tmp_path: Path) -> No
 
 def test_the_guides_example_is_a_task(tmp_path: Path, tokenizer: Tokenizer) -> None:
     """The script in the guide writes a file that is read back with the split it asks for."""
-    guide = (Path(__file__).parents[3] / "docs" / "adding_a_task.md").read_text()
+    guide = (Path(__file__).parents[3] / "docs" / "tasks.md").read_text()
     script = guide.split("```python\n# for_or_if.py")[1].split("```")[0]
     uri = str(tmp_path / "for_or_if.jsonl")
     exec(compile("#" + script.replace("for_or_if.jsonl", uri), "guide", "exec"), {})
     data = build_file_task(read_task_file(uri), tokenizer, n_train=64, n_heldout=64, seed=0)
     assert (data.name, data.train.n_pairs, data.heldout.n_pairs) == ("for_or_if", 64, 64)
+    assert audit(data, tokenizer).told == ()
     lines = guide.split("```json\n")[1].split("```")[0].splitlines()
     (tmp_path / "shown.jsonl").write_text("\n".join(lines))
     assert len(read_task_file(str(tmp_path / "shown.jsonl")).pairs) == len(lines) == 2

@@ -10,7 +10,7 @@ import torch
 from circuit.tasks import TASKS, Pair, Task, TaskData, build_task, example, task_named
 from circuit.tasks.build import LONGEST_PROMPT
 from sparse_model.data.config import TokenizerConfig
-from sparse_model.data.idioms import programs
+from sparse_model.data.idioms.programs import programs
 from sparse_model.data.tokenizer import Tokenizer
 from sparse_model.errors import InputError
 

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from sparse_model.data.idioms import programs
+from sparse_model.data.idioms.programs import programs
 
 CORPUS = "\n\n".join(itertools.islice(programs(seed=11), 2500))
 MEGABYTES = len(CORPUS) / 1e6
@@ -54,7 +54,7 @@ def test_every_program_compiles_and_has_the_stated_size() -> None:
 
 def test_same_seed_gives_the_same_bytes_in_another_process() -> None:
     code = (
-        "import itertools, hashlib; from sparse_model.data.idioms import programs;"
+        "import itertools, hashlib; from sparse_model.data.idioms.programs import programs;"
         "print(hashlib.sha256(''.join(itertools.islice(programs(4), 300)).encode()).hexdigest())"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "12345"}

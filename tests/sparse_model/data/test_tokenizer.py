@@ -12,7 +12,7 @@ import tokenizers
 from hypothesis import given, strategies as st
 
 from sparse_model.data.config import TokenizerConfig
-from sparse_model.data.idioms import programs
+from sparse_model.data.idioms.programs import programs
 from sparse_model.data.tokenizer import END_OF_TEXT, Tokenizer
 from sparse_model.errors import InputError
 from sparse_model.storage.files import join
@@ -79,7 +79,7 @@ def test_training_again_gives_the_same_bytes_in_any_process() -> None:
     program = (
         "from itertools import islice\n"
         "from sparse_model.data import Tokenizer, TokenizerConfig\n"
-        "from sparse_model.data.idioms import programs\n"
+        "from sparse_model.data.idioms.programs import programs\n"
         "trained = Tokenizer.train(islice(programs(0), 300), TokenizerConfig(vocab_size=600))\n"
         "print(trained.to_json())\n"
     )

@@ -2,10 +2,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sparse_model.model.attention import BLOCK, attention_with_sink, causal_attention
+from sparse_model.model.attention import QUERY_BLOCK, attention_with_sink, causal_attention
 
 
-@pytest.mark.parametrize("length", [1, 5, BLOCK, BLOCK + 1, 2 * BLOCK + 7])
+@pytest.mark.parametrize("length", [1, 5, QUERY_BLOCK, QUERY_BLOCK + 1, 2 * QUERY_BLOCK + 7])
 def test_values_and_gradients_equal_the_librarys_in_float32(length):
     generator = torch.Generator().manual_seed(length)
     q, k, v, upstream = (torch.randn(2, 3, length, 8, generator=generator).bfloat16() for _ in range(4))
@@ -21,12 +21,12 @@ def test_values_and_gradients_equal_the_librarys_in_float32(length):
 
 
 def test_no_query_sees_a_later_key():
-    q, k, v = (torch.randn(1, 1, 2 * BLOCK, 4).bfloat16() for _ in range(3))
+    q, k, v = (torch.randn(1, 1, 2 * QUERY_BLOCK, 4).bfloat16() for _ in range(3))
     before = causal_attention(q, k, v)
-    k[:, :, BLOCK + 3 :] = 100.0
-    v[:, :, BLOCK + 3 :] = 100.0
+    k[:, :, QUERY_BLOCK + 3 :] = 100.0
+    v[:, :, QUERY_BLOCK + 3 :] = 100.0
     after = causal_attention(q, k, v)
-    assert torch.equal(before[:, :, : BLOCK + 3], after[:, :, : BLOCK + 3])
+    assert torch.equal(before[:, :, : QUERY_BLOCK + 3], after[:, :, : QUERY_BLOCK + 3])
     assert not torch.equal(before, after)
 
 
@@ -40,7 +40,7 @@ def plain_with_sink(q, k, v, sink):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.04)])
-@pytest.mark.parametrize("length", [1, 7, BLOCK + 3])
+@pytest.mark.parametrize("length", [1, 7, QUERY_BLOCK + 3])
 def test_a_sink_is_one_more_column_of_the_softmax(length, dtype, tolerance):
     generator = torch.Generator().manual_seed(length)
     q, k, v, upstream = (torch.randn(2, 3, length, 8, generator=generator).to(dtype) for _ in range(4))

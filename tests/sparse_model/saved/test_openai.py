@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparse_model.data.idioms import programs
+from sparse_model.data.idioms.programs import programs
 from sparse_model.data.tokenizer import END_OF_TEXT
 from sparse_model.errors import InputError
 from sparse_model.saved.openai import SITES, load_openai

@@ -44,13 +44,13 @@ def test_the_reference_is_the_definition():
 
 def on_cpu(tmp_path_factory: pytest.TempPathFactory, threads: int) -> dict[str, Tensor]:
     found = cases()
-    cpu_projection.project_matrices(list(found.values()), threads)
+    cpu_projection.project_on_cpu(list(found.values()), threads)
     return {what: matrix.weight for what, matrix in found.items()}
 
 
 def without_waiting(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
     found = cases()
-    shard_projection.project_matrices(list(found.values()))
+    shard_projection.project_whole(list(found.values()))
     return {what: matrix.weight for what, matrix in found.items()}
 
 

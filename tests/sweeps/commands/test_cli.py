@@ -161,7 +161,7 @@ def test_failures_and_interrupts(monkeypatch: pytest.MonkeyPatch, capsys: pytest
         def raising(*_: object, error: BaseException = error, **__: object) -> None:
             raise error
 
-        monkeypatch.setattr(cli, "app", raising)
+        monkeypatch.setattr(cli, "sweeps_app", raising)
         assert status_of([]) == status
         (line,) = capsys.readouterr().err.splitlines()
         assert words in line
@@ -263,6 +263,18 @@ def test_doctor(study_text: Text, tmp_path: Path, capsys: pytest.CaptureFixture[
     path.write_text(study_text({"resources.cpus_per_worker": 1000}))
     assert status_of(["doctor", str(path)]) == 2
     assert "1000 CPU cores" in capsys.readouterr().err
+
+
+def test_doctor_tries_the_kernels_of_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Here there is none, so what it tries fails, and so does a machine without a C compiler before that."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda i: "a GPU")
+    assert status_of(["doctor", "smoke"]) == 2
+    assert "GPU 0: a kernel fails" in capsys.readouterr().err
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CC", raising=False)
+    assert status_of(["doctor", "smoke"]) == 2
+    assert "no C compiler" in capsys.readouterr().err
 
 
 def test_capacity() -> None:

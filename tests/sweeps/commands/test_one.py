@@ -13,9 +13,8 @@ import torch
 
 from circuit.graph.edges import edges_between
 from circuit.graph.record import Circuit
-from circuit.inspect.running import nodes_of
+from circuit.inspect.running import CircuitModel, nodes_of
 from circuit.search.config import PruneConfig
-from circuit.search.evaluation import circuit_score
 from circuit.tasks import build_task, task_named
 from sparse_model import storage
 from sparse_model.data.tokenizer import Tokenizer
@@ -32,7 +31,7 @@ SIZE = ["--set", "model.d_model=32", "--set", "training.lr=0.1"]
 def study(study_text: Callable[..., str], tmp_path: Path) -> str:
     """A study file whose models know little more than which token follows which: enough for one task."""
     path = tmp_path / "tiny.yaml"
-    training = {"trial.training.tokens": 40_000, "trial.training.lr": 0.1, "pruning": {"pairs": 8}}
+    training = {"trial.training.tokens": 100_000, "trial.training.lr": 0.1, "pruning": {"pairs": 8, "solved_loss": 3.0}}
     path.write_text(study_text(training | {"target_losses": [0.6]}))
     return str(path)
 
@@ -53,7 +52,7 @@ def test_a_model_is_trained_and_its_circuit_found(
     model, tokenizer = from_pretrained(model_folder)
     circuit = Circuit.load(str(circuit_file))
     data = build_task(task_named(TASK), tokenizer, n_train=8, n_heldout=8, seed=0)
-    assert circuit_score(model, circuit, data.train).loss == pytest.approx(circuit.loss)
+    assert CircuitModel(model, circuit).score(data.train).loss == pytest.approx(circuit.loss)
     look_at(circuit, str(circuit_file), model_folder, common, capsys)
 
     configs: list[PruneConfig] = []
@@ -199,4 +198,8 @@ def test_a_task_the_model_cannot_do_exits_1(study: str, tmp_path: Path, capsys: 
     folder = str(tmp_path / "model")
     assert status_of(["train", folder, *common, "--set", "kind=dense", *SIZE]) == 0
     assert status_of(["prune", folder, TOO_HARD, *common]) == 1
-    assert "unsolved" in capsys.readouterr().out
+    assert "status: unreached" in capsys.readouterr().out
+    assert status_of(["prune", folder, TOO_HARD, *common, "--solved-loss", "0.1"]) == 1
+    said = capsys.readouterr().out
+    assert "status: unsolved" in said
+    assert "(--solved-loss)" in said

@@ -17,7 +17,7 @@ import pytest
 from sparse_model import storage
 from sparse_model.errors import InputError
 from sweeps.engine import lease
-from sweeps.engine.lease import Driver, Lease, StudyTaken, held
+from sweeps.engine.lease import Driver, Lease, StudyTaken, holding_lease
 
 
 @pytest.fixture(params=["path", "s3"])
@@ -50,7 +50,7 @@ def leave_behind(root: str, **changes: object) -> str:
 
 
 def test_a_second_driver_is_refused_and_told_who_runs_the_study(root: str) -> None:
-    with held(root, print) as mine, pytest.raises(InputError) as refused, held(root, print):
+    with holding_lease(root, print) as mine, pytest.raises(InputError) as refused, holding_lease(root, print):
         pytest.fail("two drivers")
     (line,) = str(refused.value).splitlines()
     for words in (f"pid {os.getpid()}", mine.driver.host, mine.driver.since):
@@ -60,15 +60,15 @@ def test_a_second_driver_is_refused_and_told_who_runs_the_study(root: str) -> No
 def test_after_a_driver_has_ended_the_next_starts_at_once_and_tidies_up(root: str) -> None:
     said: list[str] = []
     for number in (1, 2, 3):
-        with held(root, said.append):
+        with holding_lease(root, said.append):
             assert files(root) == [f"{number:06d}.json"]
     assert not said
 
 
 def test_an_error_inside_lets_the_next_driver_in(root: str) -> None:
-    with pytest.raises(KeyboardInterrupt), held(root, print):
+    with pytest.raises(KeyboardInterrupt), holding_lease(root, print):
         raise KeyboardInterrupt
-    with held(root, print):
+    with holding_lease(root, print):
         pass
 
 
@@ -83,7 +83,7 @@ def gone() -> int:
 def test_a_driver_killed_on_this_machine_is_replaced_at_once(root: str, trace: Callable[[], dict[str, object]]) -> None:
     leave_behind(root, **trace())
     said: list[str] = []
-    with held(root, said.append):
+    with holding_lease(root, said.append):
         assert files(root) == ["000004.json"]
     assert len(said) == 1
     assert "gone" in said[0]
@@ -93,7 +93,7 @@ def test_a_driver_killed_on_this_machine_is_replaced_at_once(root: str, trace: C
 def test_a_silent_driver_elsewhere_is_watched_then_replaced(root: str) -> None:
     leave_behind(root, machine="elsewhere", host="far")
     said: list[str] = []
-    with held(root, said.append):
+    with holding_lease(root, said.append):
         assert files(root) == ["000004.json"]
     assert ["on far" in said[0], "taking over" in said[1]] == [True, True]
 
@@ -102,7 +102,7 @@ def test_a_silent_driver_elsewhere_is_watched_then_replaced(root: str) -> None:
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"pid": 3}'], ids=["empty", "list", "other"])
 def test_a_driver_killed_while_it_wrote_is_replaced(root: str, content: bytes) -> None:
     storage.write_bytes_atomic(storage.join(root, "driver", "000001.json"), content)
-    with held(root, print):
+    with holding_lease(root, print):
         assert files(root) == ["000002.json"]
 
 
@@ -116,7 +116,7 @@ def test_a_driver_elsewhere_that_lives_is_left_alone(root: str, monkeypatch: pyt
         storage.write_bytes_atomic(uri, replace(driver, beats=1).to_json())
 
     monkeypatch.setattr("sweeps.engine.lease.time.sleep", meanwhile)
-    with pytest.raises(InputError, match="on far"), held(root, print):
+    with pytest.raises(InputError, match="on far"), holding_lease(root, print):
         pytest.fail("two drivers")
 
 
@@ -142,7 +142,7 @@ def test_of_many_that_start_at_once_after_a_death_one_runs(root: str) -> None:
 
 
 def test_a_driver_that_was_replaced_in_its_sleep_stops(root: str) -> None:
-    with held(root, print) as sleeper:
+    with holding_lease(root, print) as sleeper:
         sleeper.beat()
         sleeper.check()
         storage.write_bytes_atomic(storage.join(root, "driver", "000002.json"), b"another")
@@ -178,7 +178,7 @@ def test_it_beats_by_itself_and_survives_an_outage(root: str, monkeypatch: pytes
         beaten.set()
 
     monkeypatch.setattr(storage, "write_bytes_atomic", failing)
-    with held(root, print) as mine:
+    with holding_lease(root, print) as mine:
         assert beaten.wait(20)
         mine.check()
     assert mine.driver.beats > 0

@@ -22,7 +22,7 @@ from sweeps.engine.runner import TrialEvents, known_results
 from sweeps.engine.trial import run_trial
 from sweeps.frontier.queries import Frontier
 from sweeps.search.draws import Assignment, StudySearch
-from sweeps.search.objectives import METRICS, PENALTIES
+from sweeps.search.objectives import PENALTIES, TOLD, charged_edges
 from sweeps.show.progress import StudyProgress
 from sweeps.study.study import Study, read_study
 from sweeps.trial.outcome import Trained
@@ -92,8 +92,33 @@ def test_a_trial_that_ends_well(study: Study, monkeypatch: pytest.MonkeyPatch, r
     assert (row["status"], row["eligible"], row["tasks_solved"], row["l0"]) == ("ok", True, 2, 100)
     assert (row["active"], row["active_neurons"]) == (0.2, 0.1)
     assert row["circuit_edges"] == pytest.approx(6)
-    assert [reported[-1][metric] for metric in METRICS] == [2.0, row["circuit_edges"]]
+    assert [reported[-1][metric] for metric in TOLD] == [2.0, charged_edges(row, study.unsolved_edges)]
     assert Frontier(study.root).circuits().num_rows == 5
+
+
+def test_only_circuits_that_hold_and_have_an_edge_are_counted(
+    study_text: Text, monkeypatch: pytest.MonkeyPatch, reported: list[dict[str, Any]]
+) -> None:
+    """At a target of 0.15 a circuit holds on held-out pairs up to 0.225 nats."""
+    study = read_study(study_text({"tasks": "all", "min_tasks_solved": 2}), "s")
+    found = [
+        circuit("a", "ok", 4) | {"heldout_loss": 0.2249},
+        circuit("b", "ok", 9) | {"heldout_loss": 0.1},
+        circuit("fails", "ok", 1) | {"heldout_loss": 0.226},
+        circuit("fails_and_empty", "ok", 0) | {"heldout_loss": 0.7},
+        circuit("empty", "ok", 0) | {"heldout_loss": 0.01},
+        circuit("unreached", "unreached", None),
+        circuit("unsolved", "unsolved", None),
+        circuit("failed", "failed", None),
+    ]
+    row = play(study, monkeypatch, Trained("ok", "", FIGURES), found)
+    names = ("tasks_solved", "tasks_counted", "tasks_without_edges", "tasks_failing_heldout", "tasks_tried")
+    assert [row[name] for name in names] == [6, 2, 1, 2, 20]
+    assert row["circuit_edges"] == pytest.approx(6)
+    assert (row["circuit_edges_low"], row["circuit_edges_high"]) == pytest.approx((4, 9))
+    assert reported[-1]["charged_edges"] == pytest.approx((36 * study.unsolved_edges**17.0) ** (1 / 19))
+    rows = {row["task"]: row["counted"] for row in Frontier(study.root).circuits().to_pylist()}
+    assert [task for task, counts in rows.items() if counts] == ["a", "b"]
 
 
 def test_too_few_tasks_keep_a_trial_off_the_frontier(
@@ -101,7 +126,8 @@ def test_too_few_tasks_keep_a_trial_off_the_frontier(
 ) -> None:
     row = play(study, monkeypatch, Trained("ok", "", FIGURES), [circuit("a", "ok", 1)])
     assert (row["status"], row["eligible"], row["circuit_edges"]) == ("ok", False, 1)
-    assert [reported[-1][metric] for metric in METRICS] == [2.0, PENALTIES[1]]
+    told = dict(reported[-1])
+    assert told["charged_edges"] == pytest.approx(study.unsolved_edges**0.5), "the other of two tasks is charged"
     assert Frontier(study.root).pareto().num_rows == 0
 
 
@@ -127,7 +153,7 @@ def test_other_ends_are_rows_with_a_reason(
     assert row["status"] == status
     assert reason in row["reason"]
     assert (row["eligible"], row["kind"] in ("sparse", "dense")) == (False, True)
-    assert tuple(reported[-1][metric] for metric in METRICS) == PENALTIES
+    assert tuple(reported[-1][metric] for metric in TOLD) == PENALTIES
     assert Frontier(study.root).circuits().num_rows == 0
 
 
@@ -209,7 +235,7 @@ def test_a_trial_that_ended_without_telling_is_told_from_its_row(
     told = reported[-1]
     again = play(study, monkeypatch, AssertionError("trained again"), [])
     assert again == written
-    assert {metric: reported[-1][metric] for metric in METRICS} == {metric: told[metric] for metric in METRICS}
+    assert {metric: reported[-1][metric] for metric in TOLD} == {metric: told[metric] for metric in TOLD}
     crashed = crashed_trial(study, ray.exceptions.WorkerCrashedError)
     shown: list[str] = []
     progress = SimpleNamespace(finished=lambda key, row: shown.append(row["status"]))

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from sparse_model import storage
-from sweeps.frontier.compaction import compact
+from sweeps.frontier.compaction import compact_rows
 from sweeps.frontier.parquet import read_table
 from sweeps.frontier.rows import row_uri, table_uri, write_circuit_rows, write_trial_row
 
@@ -107,7 +107,7 @@ def test_nothing_is_lost_or_doubled_at_any_point(rounds: list[Any]) -> None:
                 raise Killed
             act = meanwhile.get(step)
             if act == "compact":
-                compact(world.root)
+                compact_rows(world.root)
             elif act is not None:
                 world.write(*act)
             if step == kill_at - 1 or act is not None:
@@ -116,9 +116,9 @@ def test_nothing_is_lost_or_doubled_at_any_point(rounds: list[Any]) -> None:
         with pytest.MonkeyPatch.context() as patch:
             stepwise(patch, before)
             with suppress(Killed):
-                compact(world.root)
+                compact_rows(world.root)
         world.check()
-    compact(world.root)
+    compact_rows(world.root)
     world.check()
 
 
@@ -127,10 +127,13 @@ def test_one_file_remains_and_plain_pandas_reads_it(tmp_path: Any) -> None:
     for i in range(5):
         write_circuit_rows(root, f"t{i}", [{"trial": f"t{i}", "task": "x"}] * (i % 2))
         write_trial_row(root, {"trial": f"t{i}"})
-    assert [(done.table, done.files, done.rows) for done in compact(root)] == [("trials", 5, 5), ("circuits", 5, 2)]
+    assert [(done.table, done.files, done.rows) for done in compact_rows(root)] == [
+        ("trials", 5, 5),
+        ("circuits", 5, 2),
+    ]
     assert len(storage.listdir(table_uri(root, "trials"))) == 1
     assert sorted(pd.read_parquet(tmp_path / "frontier" / "trials")["trial"]) == [f"t{i}" for i in range(5)]
-    assert compact(root) == []
+    assert compact_rows(root) == []
 
 
 def test_files_of_other_programs_are_left_alone(tmp_path: Any) -> None:
@@ -139,7 +142,7 @@ def test_files_of_other_programs_are_left_alone(tmp_path: Any) -> None:
         write_trial_row(root, {"trial": key})
     columns = {"trial": ["x", "y"], "kind": "sparse", "status": "ok", "val_loss": [1.0, 2.0]}
     pd.DataFrame(columns).to_parquet(row_uri(root, "trials", "all"))
-    compact(root)
+    compact_rows(root)
     assert "all.parquet" in storage.listdir(table_uri(root, "trials"))
     assert sorted(read_table(root, "trials")["trial"].to_pylist()) == ["t0", "t1", "x", "y"]
 
@@ -154,7 +157,7 @@ def test_a_reader_whose_files_vanish_looks_again(tmp_path: Any, monkeypatch: pyt
         nonlocal done
         if step == 1 and not done:
             done = True
-            compact(root)
+            compact_rows(root)
 
     stepwise(monkeypatch, before)
     assert read_table(root, "trials")["trial"].to_pylist() == ["t0", "t1"]

@@ -16,7 +16,7 @@ from hypothesis.extra.numpy import arrays
 
 from sparse_model.errors import InputError
 from sweeps.frontier.comparison import Comparison, largest_block
-from sweeps.frontier.matched import Group
+from sweeps.frontier.matched import TrialGroup
 from sweeps.frontier.pareto import non_dominated
 from sweeps.frontier.queries import Frontier
 from sweeps.frontier.rows import write_circuit_rows, write_trial_row
@@ -25,19 +25,33 @@ from sweeps.show.text import frontier_table
 Edges = dict[str, int | None]
 
 
-def plant(root: Path, key: str, loss: float, edges: Edges, *, targets: Any = (0.15,), **more: Any) -> None:
-    """A trial whose circuits have these edges at every target (None: unsolved); its own mean is a decoy."""
+def plant(
+    root: Path, key: str, loss: float, edges: Edges, *, targets: Any = (0.15,), heldout: float = 1.0, **more: Any
+) -> None:
+    """A trial whose circuits have these edges at every target (None: unsolved), and on held-out pairs `heldout` times
+    the target; its own mean is a decoy."""
     row = {"study": "s", "trial": key, "kind": "sparse", "status": "ok", "eligible": True, "val_loss": loss}
     row |= {"circuit_edges": 1.0, "target_loss": 0.15, "tasks_tried": len(edges), "data": "d"}
     circuits = [
         {"study": "s", "trial": key, "task": task, "target_loss": target, "method": "node", "edges": n}
-        | {"status": "unsolved" if n is None else "ok"}
+        | {"status": "unsolved" if n is None else "ok", "heldout_loss": heldout * target}
         for task, n in edges.items()
         for target in targets
     ]
     study = more.get("study", "s")
     write_circuit_rows(str(root), key, [row | {"study": study} for row in circuits])
     write_trial_row(str(root), row | more)
+
+
+def test_circuits_that_fail_on_held_out_pairs_or_have_no_edge_are_in_no_comparison(tmp_path: Path) -> None:
+    plant(tmp_path, "a", 2.0, {"x": 8, "y": 2, "z": 0})
+    plant(tmp_path, "b", 3.0, {"x": 2, "y": 8, "z": 5})
+    plant(tmp_path, "memorised", 1.0, {"x": 1, "y": 1, "z": 1}, heldout=2.0)
+    comparison = Frontier(str(tmp_path)).compared()
+    assert comparison.tasks == ("x", "y")
+    assert comparison.compared.tolist() == [True, True, False]
+    assert comparison.edges[:2].tolist() == pytest.approx([4, 4])
+    assert "hold on held-out pairs and have an edge" in comparison.note()
 
 
 def test_models_are_compared_on_tasks_that_all_of_them_solve(tmp_path: Path) -> None:
@@ -170,7 +184,7 @@ def test_the_front_of_a_group_is_that_of_its_means_over_seeds(points: Any, confi
     everyone = np.ones(len(points), dtype=bool)
     comparison = Comparison(trials, ("x",), 1, 0.15, points[:, 1:].astype(float), everyone)
     means = [tuple(points[np.array(configs) == c].mean(axis=0)) for c in sorted(set(configs))]
-    x, y = Group(comparison, "all", everyone).front(np.ones(1))
+    x, y = TrialGroup(comparison, "all", everyone).front(np.ones(1))
     assert list(zip(x, y, strict=True)) == sorted({means[i] for i in non_dominated(means)})
 
 

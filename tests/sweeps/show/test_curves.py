@@ -111,17 +111,19 @@ def test_commands_on_a_trained_model(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     study = tmp_path / "tiny.yaml"
-    changes = {"trial.training.tokens": 40_000, "trial.training.lr": 0.1, "target_losses": [0.6]}
-    study.write_text(study_text(changes | {"pruning": {"pairs": 8, "steps": 30}}))
+    changes = {"trial.training.tokens": 100_000, "trial.training.lr": 0.1, "target_losses": [0.6]}
+    study.write_text(study_text(changes | {"pruning": {"pairs": 8, "steps": 30, "solved_loss": 3.0}}))
     common = ["--study", str(study), "--storage", str(tmp_path)]
     size = ["--set", "kind=dense", "--set", "model.d_model=32", "--set", "training.lr=0.1"]
     model = str(tmp_path / "model")
     assert status_of(["train", model, *common, *size]) == 0
     capsys.readouterr()
-    assert status_of(["baselines", model, *common, "--tasks", "else_elif", "--plot", str(tmp_path / "b.png")]) == 0
-    assert "attribution" in capsys.readouterr().out
+    assert status_of(["baselines", model, *common, "--tasks", "else_elif"]) == 0
+    said = capsys.readouterr().out
+    assert "CPR" in said
+    assert "edge attribution" in said
     assert status_of(["curves", model, model, *common, "--tasks", "else_elif"]) == 0
-    assert "1.0 x" in capsys.readouterr().out
+    assert "x" not in capsys.readouterr().out.split("edge-pruned")[1].replace("95 % bootstrap", ""), "no edge, no count"
     assert status_of(["curves", model, model, *common, "--tasks", "nonsense"]) == 2
     pairs = [
         {"prompt_a": f"x = {n}\n" * 100 + "for x", "answer_a": " in", "prompt_b": f"while x < {n}", "answer_b": ":"}

@@ -40,6 +40,7 @@ def run(study: Study, **more: Any) -> list[str]:
         values = dict(zip(METRICS, figures(config), strict=True))
         row = {"study": study.name, "trial": drawn.key, "kind": config.kind, "status": "ok", "eligible": True}
         row |= {"data": "d", "tasks_tried": 2, "target_loss": 0.15, "retried": False, "config": config.canonical_json()}
+        row |= {"tasks_counted": 2, "tasks_without_edges": 0}
         write_trial_row(study.root, row | values | more)
         search.take_result(drawn.key, figures(config))
         keys.append(drawn.key)

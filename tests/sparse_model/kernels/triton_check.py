@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 from sparse_model.kernels import selection
 from sparse_model.kernels.attention import triton_attention
+from sparse_model.kernels.check import run_one
 from sparse_model.kernels.topk import triton_add_topk, triton_norm_topk, triton_topk
 from sparse_model.sparsity.selection import keep_mask
 
@@ -113,6 +114,7 @@ for (shape, k), dtype, levels, before in cases:
     check(shape, k, dtype, levels, before)
 assert triton_topk(torch.tensor([[1.0, float("nan"), 2.0]]), 1).isnan().any()
 check_parts()
+run_one("cpu")
 for attention in product([2], [1, 65, 130], [3], [8, 16], [False, True]):
     check_attention(*attention)
 SEEDS = 12

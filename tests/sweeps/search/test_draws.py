@@ -9,8 +9,11 @@ from functools import partial
 
 import pytest
 
+from circuit.graph.edges import matrices
+from sparse_model.model.config import ModelConfig
+from sparse_model.model.transformer import SparseTransformer
 from sweeps.search.draws import Assignment, Objectives, StudySearch
-from sweeps.search.objectives import PENALTIES, objectives
+from sweeps.search.objectives import PENALTIES, charged_edges, objectives
 from sweeps.study.space import suggest
 from sweeps.study.study import Study, read_study
 
@@ -143,10 +146,26 @@ def test_crashes_are_told_as_penalties(study_text: Text) -> None:
 
 def test_objectives_of_rows() -> None:
     row = {"status": "ok", "retried": False, "eligible": True, "val_loss": 2.0, "circuit_edges": 30.0}
-    assert objectives(row) == (2.0, 30.0)
-    assert objectives(row | {"eligible": False, "circuit_edges": 3.0}) == (2.0, PENALTIES[1])
+    row |= {"tasks_tried": 4, "tasks_counted": 4, "tasks_without_edges": 0}
+    assert objectives(row, 1000) == (2.0, pytest.approx(30.0))
     for bad in ({"status": "failed"}, {"status": "diverged"}, {"retried": True}):
-        assert objectives(row | bad) == PENALTIES
+        assert objectives(row | bad, 1000) == PENALTIES
+
+
+def test_what_is_not_solved_is_charged_to_the_sampler() -> None:
+    row = {"tasks_tried": 6, "tasks_counted": 2, "tasks_without_edges": 1, "circuit_edges": 10.0}
+    assert charged_edges(row, 1000) == pytest.approx((10.0**2 * 1000.0**3) ** (1 / 5))
+    more = row | {"tasks_counted": 3, "circuit_edges": 40.0}  # a hard task more, whose circuit is large
+    assert charged_edges(more, 1000) < charged_edges(row, 1000)
+    nothing = row | {"tasks_counted": 0, "circuit_edges": None}
+    assert charged_edges(nothing, 1000) == pytest.approx(1000)
+    assert charged_edges(row | {"tasks_tried": 3, "tasks_counted": 0, "tasks_without_edges": 3}, 1000) == 1
+
+
+def test_the_charge_is_larger_than_any_circuit_of_the_space(study_text: Text) -> None:
+    study = read_study(study_text({"trial.model.d_model": {"choice": [32, 64]}, "trial.model.n_layer": 2}), "s")
+    model = SparseTransformer(ModelConfig(d_model=64, n_layer=2, d_head=16))
+    assert study.unsolved_edges == sum(weight.numel() for *_, weight in matrices(model))
 
 
 def test_space_function_can_be_pickled(study_text: Text) -> None:

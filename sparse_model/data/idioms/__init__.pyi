@@ -1,0 +1,3 @@
+from .names import Kind as Kind
+from .programs import program as program
+from .scope import Draw as Draw, Scope as Scope

@@ -1,0 +1,2 @@
+from .draws import Assignment as Assignment, StudySearch as StudySearch
+from .objectives import METRICS as METRICS

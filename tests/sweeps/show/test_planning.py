@@ -1,0 +1,72 @@
+"""What a study will take, before anything is spent."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sparse_model.model.transformer import SparseTransformer
+from sparse_model.training.measures import flops_per_token
+from sweeps.cli import status_of
+from sweeps.frontier.rows import write_circuit_rows, write_trial_row
+from sweeps.show.planning import assumed_throughput, count_parameters, measured_throughput, plan_study, sample
+from sweeps.study.study import read_study
+
+Text = Callable[..., str]
+
+
+def test_plan_by_hand(study_text: Text) -> None:
+    """A study without choices, worked out by hand."""
+    changes = {"trial.kind": "dense", "trial.model.d_model": 32, "trial.training.lr": 0.01, "search.trials": 6}
+    changes |= {"seeds": [0, 1], "resources": {"workers": 2, "cpus_per_worker": 2, "concurrency": 3}}
+    study = read_study(study_text(changes), "s")
+    found = plan_study(study, assumed_throughput(study, 1e9, 10.0))
+    (config, *_) = sample(study)
+    size = sum(p.numel() for p in SparseTransformer(config.model).parameters())
+    assert count_parameters(config.model) == size
+    assert found.parameters == (size, size)
+    assert found.trials == 12
+    assert found.tokens == 12 * 20_000
+    assert found.flops == pytest.approx(12 * 20_000 * flops_per_token(config.model))
+    assert found.device_hours == pytest.approx(found.flops / 1e9 / 3600)
+    assert found.prune_core_hours == pytest.approx(2 * 12 * 2 * 10 / 3600)  # by node and by edge
+    # three trials at a time, each on 2 x 2 cores, which prune four circuits at a time
+    assert found.hours == pytest.approx(found.device_hours / 12 + 2 * 24 * 10 / 3600 / 12)
+
+
+def test_a_plan_names_the_gpus_that_searches_share(study_text: Text, tmp_path: Path, capsys: Any) -> None:
+    shared = {"cpus_per_worker": 4, "gpus_per_pruning_task": 0.25, "concurrency": 2}
+    (tmp_path / "s.yaml").write_text(study_text({"resources": shared}))
+    assert status_of(["plan", str(tmp_path / "s.yaml")]) == 0
+    assert "8 cores and 2 GPUs for pruning" in " ".join(capsys.readouterr().out.split())
+
+
+def test_plan_like_a_finished_study(study_text: Text, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for i, (flops, seconds) in enumerate(((1e12, 10.0), (3e12, 30.0))):
+        row = {"trial": f"t{i}", "status": "ok", "flops": flops, "train_seconds": seconds, "devices": 2}
+        write_trial_row(str(tmp_path / "done"), row)
+        write_circuit_rows(str(tmp_path / "done"), f"t{i}", [{"trial": f"t{i}", "seconds": 3.0 + i}])
+    speed = measured_throughput(str(tmp_path / "done"))
+    assert (speed.flops, speed.prune_seconds) == (pytest.approx(5e10), pytest.approx(3.5))
+    path = tmp_path / "s.yaml"
+    path.write_text(study_text())
+    assert status_of(["plan", str(path), "--like", str(tmp_path / "done"), "--price", "2", "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["throughput"]["flops"] == pytest.approx(5e10)
+    assert status_of(["plan", str(path), "--price", "2"]) == 0
+    said = capsys.readouterr().out
+    assert all(word in said for word in ("trials: 12", "FLOPs", "core hours", "wall clock", "cluster", "GB", "cost"))
+    assert not (tmp_path / "results").exists(), "planning writes nothing"
+
+
+def test_the_study_of_the_scale_plan_is_sound_and_costs_what_the_plan_says() -> None:
+    root = Path(__file__).parents[3]
+    study = read_study((root / "deploy" / "paper.yaml").read_text(), "paper")
+    found = plan_study(study, assumed_throughput(study, 1e14, 1200.0))
+    text = (root / "docs" / "scale.md").read_text()
+    assert f"{found.trials} models" in text
+    assert f"{found.device_hours:,.0f} GPU hours" in text
+    assert f"{found.prune_core_hours:,.0f} core hours" in text
