@@ -40,7 +40,8 @@ Report = Callable[[Metrics], None]
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What came out of a run: the model (this worker's shard of it under fsdp), how it ended, and its last figures.
+    """What came out of a run: the model (this worker's shard of it under fsdp), how it ended, its last figures, and its
+    learning curve: a point for every log, with `CURVE` in it, validation figures where they were measured.
 
     `dtype` is the type of activations, which the recipe may have left open.
     """
@@ -50,6 +51,14 @@ class TrainResult:
     reason: str
     metrics: Metrics
     dtype: ComputeType
+    curve: tuple[Metrics, ...] = ()
+
+
+CURVE = {"tokens": "tokens", "train_loss": "train_loss", "lr": "lr", "l0": "l0", "train_seconds": "seconds"}
+"""Figures of a log in a point of the learning curve, by their names there."""
+
+LONGEST_CURVE = 2000
+"""Points of a learning curve, which every checkpoint holds: of more, every second one goes."""
 
 
 def train(
@@ -119,6 +128,7 @@ class Run:
         self.step, self.seconds, self.reason = 0, 0.0, ""
         self.touched = False
         self.metrics: Metrics = {}
+        self.curve: list[Metrics] = []
         self._reset_window()
 
     def _build(self, model_config: ModelConfig, recipe: TrainConfig) -> None:
@@ -172,13 +182,16 @@ class Run:
         self.metrics |= {
             "step": self.step,
             "steps": self.n_steps,
-            "tokens": self.step * self.recipe.batch_size * T,
+            "tokens": self.step * self._tokens_per_step,
             "train_loss": window / (self.window_steps * world_size()),
             "lr": learning_rate(self.step - 1, self.n_steps, self.recipe),
             "l0": self.optimizer.l0(),
             "tokens_per_second": self.window_steps * self.recipe.batch_size * T / seconds,
             "train_seconds": self.seconds,
         }
+        self.curve.append({"step": self.step} | {name: self.metrics[figure] for figure, name in CURVE.items()})
+        if len(self.curve) > LONGEST_CURVE:
+            del self.curve[:-1:2]
         self._find_divergence()
         self._reset_window()
         return self.metrics
@@ -188,6 +201,9 @@ class Run:
         if self.metrics.get("val_step") != self.step:
             with torch.compiler.set_stance("force_eager"):  # it looks at every node site
                 self.metrics |= {**evaluate(self.model, self._heldout()), "val_step": self.step}
+            if not self.curve or self.curve[-1]["step"] != self.step:
+                self.curve.append({"step": self.step, "tokens": self.step * self._tokens_per_step})
+            self.curve[-1] |= {name: self.metrics[name] for name in ("val_loss", "dead_neurons")}
         return self.metrics
 
     def result(self, metrics: Metrics) -> TrainResult:
@@ -198,7 +214,11 @@ class Run:
         }
         status: Literal["ok", "diverged"] = "diverged" if self.reason else "ok"
         dtype: ComputeType = "bfloat16" if self.model.compute_dtype is torch.bfloat16 else "float32"
-        return TrainResult(self.model, status, self.reason, metrics, dtype)
+        return TrainResult(self.model, status, self.reason, metrics, dtype, tuple(self.curve))
+
+    @property
+    def _tokens_per_step(self) -> int:
+        return self.recipe.batch_size * self.model.config.context
 
     @property
     def diverged(self) -> bool:
@@ -210,7 +230,7 @@ class Run:
         losses = gathered(self.window_loss.item())
         seconds = time.monotonic() - self.window_start if self.window_steps else 0.0
         window = {"losses": losses, "steps": self.window_steps, "seconds": seconds}
-        figures = {"step": self.step, "seconds": self.seconds, "metrics": self.metrics}
+        figures = {"step": self.step, "seconds": self.seconds, "metrics": self.metrics, "curve": self.curve}
         return {"run": self._identity(), "window": window} | figures
 
     def tensors(self) -> Tensors:
@@ -230,6 +250,7 @@ class Run:
         self.touched = True
         read(self.tensors())
         self.step, self.seconds, self.metrics = progress["step"], progress["seconds"], progress["metrics"]
+        self.curve = list(progress.get("curve", ()))  # checkpoints of earlier versions have none
         self.optimizer.continue_from(self.step)
         losses = progress["window"]["losses"]
         same = len(losses) == world_size()

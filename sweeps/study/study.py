@@ -175,6 +175,11 @@ class Study(Config):
     target_losses: tuple[float, ...] = Field(
         (0.15,), min_length=1, description="task losses to find circuits at, in nats; the first is the study's target"
     )
+    report: Literal["front", "all", "none"] = Field(
+        "front",
+        description="pages of circuits in the report that a run ends with: of the trials on the front, of all trials; "
+        "none: no report",
+    )
     min_tasks_solved: int = Field(
         1, ge=1, description="a trial that solves fewer tasks stays off the frontier: its mean is over too few circuits"
     )

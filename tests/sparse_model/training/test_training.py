@@ -205,6 +205,10 @@ def test_a_run_broken_off_anywhere_continues_to_the_same_weights_and_figures(dat
     assert same(weights(resumed.model), weights(whole.model))
     for key in ("train_loss", "val_loss", "l0", "tokens", "kurtosis"):
         assert resumed.metrics[key] == whole.metrics[key], key
+    for run in (whole, resumed):  # a learning curve goes on where it was, no step twice
+        assert [point["step"] for point in run.curve] == list(range(5, 41, 5))
+        assert [point["step"] for point in run.curve if "val_loss" in point] == [20, 40]
+    assert [p["train_loss"] for p in resumed.curve] == pytest.approx([p["train_loss"] for p in whole.curve])
 
 
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(data, tmp_path):
