@@ -10,12 +10,9 @@ import torch
 from circuit.graph.record import Circuit
 from circuit.pages.roles import Places
 from circuit.pages.shown import TokenTable, visible
-from circuit.proofs.verdicts import verdicts
+from circuit.proofs.verdicts import LARGE_SCALE, verdicts
 from circuit.tasks import TASKS, PairBatch
 from sparse_model.model.config import Config
-
-LARGE_SCALE = 10.0
-"""Calibration above which the page says that the calibration does much of the work (METHOD 11)."""
 
 
 def head_data(circuit: Circuit, origin: Mapping[str, str]) -> dict[str, Any]:
@@ -80,7 +77,7 @@ def fields_of(record: Config) -> Iterator[tuple[str, Any, str]]:
 
 
 def calibration(circuit: Circuit) -> dict[str, Any]:
-    large = circuit.status == "ok" and circuit.scale >= LARGE_SCALE
+    large = circuit.status == "ok" and circuit.scale > LARGE_SCALE
     words = f"logits times {circuit.scale:.3g}, {circuit.shift:+.3g} on the answer with the lower token id"
     if large:
         words += ". That is large: much of the loss is the calibration's doing"

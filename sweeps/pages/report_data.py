@@ -136,13 +136,12 @@ def _methods(
     found = []
     for method in [*there, *sorted(others)]:
         try:
-            comparison = frontier.compared(method=method)
-        except InputError as error:
-            omitted.append(f"Method {method}: {error}")
-            continue
-        found.append(_method(method, comparison, trials, _at(circuits, method, target)))
+            comparison, note = frontier.compared(method=method), ""
+        except InputError as error:  # none that counts: the tasks can be looked at all the same
+            comparison, note = None, f"nothing is compared: {error}"
+        found.append(_method(method, comparison, note, trials, _at(circuits, method, target)))
     if not found:
-        found.append(_method("node", frontier.compared(), trials, circuits.slice(0, 0)))
+        found.append(_method("node", frontier.compared(), "", trials, circuits.slice(0, 0)))
     all_targets = {value for value in pc.unique(circuits["target_loss"]).to_pylist() if value is not None}
     if target is not None and len(all_targets) > 1:
         omitted.append(f"Circuits at {len(all_targets) - 1} other target losses: shown are those at {target:g}")
@@ -156,17 +155,17 @@ def _at(circuits: Any, method: str, target: float | None) -> Any:
     return circuits.filter(chosen)
 
 
-def _method(method: str, comparison: Comparison, trials: Any, circuits: Any) -> dict[str, Any]:
-    table = comparison.table()
+def _method(method: str, comparison: Comparison | None, note: str, trials: Any, circuits: Any) -> dict[str, Any]:
+    nothing: list[float | None] = [None] * len(trials)
     tasks = sorted(task for task in pc.unique(circuits["task"]).to_pylist() if task)
     edges, summaries, status = _matrix(trials, circuits, tasks)
     return {
         "method": method,
         "suffix": "" if method == "node" else f"-{method}",
-        "note": comparison.note(),
-        "common": list(comparison.tasks),
-        "edges": floats(table["edges"].to_pylist()),
-        "front": np.flatnonzero(comparison.on_front).tolist(),
+        "note": comparison.note() if comparison else note,
+        "common": list(comparison.tasks) if comparison else [],
+        "edges": floats(comparison.table()["edges"].to_pylist() if comparison else nothing),
+        "front": np.flatnonzero(comparison.on_front).tolist() if comparison else [],
         "tasks": [visible(task, 80) for task in tasks],
         "cells": shorts(edges),
         "status": words(status),
