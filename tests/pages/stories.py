@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from circuit.proofs.faithfulness import necessity
 from torch import Tensor
 
 from circuit.ablated.ablation import mean_activations
 from circuit.graph.edges import edges_between
 from circuit.graph.record import Circuit, decimal_means
+from circuit.proofs.prove import Ground, prove, with_proofs
 from circuit.pruning import find_circuit
 from circuit.search.config import PruneConfig
 from circuit.search.evaluation import Judge
@@ -140,10 +140,10 @@ def record(made: SparseTransformer, task: TaskData, text: Tensor, nodes: Mapping
     planted = {
         "task": task.name, "nodes": nodes, "edges": tuple(edges), "n_nodes": int(keep.sum()), "n_edges": len(edges),
         "loss": loss, "heldout_loss": score.loss, "heldout_accuracy": score.accuracy, "scale": calibration.scale,
-        "shift": calibration.shift, "necessity_loss": necessity(heldout, keep), "status": "ok",
-        "means": decimal_means(means),
+        "shift": calibration.shift, "status": "ok", "means": decimal_means(means),
     }  # fmt: skip
-    return changed_to(searched, planted)
+    circuit = changed_to(searched, planted)
+    return with_proofs(circuit, prove(Ground(made, task, means, config, text), circuit, "basic"))
 
 
 def changed_to(circuit: Circuit, changes: Mapping[str, Any]) -> Circuit:
