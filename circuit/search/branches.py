@@ -75,7 +75,7 @@ class Branches:
         for world in self.judge.worlds:
             compact = self._compact(keep, world)
             growth = Growth(world, compact, [{0: compact.start(batch)} for batch in world.batches], keep.new_empty(0))
-            growths.append(self._grown(growth, keep, 0))
+            growths.append(self._grow(growth, keep, 0))
         return Trunk(keep, growths)
 
     @torch.no_grad()
@@ -112,7 +112,7 @@ class Branches:
         if stage > growth.compact.stages:
             return growth
         kept = [{at: x for at, x in streams.items() if at <= stage} for streams in growth.streams]
-        return self._grown(replace(growth, streams=kept), candidate, stage)
+        return self._grow(replace(growth, streams=kept), candidate, stage)
 
     def sampled(self, trunk: Trunk) -> Tensor:
         """(P',) its margins of the prompts of `Judge.sample`."""
@@ -157,7 +157,7 @@ class Branches:
         gone[:, : self.parts.n_nodes] &= ~growth.world.rest
         return torch.where(gone, self.parts.stages, last).amin(1)
 
-    def _grown(self, growth: Growth, keep: Tensor, stage: int) -> Growth:
+    def _grow(self, growth: Growth, keep: Tensor, stage: int) -> Growth:
         """From a sublayer on, where the streams up to there are given."""
         compact, world = growth.compact, growth.world
         gates, streams, margins = self._gates(compact, keep.float(), world), [], []

@@ -50,7 +50,7 @@ def eliminate(judge: Judge, parts: Parts, keep: Tensor, target: float) -> Tensor
     if len(judge.worlds) > 1:
         circuit.try_each()
         return circuit.checked()
-    queue, needed = circuit.cheapest_first(*circuit.estimates())[0], 0
+    queue, needed = circuit.queue_within_budget(*circuit.estimates())[0], 0
     tries = ROUNDS * len(queue)
     while needed < len(queue) and tries > 0:
         looked_at = queue[:AT_ONCE]
@@ -91,7 +91,7 @@ class _Circuit:
                 gone = True
 
     def _shed(self, singles: Tensor, changes: Tensor, most: int) -> bool:
-        queue, affordable = self.cheapest_first(singles, changes)
+        queue, affordable = self.queue_within_budget(singles, changes)
         return any(self.removed(queue[:n]) for n in _halved(min(affordable, most)))
 
     def estimates(self) -> tuple[Tensor, Tensor]:
@@ -99,7 +99,7 @@ class _Circuit:
         singles = self.parts.removable(self.keep).nonzero().squeeze(1)
         return singles, self.branches.changes(self.keep, singles)
 
-    def cheapest_first(self, singles: Tensor, changes: Tensor) -> tuple[Tensor, int]:
+    def queue_within_budget(self, singles: Tensor, changes: Tensor) -> tuple[Tensor, int]:
         """Those of `singles` (n,) that are left, and how many of the first of them the target is expected to spare
         together, by the changes (n, P') of the margins."""
         left = self.keep[singles]
@@ -120,7 +120,7 @@ class _Circuit:
         each try takes a forward pass of most of the model."""
         singles, changes = self.estimates()
         hopeful = self._expected(changes)[1] <= HOPELESS_PART * self.target
-        for part in self.cheapest_first(singles[hopeful], changes[hopeful])[0]:
+        for part in self.queue_within_budget(singles[hopeful], changes[hopeful])[0]:
             self.removed(part[None])
 
     def _expected(self, changes: Tensor) -> tuple[Tensor, Tensor]:

@@ -215,7 +215,7 @@ def _tried(monkeypatch: pytest.MonkeyPatch, rounds: int) -> Any:
         def estimates(self) -> tuple[torch.Tensor, torch.Tensor]:
             return torch.arange(3), torch.zeros(3, 1)
 
-        def cheapest_first(self, singles: torch.Tensor, changes: torch.Tensor) -> tuple[torch.Tensor, int]:
+        def queue_within_budget(self, singles: torch.Tensor, changes: torch.Tensor) -> tuple[torch.Tensor, int]:
             return singles, 0
 
         def reduced(self, singles: torch.Tensor) -> bool:
@@ -285,10 +285,10 @@ def test_parts_that_change_the_expected_loss_least_go_first() -> None:
     circuit.branches = SimpleNamespace(sampled=lambda trunk: trunk.margins)  # type: ignore[assignment]
     circuit.trunk = SimpleNamespace(keep=torch.tensor([True] * 4), margins=margins)  # type: ignore[assignment]
     circuit.calibration = Calibration(1.0, 0.0)
-    order, affordable = circuit.cheapest_first(torch.arange(4), changes)
+    order, affordable = circuit.queue_within_budget(torch.arange(4), changes)
     assert order.tolist() == [2, 1, 3, 0]
     assert affordable == 3
     circuit.target = loss + 0.7  # now it can be afforded
-    assert circuit.cheapest_first(torch.arange(4), changes)[0].tolist() == [2, 0, 1, 3]
+    assert circuit.queue_within_budget(torch.arange(4), changes)[0].tolist() == [2, 0, 1, 3]
     circuit.trunk.keep[2] = False  # type: ignore[index]
-    assert circuit.cheapest_first(torch.arange(4), changes)[0].tolist() == [0, 1, 3]
+    assert circuit.queue_within_budget(torch.arange(4), changes)[0].tolist() == [0, 1, 3]
