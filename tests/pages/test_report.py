@@ -25,6 +25,13 @@ def floats(packed: dict[str, str]) -> Any:
     return np.frombuffer(base64.b64decode(packed["f4"]), "<f4")
 
 
+def said(view: Any, place: str, words: str) -> None:
+    """Wait for words: panels are drawn with the browser's next picture."""
+    view.wait_for_function(
+        "([place, words]) => document.querySelector(place).innerText.includes(words)", arg=[place, words]
+    )
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> str:
     return study(tmp_path_factory.mktemp("study") / "made", 40, 4)
@@ -95,14 +102,16 @@ def test_hover_click_filter_back_and_forth(page: str, opened: Open) -> None:
     assert "proofs passed: sufficiency" in words
     assert "95% interval" in words
     view.keyboard.press("Enter")
-    assert "Chosen (1)" in view.locator("#chosen").inner_text()
+    said(view, "#chosen", "Chosen (1)")
     assert "trials=t" in view.evaluate("location.href")
     view.go_back()
-    assert "On the front" in view.locator("#chosen").inner_text()
+    said(view, "#chosen", "On the front")
     view.go_forward()
-    assert "Chosen (1)" in view.locator("#chosen").inner_text()
+    said(view, "#chosen", "Chosen (1)")
     view.locator('select[aria-label="Kind"]').select_option("dense")
-    view.wait_for_function("document.querySelectorAll('#tasks tbody tr small').length > 0")
+    view.wait_for_function(
+        "![...document.querySelectorAll('#tasks tbody tr small')].some((e) => /sparse/.test(e.textContent))"
+    )
     kinds = {text.strip() for text in view.locator("#tasks tbody tr small").all_inner_texts()}
     assert kinds == {"dense"}
     assert "kinds=dense" in view.evaluate("location.href")
@@ -120,6 +129,7 @@ def test_hover_click_filter_back_and_forth(page: str, opened: Open) -> None:
 def test_dragging_along_an_axis_filters(page: str, opened: Open) -> None:
     view = opened(page)
     view.locator("#parallel").scroll_into_view_if_needed()
+    view.wait_for_selector("#parallel[data-drawn]")  # it is drawn when it has come into sight
     box = view.locator("#parallel").bounding_box()
     right = box["x"] + box["width"] - 46
     view.mouse.move(right, box["y"] + 60)

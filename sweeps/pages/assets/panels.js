@@ -294,7 +294,7 @@ function csv() {
 // Thousands of lines are drawn only while they can be seen; what has changed meanwhile is drawn when they come into sight.
 function whenSeen(id, draw) {
   let seen = false, stale = true;
-  const drawn = () => { if (seen) { stale = false; draw(); } else stale = true; };
+  const drawn = () => { if (seen) { stale = false; draw(); byId(id).dataset.drawn = "true"; } else stale = true; };
   new IntersectionObserver((entries) => { seen = entries[entries.length - 1].isIntersecting; if (seen && stale) drawn(); }, { rootMargin: "200px" }).observe(byId(id).parentElement);
   addEventListener("beforeprint", () => { if (stale) { stale = false; draw(); } });
   byId(id).style.height = byId(id).style.height || "330px";
