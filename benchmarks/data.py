@@ -20,11 +20,12 @@ from pathlib import Path
 from timing import medians_ms
 
 from sparse_model import storage
+from sparse_model.cores import cpu_count
 from sparse_model.data import CorpusConfig, SourceConfig, TokenDataset, TokenizerConfig, documents, prepare
 from sparse_model.data.corpora import parts, source_inputs
 from sparse_model.data.order import GROUP_SHARDS
 from sparse_model.data.parts import Tokenising
-from sparse_model.data.processes import Execute, cpu_count, in_processes, in_turn
+from sparse_model.data.processes import Execute, in_processes, in_turn
 
 BATCH, CONTEXT = 64, 256
 SHARDS = 3 * GROUP_SHARDS

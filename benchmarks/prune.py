@@ -30,10 +30,10 @@ from torch import Tensor
 
 from circuit.ablated.ablation import Means
 from circuit.ablated.batches import POSITIONS, answer_batch
-from circuit.ablated.compact import AblatedModel
+from circuit.ablated.compact import AblatedModel, Gates
 from circuit.search.config import PruneConfig
 from circuit.search.evaluation import Judge, model_score
-from circuit.search.targets import Solution, edge_circuits, eliminated, node_circuits
+from circuit.search.targets import Solution, edge_circuits, minimise, node_circuits
 from circuit.tasks import PairBatch, TaskData, build_task, task_named
 from sparse_model.model.transformer import SparseTransformer
 from sparse_model.saved.pretrained import from_pretrained
@@ -154,10 +154,10 @@ def compared(
         return None
     step, evaluation = plain_seconds(model, data, means, options.timed_steps)
     once = PAPER.steps * step + evaluations * evaluation
-    edge_seconds, cut = timed(lambda: edge_circuits(ours, config))
+    edge_seconds, cut = timed(lambda: edge_circuits(judge, ours, config))
     nodes = judge.index.flat({site: channels.tolist() for site, channels in best.kept.items()})
-    theirs = eliminated(judge, nodes, config.model_copy(update={"eliminate": False}), target)
-    spared = eliminated(judge, nodes, config, target)
+    theirs = minimise(judge, nodes, config.model_copy(update={"eliminate": False}), target)
+    spared = minimise(judge, nodes, config, target)
     ours_edges = ours[target].size[0]
     return {
         "recipe_seconds": options.tuning * once,
@@ -173,7 +173,7 @@ def compared(
         "recipe_heldout_loss": heldout_loss(theirs),
         "recipe_eliminated_heldout_loss": heldout_loss(spared),
         "ours_heldout_loss": heldout_loss(ours[target]),
-        "recipe_edges_edge_pruned": float(edge_circuits({target: theirs}, config)[target].size[0]),
+        "recipe_edges_edge_pruned": float(edge_circuits(judge, {target: theirs}, config)[target].size[0]),
         "ours_edges_edge_pruned": float(cut[target].size[0]),
         "ours_seconds_edge_pruning": edge_seconds,
     }
@@ -198,7 +198,7 @@ def answers_only(model: SparseTransformer, data: PairBatch, means: Means) -> For
         order = data.length[rows].argsort(stable=True)
         size = max(1, POSITIONS * len(rows) // int(data.length[rows].sum()))
         batches = [answer_batch(data, part, model.embedding.device) for part in rows[order].split(size)]
-        return torch.cat([whole.margins(batch, gates) for batch in batches])[order.argsort()]
+        return torch.cat([whole.margins(batch, Gates(gates)) for batch in batches])[order.argsort()]
 
     return forward
 

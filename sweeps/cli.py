@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 import typer
@@ -36,6 +37,9 @@ OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 def run_and_exit(arguments: list[str] | None = None) -> None:
     """Run a command and exit: 0 ok, 1 failed, 2 bad input (one line per mistake on stderr), 130 interrupted."""
+    for stream in (sys.stdout, sys.stderr):  # characters that a terminal has no place for are told by their numbers
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(status_of(arguments))
 
 

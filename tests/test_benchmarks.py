@@ -18,6 +18,7 @@ from circuit.search.evaluation import Judge
 from circuit.tasks import PairBatch
 from sparse_model.model.config import ModelConfig
 from sparse_model.model.transformer import SparseTransformer
+from sweeps.cli import status_of
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(FOLDER))
@@ -138,3 +139,17 @@ def test_sweep_scale(tmp_path: Path) -> None:
     assert figures["files"] >= 2
     assert figures["requests"] > 2
     assert all(figures[name] > 0 for name in ("driver_s", "search_s", "replay_s", "memory_mb"))
+
+
+def test_faithful(tmp_path: Path, study_text: Callable[..., str]) -> None:
+    """Of one circuit: ratios are those of its rows, and the worst subset is no better than the mean."""
+    study = tmp_path / "tiny.yaml"
+    study.write_text(study_text({"trial.training.tokens": 40_000, "trial.training.lr": 0.1}))
+    place = ["--study", str(study), "--storage", str(tmp_path)]
+    assert status_of(["train", str(tmp_path / "m"), *place, "--set", "kind=dense", "--set", "model.d_model=32"]) == 0
+    small = [*place, "--tasks", "else_elif", "--seeds", "0", "--draws", "5", "--judged", "2", "--target", "0.6"]
+    figures = run("faithful.py", tmp_path / "figures.json", str(tmp_path / "m"), *small)
+    assert figures["circuits"] == len(figures["rows"]) == 1
+    row = figures["rows"][0]
+    assert figures["edges_ratio"] == pytest.approx(max(1, row["faithful_edges"]) / max(1, row["node_edges"]))
+    assert row["node_worst"] >= row["node_mean"]

@@ -54,7 +54,7 @@ def test_the_house_keeps_its_contract(copy: Path) -> None:
         ("sparse_model/model/sites.py", "import circuit.tasks.pair", "sweeps → circuit → sparse_model"),
         ("circuit/pruning.py", "from sweeps.frontier import rows", "sweeps → circuit → sparse_model"),
         ("sparse_model/storage/files.py", "from sparse_model.data import tokenizer", "rooms of sparse_model"),
-        ("circuit/ablated/compact.py", "def f():\n    from circuit.graph import record", "rooms of circuit"),
+        ("circuit/ablated/compact.py", "def f():\n    from circuit.graph.record import record", "rooms of circuit"),
         ("sweeps/study/study.py", "from sweeps.search.draws import StudySearch", "rooms of sweeps"),
         ("sweeps/a_new_room/__init__.py", "", "rooms of sweeps"),
         ("circuit/tasks/pair.py", "from circuit.tasks import table", "no two files import each other"),
@@ -118,7 +118,7 @@ def test_what_a_room_exports_is_there(room: Path) -> None:
     [
         ("from sparse_model import ModelConfig", ("torch", "tokenizers", "fsspec")),
         ("from circuit import PruneConfig", ("torch", "networkx")),
-        ("from circuit import Circuit", ("networkx", "optuna", "circuit.search.masks")),
+        ("from circuit import Circuit", ("networkx", "optuna", "circuit.search.targets.masks")),
         ("from sweeps import load_study", ("ray", "optuna", "matplotlib", "duckdb")),
         ("from sweeps import Frontier", ("ray", "optuna", "matplotlib")),
         ("import sweeps.search.draws", ("ray",)),

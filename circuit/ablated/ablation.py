@@ -13,8 +13,11 @@ import torch
 from torch import Tensor
 
 from sparse_model.errors import InputError
+from sparse_model.model.inputs import check_tokens
 from sparse_model.model.sites import site_names, site_width
 from sparse_model.model.transformer import SparseTransformer
+
+SEQUENCES_AT_ONCE = 32
 
 Means = dict[str, Tensor]
 """Site name -> (C,) float32 mean activation, on the model's device."""
@@ -28,12 +31,15 @@ class Pretraining(NamedTuple):
 
 
 @torch.no_grad()
-def mean_activations(model: SparseTransformer, batches: Iterable[Tensor]) -> Means:
-    """Mean of every node over all positions of all sequences, each batch being tokens (B, T).
+def mean_activations(model: SparseTransformer, batches: Iterable[Tensor] | Tensor) -> Means:
+    """Mean of every node over all positions of all sequences: batches of tokens (B, T), or one tensor (n, T) of all.
 
     Taken of the model's own forward pass, AbsTopK included, in float32 as circuits are whatever the model was
-    trained in. No token at all is an InputError.
+    trained in. InputError for tokens of other axes, and for no token at all.
     """
+    if isinstance(batches, Tensor):
+        check_tokens(batches, model.config, what="text")
+        batches = torch.split(batches, SEQUENCES_AT_ONCE)
     device = model.embedding.device
     sums = {name: _zeros(model, name, torch.float64) for name in site_names(model.config)}
     positions = 0

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from circuit.tasks import PairBatch
+from sparse_model.model.inputs import check_ids, check_tokens
+from sparse_model.model.transformer import SparseTransformer
 
 POSITIONS = 2048
 """Positions per evaluation batch: activations of one batch stay in a CPU core's cache (fastest of 512 to 8192)."""
@@ -25,6 +27,13 @@ class AnswerBatch(NamedTuple):
     right: Tensor
     wrong: Tensor
     sides: Tensor
+
+
+def check_pairs(model: SparseTransformer, data: PairBatch, what: str) -> None:
+    """InputError for prompts or answers that are no tokens of the model's, or are longer than its context."""
+    check_tokens(data.tokens, model.config, what=f"{what}: prompts")
+    for answers in (data.right, data.wrong):
+        check_ids(answers, model.config, f"{what}: answers")
 
 
 def answer_batch(data: PairBatch, rows: Tensor, device: torch.device) -> AnswerBatch:

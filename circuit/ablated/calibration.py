@@ -55,10 +55,9 @@ def calibrated_loss(margins: Tensor, sides: Tensor, max_scale: float = math.inf)
     return float(task_loss(margins.double(), sides, fit)), fit
 
 
-def calibrated_losses(margins: Tensor, sides: Tensor, max_scale: float = math.inf) -> Tensor:
-    """(M,) losses of margins (M, N), each after a fit of its own, on the CPU in float64."""
-    every, side = _doubles(margins), _doubles(sides)
-    return torch.from_numpy(_logistic(_fitted(every, side, max_scale), every, side))
+def calibrations(margins: Tensor, sides: Tensor, max_scale: float = math.inf) -> Tensor:
+    """(M, 2) scales and shifts of margins (M, N), each row fitted by itself, on the CPU in float64."""
+    return torch.from_numpy(_fitted(_doubles(margins), _doubles(sides), max_scale))
 
 
 def softened(fit: Calibration, margins: Tensor, sides: Tensor, loss: float) -> Calibration:

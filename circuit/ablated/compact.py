@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from copy import deepcopy
+from dataclasses import dataclass, field
 from typing import NamedTuple, cast
 
 import torch
@@ -37,11 +38,6 @@ from sparse_model.model.transformer import (
     residual,
 )
 
-Gates = Mapping[str, Tensor]
-"""Site name -> (C,) how much of each node's own value passes; the rest is its mean. `edges_into(site)` -> (S', S) how
-much of each source's own value passes along each weight, in the order of the site's `Projection`; the rest is the
-source's mean. With one more axis in front, (M, ...), each of M equal parts of the batch has gates of its own."""
-
 Nodes = Mapping[str, Tensor]
 """Site name -> (S,) kept channels, ascending; sites without a kept node may be left out."""
 
@@ -54,9 +50,20 @@ Visit = Callable[[str, Tensor, Tensor], Tensor]
 returns takes their place. Kept q and k nodes of a head without a kept value do nothing and are not visited."""
 
 
-def edges_into(site: str) -> str:
-    """The key in `Gates` of the gates of the edges into a site."""
-    return f"{site}.edges"
+@dataclass(frozen=True)
+class Gates:
+    """How much passes: the rest is a mean.
+
+    `nodes`: site -> (C,) of each node's own value. `edges`: target site -> (S', S) of each source's own value along a
+    weight, in the order of the site's `Projection`. Sites that are left out are open. With one more axis in front,
+    (M, ...), each of M equal parts of the batch has gates of its own.
+    """
+
+    nodes: Mapping[str, Tensor] = field(default_factory=dict)
+    edges: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+OPEN = Gates()
 
 
 class Projection(NamedTuple):
@@ -120,8 +127,8 @@ class AblatedModel:
         self.answers = _Answers(model, cut)
         self.last_attention = max((i for i, attention in enumerate(self.attention) if attention.writes), default=-1)
 
-    def margins(self, batch: AnswerBatch, gates: Gates | None = None) -> Tensor:
-        """Margins (B,) logit(right) - logit(wrong) at the answer positions, in nats; `gates` default to all ones."""
+    def margins(self, batch: AnswerBatch, gates: Gates = OPEN) -> Tensor:
+        """Margins (B,) logit(right) - logit(wrong) at the answer positions, in nats."""
         stream = self.start(batch)
         for stage in range(self.stages):
             stream = self.sublayer(stage, stream, batch, gates)
@@ -139,18 +146,18 @@ class AblatedModel:
             return Stream(_at(x, batch.last), _positions_at(positions, batch.last))
         return Stream(x, positions)
 
-    def sublayer(self, stage: int, stream: Stream, batch: AnswerBatch, gates: Gates | None = None) -> Stream:
+    def sublayer(self, stage: int, stream: Stream, batch: AnswerBatch, gates: Gates = OPEN) -> Stream:
         """The residual stream after a sublayer, from that before it."""
-        (x, positions), gates, layer = stream, gates or {}, stage // 2
+        (x, positions), layer = stream, stage // 2
         if stage % 2:
             return Stream(residual(self.mlp[layer](x, positions, gates), "resid.post", self.config), positions)
         last = batch.last if layer == self.last_attention else None
         x = residual(self.attention[layer](x, positions, gates, last), "resid.mid", self.config)
         return Stream(x, positions if last is None else _positions_at(positions, last))
 
-    def end(self, stream: Stream, batch: AnswerBatch, gates: Gates | None = None) -> Tensor:
+    def end(self, stream: Stream, batch: AnswerBatch, gates: Gates = OPEN) -> Tensor:
         """Margins (B,) from the residual stream after the last sublayer."""
-        return self.answers(self.final(stream.x, None, gates or {}).squeeze(1), batch)
+        return self.answers(self.final(stream.x, None, gates).squeeze(1), batch)
 
     def _embed(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
         """The residual stream (B, T, D) at its start, and the positions (T, P) to be read beside it, if any."""
@@ -216,9 +223,9 @@ class _Gate:
     def __call__(self, x: Tensor, gates: Gates) -> Tensor:
         if self.visit is not None:
             x = self.visit(self.site, self.channels, x)
-        if self.site not in gates:
+        if self.site not in gates.nodes:
             return x
-        gate = gates[self.site].index_select(-1, self.channels)
+        gate = gates.nodes[self.site].index_select(-1, self.channels)
         if gate.dim() == 2:
             gate = gate.repeat_interleave(len(x) // len(gate), 0).unsqueeze(1)
         return torch.lerp(self.mean, x, gate)
@@ -295,7 +302,7 @@ class _Project:
         self.constants = self._activate(base[fixed]).abs().sort(descending=True).values[: self.k]
 
     def __call__(self, x: Tensor, gates: Gates) -> Tensor:
-        value = self._activate(self._project(x, gates.get(edges_into(self.gate.site))))
+        value = self._activate(self._project(x, gates.edges.get(self.gate.site)))
         if self.k is not None and len(self.kept):
             rivals = value.detach()
             if len(self.other_bias):

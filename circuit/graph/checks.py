@@ -34,5 +34,5 @@ def check_edges(circuit: Circuit, model: SparseTransformer) -> None:
     own, said = set(edges_between(model, kept)), set(circuit.edges)
     if strange := min(said - own, default=None):
         raise InputError(f"{what} edge {strange.name} of weight {strange.weight:g} in {strange.matrix} {strange.layer}")
-    if circuit.method == "node" and own != said:
+    if circuit.method != "edge" and own != said:
         raise InputError(f"{what} edge {min(own - said).name} is lacking")

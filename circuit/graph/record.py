@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -12,10 +11,12 @@ from pydantic import Field, ValidationError, model_validator
 
 from circuit.ablated.ablation import Means
 from circuit.ablated.compact import Edges
+from circuit.graph.evidence import Proofs
 from sparse_model import storage
 from sparse_model.errors import InputError
 from sparse_model.model.config import Config
 from sparse_model.model.transformer import SparseTransformer
+from sparse_model.storage.text import decoded, parse_json, read_text
 
 CIRCUIT_VERSION: Literal[3] = 3
 """Of a circuit's JSON: raised when a field is added, changes its meaning or goes. There is no reading of others."""
@@ -52,8 +53,8 @@ class Circuit(Config):
     """A task, a model, and the nodes that do the task when all others are held at their means.
 
     Losses are two-way cross-entropies in nats. `loss`, `heldout_loss` and `heldout_accuracy` are of the circuit under
-    its `scale` and `shift`; `uncalibrated_loss` is of its logits as they are, `unpruned_loss` and `necessity_loss` of
-    the model's own. Of any other status than ok there are no nodes, and `loss` is what the calibrated whole model
+    its `scale` and `shift`; `uncalibrated_loss` is of its logits as they are, `unpruned_loss` of the
+    whole model's own. Of any other status than ok there are no nodes, and `loss` is what the calibrated whole model
     reaches.
     """
 
@@ -61,8 +62,10 @@ class Circuit(Config):
     schema_version: Literal[3] = Field(CIRCUIT_VERSION, description="of this object's JSON; see docs/circuit_json.md")
     task: str = Field(description="name of the task")
     model: str = Field(description="fingerprint of the model's configuration and weights")
-    method: Literal["node", "edge"] = Field(
-        "node", description="what is pruned: nodes, with all weights between the kept ones as edges, or edges as well"
+    method: Literal["node", "edge", "faithful"] = Field(
+        "node",
+        description="what is pruned: nodes, with all weights between the kept ones as edges; or edges as well; or "
+        "nodes, such that the circuit holds whatever subset of the others is ablated",
     )
     status: Literal["ok", "unsolved", "unreached", "stopped"] = Field(
         description="unsolved: the whole model does not do the task; unreached: it does, but not even all of it "
@@ -88,18 +91,7 @@ class Circuit(Config):
     unpruned_loss: float = Field(
         description="of the whole model on held-out pairs, its logits as they are: what tells whether a task is solved"
     )
-    necessity_loss: float | None = Field(
-        description="on held-out pairs with the circuit ablated and everything else intact; chance is 0.693"
-    )
-    control_loss: float | None = Field(description="what masks learned for shuffled answers reach, calibrated")
-    control_edges: int | None = Field(description="edges of the shuffled control's circuit, if it reaches the target")
-    resample_losses: dict[float, float] = Field(
-        description="by strength, on held-out pairs with nodes outside at mean + strength * (value in random "
-        "pretraining text - mean); empty where no text was given"
-    )
-    stability: float | None = Field(
-        description="mean overlap of kept nodes (intersection over union) between searches from other seeds, if made"
-    )
+    proofs: Proofs = Field(description="what was measured beside these losses; see docs/circuit_json.md")
     summary: str = Field(description="which proofs the circuit passes, which it fails, which were not measured")
     scale: float = Field(description="calibration: logits are multiplied by it")
     shift: float = Field(description="calibration: added to the logit of the answer with the lower token id")
@@ -132,7 +124,7 @@ class Circuit(Config):
     def from_json(cls, text: str | bytes, name: str = "circuit") -> Circuit:
         """The circuit a JSON text holds; InputError, naming `name`, where it is truncated, no circuit, or of another
         version than this one's."""
-        if (version := _version(text)) is None:
+        if (version := _version(text, name)) is None:
             raise InputError(f"{name}: not a saved circuit (schema_version is missing)")
         if version != CIRCUIT_VERSION:
             raise InputError(f"{name}: schema_version {version!r}; allowed: {CIRCUIT_VERSION}; find the circuit anew")
@@ -150,24 +142,29 @@ class Circuit(Config):
     @classmethod
     def load(cls, uri: str) -> Circuit:
         """Read what `save` wrote; InputError where it is missing, truncated or something else."""
-        return cls.from_json(storage.read_bytes(uri), uri)
+        return cls.from_json(read_text(uri), uri)
 
     def kept_edges(self, device: torch.device) -> Edges | None:
-        """The edges as an `AblatedModel` takes them; None of method node, where all between kept nodes are."""
-        if self.method == "node":
+        """The edges as an `AblatedModel` takes them; None of another method than edge, where all between kept nodes
+        are."""
+        if self.method != "edge":
             return None
         pairs: dict[str, list[tuple[int, int]]] = {}
         for edge in self.edges:
             pairs.setdefault(edge.target.site, []).append((edge.target.channel, edge.source.channel))
         return {site: torch.tensor(found, device=device) for site, found in pairs.items()}
 
+    def proven(self, proofs: Proofs, summary: str, seconds: float) -> Circuit:
+        """The same circuit with its proofs and all the time that it took."""
+        return self.model_copy(update={"proofs": proofs, "summary": summary, "seconds": seconds})
 
-def _version(text: str | bytes) -> Any:
-    """What a JSON object says of its version, if anything; as if of this one where it is no such thing."""
+
+def _version(text: str | bytes, name: str) -> Any:
+    """What a JSON object says of its version, if anything; as if of this one where it is no object."""
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError):
-        return CIRCUIT_VERSION
+        content = parse_json(text if isinstance(text, str) else decoded(text, "content"), "content")
+    except InputError as error:
+        raise InputError(f"{name}: not a saved circuit ({error})") from None
     return content.get("schema_version") if isinstance(content, dict) else CIRCUIT_VERSION
 
 

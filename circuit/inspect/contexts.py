@@ -13,6 +13,7 @@ from torch import Tensor
 
 from circuit.ablated.ablation import float32_activations
 from circuit.graph.record import Node
+from sparse_model.model.inputs import check_tokens
 from sparse_model.model.transformer import SparseTransformer
 
 WINDOWS_AT_ONCE = 16
@@ -37,7 +38,8 @@ class Contexts(NamedTuple):
 
 @torch.no_grad()
 def contexts(model: SparseTransformer, nodes: Sequence[Node], text: Tensor, count: int = 5) -> dict[Node, Contexts]:
-    """Contexts of nodes in a text, tokens (n, T) of at most the model's context each."""
+    """Contexts of nodes in a text, tokens (n, T) of at most the model's context each; InputError for other axes."""
+    check_tokens(text, model.config, what="text")
     highest, lowest, active = [], [], torch.zeros(len(nodes), dtype=torch.float64)
     with float32_activations(model):
         for windows in torch.split(text, WINDOWS_AT_ONCE):

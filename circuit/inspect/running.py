@@ -13,15 +13,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from circuit.ablated.batches import AnswerBatch, all_batches, answer_batch
+from circuit.ablated.batches import AnswerBatch, all_batches, answer_batch, check_pairs
 from circuit.ablated.calibration import Calibration, task_loss
 from circuit.ablated.compact import AblatedModel, Edges, Visit
+from circuit.ablated.nodes import NodeIndex
 from circuit.graph.checks import check_model
 from circuit.graph.record import Circuit, Edge, Node, means_of
 from circuit.search.evaluation import Score
-from circuit.search.masks import NodeIndex
 from circuit.tasks import PairBatch
 from sparse_model.errors import InputError
+from sparse_model.model.inputs import check_tokens
 from sparse_model.model.sites import site_width
 from sparse_model.model.transformer import SparseTransformer
 
@@ -78,8 +79,16 @@ class CircuitModel:
             self.compact.add_input(edge.target.site, edge.target.channel, amount)
 
     def __call__(self, tokens: Tensor, right: Tensor, wrong: Tensor) -> Tensor:
-        """Calibrated margins (B,) logit(right) - logit(wrong) in nats after prompts (B, T), all of one length."""
+        """Calibrated margins (B,) logit(right) - logit(wrong) in nats after prompts (B, T), all of one length.
+
+        InputError for tokens of other axes, or none of the model's vocabulary.
+        """
+        check_tokens(tokens, self.model.config)
         B, T = tokens.shape
+        for what, answers in (("right", right), ("wrong", wrong)):
+            if answers.shape != (B,):
+                raise InputError(f"{what} of shape {tuple(answers.shape)}; allowed: ({B},), one answer a prompt")
+            check_tokens(answers[None], self.model.config, longest=B, what=what)
         length = torch.full((B,), T)
         sides = torch.where(right < wrong, 1.0, -1.0)
         batch = AnswerBatch(*(field.to(self.device) for field in (tokens, length - 1, right, wrong, sides)))
@@ -87,10 +96,12 @@ class CircuitModel:
 
     def margins(self, data: PairBatch) -> Tensor:
         """Calibrated margins (R,) of a task's rows, in their order."""
+        check_pairs(self.model, data, "prompts")
         return self._margins(answer_batch(data, torch.arange(len(data.length)), self.device))
 
     def score(self, data: PairBatch) -> Score:
         """Task loss in nats and accuracy."""
+        check_pairs(self.model, data, "prompts")
         margins = torch.cat([self._margins(batch) for batch in all_batches(data, self.device)]).double()
         return Score(float(task_loss(margins, torch.ones_like(margins))), float((margins.sign() + 1).mean() / 2))
 

@@ -3,33 +3,23 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor
 
-from circuit.search.config import PruneConfig
+from circuit.search.config import Method, PruneConfig
 from circuit.search.evaluation import Judge
-from circuit.search.targets import Solution, edge_circuits, node_circuits
-
-Found = Mapping[str, Mapping[float, Solution]]
-"""Method -> target loss -> circuit."""
+from circuit.search.targets import find
 
 
-def stability(judge: Judge, config: PruneConfig, found: Found) -> dict[tuple[str, float], float]:
-    """By method and target loss, the mean overlap of kept nodes over all pairs of searches.
-
-    The searches are the one that gave `found`, and `config.stability` more, equal but for seeds that no other uses.
-    """
-    targets = list(found["node"])
-    searches = [found]
+def overlap(judge: Judge, config: PruneConfig, method: Method, nodes: Tensor) -> float:
+    """Mean overlap of kept nodes over all pairs of searches: the one that gave `nodes` (N,), and `config.stability`
+    more, equal but for seeds that no other uses."""
+    searches = [nodes]
     for i in range(1, config.stability + 1):
-        nodes = node_circuits(judge, _reseeded(config, i), targets)
-        searches.append({"node": nodes, "edge": edge_circuits(nodes, config) if found["edge"] else {}})
-    return {
-        (method, target): mean_overlap([search[method][target].nodes for search in searches])
-        for method, circuits in found.items()
-        for target in circuits
-    }
+        again = find(judge, _reseeded(config, i), method, (config.target_loss,))
+        searches += [solution.nodes for solution in again.values()]
+    return mean_overlap(searches)
 
 
 def mean_overlap(sets: Sequence[Tensor]) -> float:
@@ -45,4 +35,4 @@ def _overlap(a: Tensor, b: Tensor) -> float:
 
 
 def _reseeded(config: PruneConfig, i: int) -> PruneConfig:
-    return config.model_copy(update={"seed": config.seed + i * config.restarts})
+    return config.model_copy(update={"seed": (config.seed + i * config.restarts) % 2**64})

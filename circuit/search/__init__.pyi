@@ -1,5 +1,5 @@
 from .config import PruneConfig as PruneConfig
 from .evaluation import Judge as Judge, Score as Score
-from .masks import NodeIndex as NodeIndex, learn_masks as learn_masks
+from .masks import learn_masks as learn_masks
 from .targets import Solution as Solution, edge_circuits as edge_circuits, node_circuits as node_circuits
 from .watch import Stopped as Stopped, Update as Update, Watch as Watch

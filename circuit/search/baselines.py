@@ -19,6 +19,7 @@ from torch import Tensor
 
 from circuit.ablated.compact import Edges
 from circuit.search.attribution import margin_attributions
+from circuit.search.branches import Branches
 from circuit.search.discretise import bisect_nodes, fewest
 from circuit.search.evaluation import Judge
 from circuit.search.parts import Parts
@@ -36,6 +37,7 @@ SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 class PartOrder(NamedTuple):
     """What each part is worth: nodes (N,) or edges (E,); the higher, the longer it stays."""
 
+    judge: Judge
     parts: Parts
     worth: Tensor
     of_edges: bool
@@ -69,11 +71,11 @@ def ordered(judge: Judge, baseline: Baseline, seed: int = 0) -> PartOrder:
     its mean). random: a permutation of the nodes.
     """
     everything = judge.everything()
-    parts = Parts(judge, everything, edges=baseline == "edge attribution")
+    parts = Parts(judge.model, everything, edges=baseline == "edge attribution")
     if baseline == "edge attribution":
         keep = parts.everything()
         numbers = torch.arange(parts.n_nodes, len(keep), device=keep.device)
-        return PartOrder(parts, parts.changes(keep, numbers).abs().mean(1), of_edges=True)
+        return PartOrder(judge, parts, Branches(judge, parts).changes(keep, numbers).abs().mean(1), of_edges=True)
     if baseline == "random":
         generator = torch.Generator().manual_seed(seed)
         return of_nodes(judge, torch.rand(judge.index.total, generator=generator).to(judge.sides.device))
@@ -84,18 +86,19 @@ def ordered(judge: Judge, baseline: Baseline, seed: int = 0) -> PartOrder:
 
 def of_nodes(judge: Judge, worth: Tensor) -> PartOrder:
     """An order of nodes (N,), such as the mask parameters of a search."""
-    return PartOrder(Parts(judge, judge.everything()), worth, of_edges=False)
+    return PartOrder(judge, Parts(judge.model, judge.everything()), worth, of_edges=False)
 
 
 def smallest_reaching(order: PartOrder, target: float) -> KeptParts | None:
     """The circuit of the fewest first parts that reaches a target loss; None where not all of them do."""
-    judge, parts = order.parts.judge, order.parts
+    judge, parts = order.judge, order.parts
     if not order.of_edges:
         nodes = bisect_nodes(judge, order.worth, target)
         return None if nodes is None else KeptParts(nodes, None, _edges_within(parts, nodes))
 
     def reaches(count: int) -> bool:
-        return parts.calibrated(order.first_edges(count))[0] <= target
+        keep = order.first_edges(count)
+        return judge.calibrated(parts.nodes, parts.edges(keep))[0] <= target
 
     if not reaches(len(order.worth)):
         return None

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from sparse_model.model.config import Config
+
+Method = Literal["node", "edge", "faithful"]
+"""What is pruned: nodes; edges as well; or nodes, by a circuit that holds whatever subset of the rest is ablated."""
+
+METHODS: tuple[Method, ...] = ("node", "edge", "faithful")
 
 
 class PruneConfig(Config):
@@ -28,6 +35,14 @@ class PruneConfig(Config):
         ge=1,
         description="prompt pairs a task is searched on, and as many held out; with 64 circuits fit these pairs and "
         "lose two to three times the target on others",
+    )
+    ablation: Literal["all", "subsets"] = Field(
+        "all",
+        description="what a circuit must hold against: all other nodes ablated at once; or subsets: any of them as "
+        "well, and none (studies then also look for circuits by method faithful)",
+    )
+    faithful_tasks: tuple[str, ...] | None = Field(
+        None, description="names of the tasks of which studies look for circuits by method faithful; default: all"
     )
     steps: int = Field(200, ge=1, description="optimiser steps of mask learning")
     batch_pairs: int = Field(8, ge=1, description="prompt pairs per step; all of them if there are fewer")
@@ -73,4 +88,14 @@ class PruneConfig(Config):
         True, description="after bisection, remove every node, and for method edge every edge, that can be spared"
     )
     edges: bool = Field(True, description="whether studies also look for circuits by method edge")
-    seed: int = Field(0, ge=0, lt=2**32, description="of the initial noise, the batches and the shuffled control")
+    seed: int = Field(0, ge=0, lt=2**64, description="of the initial noise, the batches, subsets and controls")
+
+    def methods(self, task: str) -> tuple[Method, ...]:
+        """By which methods a study looks for circuits of a task."""
+        faithful = self.ablation == "subsets" and (self.faithful_tasks is None or task in self.faithful_tasks)
+        asked = {"node": True, "edge": self.edges, "faithful": faithful}
+        return tuple(method for method in METHODS if asked[method])
+
+    def against(self, ablation: Literal["all", "subsets"]) -> PruneConfig:
+        """The same search for circuits that hold against another ablation."""
+        return self.model_copy(update={"ablation": ablation})

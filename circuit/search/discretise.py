@@ -16,6 +16,9 @@ from circuit.search.evaluation import Judge
 GROWTH = 0.25
 """Share of its nodes by which a circuit that misses its target grows at a time,"""
 
+GROWTH_IN_WORLDS = 0.5
+"""the same where a circuit is judged in several worlds,"""
+
 LEAST_GROWTH = 8
 """and how many nodes that are at the least."""
 
@@ -55,19 +58,21 @@ def bisect_nodes(judge: Judge, tau: Tensor, target: float, among: Tensor | None 
     return first(fewest(reaches, learned + 1, len(order)))
 
 
-def grown(judge: Judge, keep: Tensor, target: float, among: Tensor) -> Tensor:
+def regrow(judge: Judge, keep: Tensor, target: float, among: Tensor) -> Tensor:
     """`keep` (N,), which misses the target, with those nodes of `among` (N,), which reaches it, that it lacks.
 
     Nodes are added for which the loss falls the most per gate, as far as first order tells: anew after every
     `GROWTH` of the circuit, and of the last ones no more than it takes.
     """
-    reaches = judge.at(target)
+    reaches, share = judge.at(target), GROWTH if len(judge.worlds) == 1 else GROWTH_IN_WORLDS
     while True:
         _, calibration = judge.calibrated(keep)
         off = (among & ~keep).nonzero().squeeze(1)
-        assert len(off), "the nodes to choose from reach the target"
-        worth = attributions(judge, keep, calibration)[off]
-        count = max(LEAST_GROWTH, round(GROWTH * int(keep.sum())))
+        if not len(off):
+            assert len(judge.worlds) > 1, "the nodes to choose from reach the target"
+            return keep  # few prompts of one world may be too hard for the whole model
+        worth = attributions(judge.sample, keep, calibration)[off]
+        count = max(LEAST_GROWTH, round(share * int(keep.sum())))
         best = off[worth.argsort(descending=True, stable=True)[:count]]
         larger = keep.index_fill(0, best, True)
         if reaches(larger):

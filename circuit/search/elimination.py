@@ -13,11 +13,12 @@ Shapes: `keep` is boolean (N + E,), see `Parts`; a *run* (n,) are numbers of par
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from circuit.ablated.calibration import calibrated_loss, calibrated_losses, softened
-from circuit.search.parts import Parts, Trunk
+from circuit.ablated.calibration import softened
+from circuit.search.branches import Branches, Trunk
+from circuit.search.evaluation import Judge
+from circuit.search.parts import Parts
 
 AT_ONCE = 16
 """Single parts tried in one go."""
@@ -25,21 +26,30 @@ AT_ONCE = 16
 SHARE = 0.1
 """Share of a circuit's parts that may go, at once or in all, before estimates are made anew."""
 
+SHARE_IN_WORLDS = 0.25
+"""The same where each estimate takes a forward and a backward pass in several worlds."""
+
 ROUNDS = 2
 """How many times at the most every part is tried by itself."""
+
+HOPELESS_PART = 2.0
+"""Times the target that the estimated loss without a part may be for the part to be tried in several worlds."""
 
 RECUT = 0.8
 """Share of its parts that a circuit may shrink to before the model is cut down to it anew."""
 
 
-def eliminate(parts: Parts, keep: Tensor, target: float) -> Tensor:
-    """`keep`, which reaches the target loss, without the parts that the target can spare.
+def eliminate(judge: Judge, parts: Parts, keep: Tensor, target: float) -> Tensor:
+    """`keep`, which reaches the target loss of a judge, without the parts that the target can spare.
 
     Runs of parts go first, those from the front that change the loss the least for each edge that goes. Then every
     single part that is left is tried, round and round until all of them have proved needed, or for `ROUNDS` rounds.
     """
-    circuit = _Circuit(parts, keep, target)
+    circuit = _Circuit(judge, parts, keep, target)
     circuit.shed()
+    if len(judge.worlds) > 1:
+        circuit.try_each()
+        return circuit.checked()
     queue, needed = circuit.cheapest_first(*circuit.estimates())[0], 0
     tries = ROUNDS * len(queue)
     while needed < len(queue) and tries > 0:
@@ -58,8 +68,10 @@ def eliminate(parts: Parts, keep: Tensor, target: float) -> Tensor:
 class _Circuit:
     """What is left of a circuit, and what its candidates are judged with."""
 
-    def __init__(self, parts: Parts, keep: Tensor, target: float) -> None:
-        self.parts, self.target = parts, target
+    def __init__(self, judge: Judge, parts: Parts, keep: Tensor, target: float) -> None:
+        self.judge, self.parts, self.target = judge, parts, target
+        self.branches = Branches(judge, parts)
+        self.share = SHARE if len(judge.worlds) == 1 else SHARE_IN_WORLDS
         self.history: list[Tensor] = []
         self._cut_to(keep)
 
@@ -73,7 +85,7 @@ class _Circuit:
         gone = True
         while gone:
             gone, before = False, int(self.keep.sum())
-            most = max(1, round(SHARE * before))
+            most = max(1, round(self.share * before))
             singles, changes = self.estimates()
             while int(self.keep.sum()) > before - most and self._shed(singles, changes, most):
                 gone = True
@@ -83,31 +95,45 @@ class _Circuit:
         return any(self.removed(queue[:n]) for n in _halved(min(affordable, most)))
 
     def estimates(self) -> tuple[Tensor, Tensor]:
-        """The parts (n,) that may go, and how their removal is expected to change the margins (n, P)."""
+        """The parts (n,) that may go, and how their removal is expected to change the margins (n, P')."""
         singles = self.parts.removable(self.keep).nonzero().squeeze(1)
-        return singles, self.parts.changes(self.keep, singles)
+        return singles, self.branches.changes(self.keep, singles)
 
     def cheapest_first(self, singles: Tensor, changes: Tensor) -> tuple[Tensor, int]:
         """Those of `singles` (n,) that are left, and how many of the first of them the target is expected to spare
-        together, by the changes (n, P) of the margins."""
+        together, by the changes (n, P') of the margins."""
         left = self.keep[singles]
-        singles, changes = singles[left], changes[left] * self.calibration.scale
-        lead = (self.calibration.scale * self.trunk.margins + self.calibration.shift * self.parts.judge.sides).float()
-        before = float(_losses(lead))
+        singles, changes = singles[left], changes[left]
+        lead, alone = self._expected(changes)
+        before = float(self.judge.sample.of_leads(lead))
         most = max(self.target, before + self.target - self.loss)
-        alone = _losses(lead + changes)
         # one more than the edges saved: of two parts that save the same, the less harmful goes first, also if that
         # is none
         price = (alone - before).abs() / (self.parts.saved(self.keep)[singles] + 1)
         order = price.masked_fill(alone > most, torch.inf).argsort(stable=True)
-        together = _losses(lead + changes[order].cumsum(0)) <= most
+        lead = lead + (changes[order] * self.calibration.scale).cumsum(0)
+        together = self.judge.sample.of_leads(lead) <= most
         return singles[order], int(together.cumprod(0).sum())
+
+    def try_each(self) -> None:
+        """Once, every single part without which the loss is not expected to be far above the target: in several worlds
+        each try takes a forward pass of most of the model."""
+        singles, changes = self.estimates()
+        hopeful = self._expected(changes)[1] <= HOPELESS_PART * self.target
+        for part in self.cheapest_first(singles[hopeful], changes[hopeful])[0]:
+            self.removed(part[None])
+
+    def _expected(self, changes: Tensor) -> tuple[Tensor, Tensor]:
+        """Calibrated margins (P',) of the circuit, and the losses (n,) that changes (n, P') of its margins lead to."""
+        judge, (scale, shift) = self.judge.sample, self.calibration
+        lead = (scale * self.branches.sampled(self.trunk) + shift * judge.sides).float()
+        return lead, judge.of_leads(lead + changes * scale)
 
     def removed(self, run: Tensor) -> bool:
         """Whether the target is reached without the run too; if so it is gone."""
         candidate = self._without([run])[0]
-        trunk = self.parts.branch(self.trunk, candidate)
-        if calibrated_loss(trunk.margins, self.parts.judge.sides, self.parts.judge.max_scale)[0] > self.target:
+        trunk = self.branches.branch(self.trunk, candidate, self.target)
+        if trunk is None:
             return False
         if int(candidate.sum()) < RECUT * self.cut_at:
             self._cut_to(candidate)
@@ -118,9 +144,8 @@ class _Circuit:
     def reduced(self, singles: Tensor) -> bool:
         """Whether any of the single parts (n,) could go; all that can are gone."""
         runs = list(torch.split(singles, 1))
-        margins = self.parts.margins(self.trunk, self._without(runs))
-        losses = calibrated_losses(margins, self.parts.judge.sides, self.parts.judge.max_scale)
-        self.parts.judge.watch.judged(int(self.keep[: self.parts.n_nodes].sum()), self.loss)
+        losses = self.branches.losses(self.trunk, self._without(runs), self.target)
+        self.judge.watch.judged(int(self.keep[: self.parts.n_nodes].sum()), self.loss)
         spared = [runs[i] for i in losses.argsort(stable=True).tolist() if losses[i] <= self.target]
         if len(spared) > 1 and self.removed(torch.cat(spared)):
             return True
@@ -130,7 +155,7 @@ class _Circuit:
         """The smallest circuit on the way that reaches the target also as the circuit will be judged: where two
         activations nearly tie, rounding may let the other one through AbsTopK."""
         later = reversed(self.history[1:])
-        return next((keep for keep in later if self.parts.calibrated(keep)[0] <= self.target), self.history[0])
+        return next((keep for keep in later if self.branches.calibrated(keep)[0] <= self.target), self.history[0])
 
     def _without(self, runs: list[Tensor]) -> Tensor:
         """(runs, N + E) what is left without each of the runs."""
@@ -139,21 +164,14 @@ class _Circuit:
     def _cut_to(self, keep: Tensor) -> None:
         """Go on with a smaller circuit on a model that is cut down to it."""
         self.cut_at = int(keep.sum())
-        self._take(self.parts.trunk(keep, self.parts.judge.batches))
+        self._take(self.branches.trunk(keep))
 
     def _take(self, trunk: Trunk) -> None:
-        judge = self.parts.judge
         self.trunk = trunk
-        self.loss, fit = calibrated_loss(trunk.margins, judge.sides, judge.max_scale)
-        self.calibration = softened(fit, trunk.margins, judge.sides, self.target)
+        self.loss, fit = self.judge.fitted(trunk.margins)
+        self.calibration = softened(fit, trunk.margins, self.judge.sides, self.target)
         self.history.append(trunk.keep)
-        judge.watch.judged(int(self.keep[: self.parts.n_nodes].sum()), self.loss)
-
-
-def _losses(lead: Tensor) -> Tensor:
-    """Losses of calibrated margins (..., P)."""
-    losses: Tensor = F.softplus(-lead).mean(-1)
-    return losses
+        self.judge.watch.judged(int(self.keep[: self.parts.n_nodes].sum()), self.loss)
 
 
 def _halved(count: int) -> list[int]:

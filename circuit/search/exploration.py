@@ -16,7 +16,7 @@ def explore(config: PruneConfig, search: Callable[[PruneConfig], float]) -> None
     These are `config.restarts` seeds, the first being the configuration itself; where `config.tuning_trials` is
     above 0, that many points of a Bayesian search follow, which starts from the configuration's own.
     """
-    seeds = [config.model_copy(update={"seed": (config.seed + i) % 2**32}) for i in range(config.restarts)]
+    seeds = [config.model_copy(update={"seed": (config.seed + i) % 2**64}) for i in range(config.restarts)]
     results = [search(start) for start in seeds]
     if config.tuning_trials:
         _tune(config, results[0], search)
@@ -28,7 +28,7 @@ def _tune(config: PruneConfig, result: float, search: Callable[[PruneConfig], fl
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     space = {name: _range(getattr(config, name), factor, name) for name, factor in FACTORS.items()}
     distributions = {name: optuna.distributions.FloatDistribution(*ends, log=True) for name, ends in space.items()}
-    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=config.seed, n_startup_trials=4))
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=config.seed % 2**32, n_startup_trials=4))
     # where the range cannot be around it, the nearest that is in it stands for what was searched with
     centre = {name: min(max(getattr(config, name), low), high) for name, (low, high) in space.items()}
     study.add_trial(optuna.trial.create_trial(params=centre, distributions=distributions, value=result))

@@ -15,16 +15,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from circuit.ablated.calibration import Calibration
 from circuit.ablated.compact import Edges
-from circuit.search.config import PruneConfig
-from circuit.search.discretise import bisect_nodes, grown
+from circuit.search.config import Method, PruneConfig
+from circuit.search.discretise import bisect_nodes, regrow
 from circuit.search.elimination import eliminate
 from circuit.search.evaluation import Judge
 from circuit.search.exploration import explore
 from circuit.search.masks import learn_masks
 from circuit.search.parts import Parts
+from circuit.search.subsets import HARDENINGS, Worlds
 
-VERSION = 2
+VERSION = 3
 """Of the search: raised when it comes to find other circuits, so that sizes kept from before are not taken for its."""
 
 INSIDE = 0.25
@@ -35,10 +37,12 @@ SMALLER = 0.9
 
 
 class Solution(NamedTuple):
-    """A circuit as a part of its `parts`."""
+    """A circuit as a part of its `parts`; the `calibration` under which it reaches its target, where that is another
+    than the best for all other nodes ablated."""
 
     parts: Parts
     keep: Tensor
+    calibration: Calibration | None = None
 
     @property
     def nodes(self) -> Tensor:
@@ -56,13 +60,24 @@ class Solution(NamedTuple):
         return int(self.keep[self.parts.n_nodes :].sum()), int(self.nodes.sum())
 
 
-def node_circuits(judge: Judge, config: PruneConfig, targets: Iterable[float]) -> dict[float, Solution]:
-    """The smallest circuits found that reach each target, pruned by nodes, on what `judge` judges by.
+def find(
+    judge: Judge, config: PruneConfig, method: Method, targets: Iterable[float], among: Tensor | None = None
+) -> dict[float, Solution]:
+    """The smallest circuits found by a method that reach each target, on what `judge` judges by; `among` (N,), if it is
+    given, are the nodes to choose from. Targets that not even all of these reach are left out."""
+    nodes = node_circuits(judge, config.against("subsets" if method == "faithful" else "all"), targets, among)
+    return edge_circuits(judge, nodes, config) if method == "edge" else nodes
 
-    Masks of the whole model are learned for the strictest target and for `config.target_loss`. Targets that not even
-    the whole model reaches are left out.
+
+def node_circuits(
+    judge: Judge, config: PruneConfig, targets: Iterable[float], among: Tensor | None = None
+) -> dict[float, Solution]:
+    """Circuits pruned by nodes, held against `config.ablation`.
+
+    Masks of the whole model are learned for the strictest target and for `config.target_loss`.
     """
-    whole = judge.calibrated(judge.everything())[0]
+    among = judge.everything() if among is None else among
+    whole = judge.calibrated(among)[0]
     targets = sorted(target for target in targets if whole <= target)
     found: dict[float, Solution] = {}
     inside: Solution | None = None
@@ -70,30 +85,68 @@ def node_circuits(judge: Judge, config: PruneConfig, targets: Iterable[float]) -
         here = config.model_copy(update={"target_loss": target})
         candidates: list[Solution] = []
         if inside is None or target == config.target_loss:
-            candidates.append(combined(_explored(judge, here), config, target))
+            candidates += _explore(judge, here, among)
         if inside is not None:
-            candidates.append(_shrunk(inside, config, target))
-            steps = max(1, round(INSIDE * config.steps))
-            nodes = _learned_nodes(judge, here.model_copy(update={"steps": steps}), inside.nodes)
-            if not torch.equal(nodes, inside.nodes):
-                candidates.append(eliminated(judge, nodes, config, target))
-        found[target] = inside = smallest(candidates)
+            candidates += _inside(judge, here, inside)
+        if candidates:
+            found[target] = inside = smallest(candidates)
     return found
 
 
-def _explored(judge: Judge, config: PruneConfig) -> list[Solution]:
-    """Circuits of the whole model from every search that the configuration's budget allows."""
+def _explore(judge: Judge, config: PruneConfig, among: Tensor) -> list[Solution]:
+    """The smallest circuit among nodes (N,) from every search that the configuration's budget allows; none where no
+    search reaches the target."""
     found: list[Solution] = []
 
     def search(start: PruneConfig) -> float:
-        found.append(learned(judge, start, judge.everything()))
-        return math.log1p(found[-1].size[0])
+        one = _search_once(judge, start, among)
+        found.extend([] if one is None else [one])
+        return math.log1p(len(among) ** 2 if one is None else one.size[0])
 
     explore(config, search)
-    return found
+    if not found or config.ablation == "subsets":
+        return found
+    return [combine(judge, found, config, config.target_loss)]
 
 
-def combined(found: Sequence[Solution], config: PruneConfig, target: float) -> Solution:
+def _search_once(judge: Judge, config: PruneConfig, among: Tensor) -> Solution | None:
+    """Masks, bisection, elimination; in subsets with growth before and after, and none where all that misses."""
+    target = config.target_loss
+    if config.ablation == "all":
+        return minimise(judge, learn_nodes(judge, config, among), config, target)
+    worlds = Worlds(judge, config.seed, among)
+    tau = learn_masks(judge.model, judge.data, judge.means, config, judge.at(target), among, judge.watch)
+    nodes = bisect_nodes(worlds.judge, tau, target, among)
+    return _hold(worlds, tau > 0 if nodes is None else nodes, config)
+
+
+def _hold(worlds: Worlds, nodes: Tensor, config: PruneConfig) -> Solution | None:
+    """The circuit of nodes (N,) that holds in subsets, grown where it fails and without what it can spare; None where
+    not even the whole model holds in them."""
+    judge, target = worlds.plain, config.target_loss
+    for rounds in HARDENINGS:
+        nodes = worlds.harden(nodes, target, rounds)
+        if config.eliminate:
+            nodes = minimise(worlds.judge, nodes, config, target).nodes
+    parts = Parts(judge.model, nodes)
+    loss, calibration = worlds.judge.calibrated(nodes)
+    return Solution(parts, parts.everything(), calibration) if loss <= target else None
+
+
+def _inside(judge: Judge, config: PruneConfig, last: Solution) -> list[Solution]:
+    """Circuits inside one that was found for a stricter target: cut down further, and from masks of its own."""
+    target = config.target_loss
+    if config.ablation == "subsets":
+        held = _hold(Worlds(judge, config.seed, judge.everything()), last.nodes, config)
+        return [last] if held is None else [last, held]
+    candidates = [_shrink(judge, last, config, target)]
+    nodes = learn_nodes(judge, config.model_copy(update={"steps": max(1, round(INSIDE * config.steps))}), last.nodes)
+    if not torch.equal(nodes, last.nodes):
+        candidates.append(minimise(judge, nodes, config, target))
+    return candidates
+
+
+def combine(judge: Judge, found: Sequence[Solution], config: PruneConfig, target: float) -> Solution:
     """The smallest circuit there is in any of those found, or in one of them together with the smallest before it.
 
     Greedy removal ends where no part can be spared. Among the parts of two such circuits there often is a way on to a
@@ -101,34 +154,32 @@ def combined(found: Sequence[Solution], config: PruneConfig, target: float) -> S
     """
     best = found[0]
     for other in found[1:]:
-        judge, both = best.parts.judge, best.nodes | other.nodes
+        both = best.nodes | other.nodes
         candidates = [best, other]
         if config.eliminate and judge.calibrated(both)[0] <= target:
-            candidates.append(eliminated(judge, both, config, target))
+            candidates.append(minimise(judge, both, config, target))
         best = smallest(candidates)
     return best
 
 
-def learned(judge: Judge, config: PruneConfig, among: Tensor) -> Solution:
-    """The circuit of `config.target_loss` among nodes (N,) that reach it: masks, bisection, elimination."""
-    return eliminated(judge, _learned_nodes(judge, config, among), config, config.target_loss)
+def learn_nodes(judge: Judge, config: PruneConfig, among: Tensor) -> Tensor:
+    """Nodes of those `among` (N,) that reach `config.target_loss`, as masks and bisection find them.
 
-
-def _learned_nodes(judge: Judge, config: PruneConfig, among: Tensor) -> Tensor:
-    """Where the masks miss the target they have dropped nodes too many, which is made up for."""
+    Where the masks miss the target they have dropped nodes too many, which is made up for.
+    """
     target = config.target_loss
     tau = learn_masks(judge.model, judge.data, judge.means, config, judge.at(target), among, judge.watch)
     nodes = bisect_nodes(judge, tau, target, tau > 0)
-    return grown(judge, tau > 0, target, among) if nodes is None else nodes
+    return regrow(judge, tau > 0, target, among) if nodes is None else nodes
 
 
-def eliminated(judge: Judge, nodes: Tensor, config: PruneConfig, target: float) -> Solution:
+def minimise(judge: Judge, nodes: Tensor, config: PruneConfig, target: float) -> Solution:
     """The circuit of nodes (N,) that reach the target, without those it can spare if `config` asks for that."""
-    parts = Parts(judge, nodes)
-    return _shrunk(Solution(parts, parts.everything()), config, target)
+    parts = Parts(judge.model, nodes)
+    return _shrink(judge, Solution(parts, parts.everything()), config, target)
 
 
-def edge_circuits(found: Mapping[float, Solution], config: PruneConfig) -> dict[float, Solution]:
+def edge_circuits(judge: Judge, found: Mapping[float, Solution], config: PruneConfig) -> dict[float, Solution]:
     """The same circuits pruned by edges as well: weights that the target loss does not need carry means only.
 
     Searches start from all edges of a node circuit for the strictest target, for `config.target_loss`, and wherever the
@@ -138,10 +189,10 @@ def edge_circuits(found: Mapping[float, Solution], config: PruneConfig) -> dict[
     inside: Solution | None = None
     started_at, pays = math.inf, True
     for target, solution in found.items():
-        candidates = [_shrunk(inside, config, target)] if inside else []
+        candidates = [_shrink(judge, inside, config, target)] if inside else []
         if target == config.target_loss or (pays and solution.size[0] < SMALLER * started_at):
-            parts = Parts(solution.parts.judge, solution.nodes, edges=True)
-            candidates.append(_shrunk(Solution(parts, parts.everything()), config, target))
+            parts = Parts(judge.model, solution.nodes, edges=True)
+            candidates.append(_shrink(judge, Solution(parts, parts.everything()), config, target))
             started_at, pays = solution.size[0], smallest(candidates) is candidates[-1]
         cut[target] = inside = smallest(candidates)
     return cut
@@ -152,7 +203,7 @@ def smallest(candidates: Sequence[Solution]) -> Solution:
     return min(candidates, key=lambda solution: solution.size)
 
 
-def _shrunk(solution: Solution, config: PruneConfig, target: float) -> Solution:
+def _shrink(judge: Judge, solution: Solution, config: PruneConfig, target: float) -> Solution:
     if not config.eliminate:
         return solution
-    return solution._replace(keep=eliminate(solution.parts, solution.keep, target))
+    return solution._replace(keep=eliminate(judge, solution.parts, solution.keep, target))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
-Stage = Literal["search", "control", "stability"]
+Stage = Literal["search", "proofs", "adversary", "nonsense", "backups", "stability"]
 
 
 class Update(NamedTuple):

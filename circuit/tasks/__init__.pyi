@@ -1,4 +1,4 @@
-from .audit import Audit as Audit, audit as audit
+from .audit import Audit as Audit
 from .build import (
     PairBatch as PairBatch,
     TaskData as TaskData,

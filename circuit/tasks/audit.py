@@ -22,7 +22,7 @@ from circuit.tasks.build import PairBatch, TaskData
 
 RULE = 0.6
 """Share of held-out prompts that a rule may get right, and"""
-DEVIATIONS = 3.0
+AUDIT_DEVIATIONS = 3.0
 """how many standard deviations of guessing beyond one half it must be for that, where prompts are few."""
 
 BOUNDS: Mapping[str, float] = {
@@ -139,7 +139,7 @@ def audit(data: TaskData, decoder: Decoder, belongs: Mapping[str, str] | None = 
 
 def rule_bound(prompts: int) -> float:
     """Share of so many held-out prompts that a rule may get right without being told."""
-    return max(RULE, 0.5 + DEVIATIONS * 0.5 / math.sqrt(prompts))
+    return max(RULE, 0.5 + AUDIT_DEVIATIONS * 0.5 / math.sqrt(prompts))
 
 
 def prompts_of(batch: PairBatch, decoder: Decoder) -> list[Prompt]:

@@ -1,8 +1,8 @@
 """The lines before a task's last line, written by the generator of the `idioms` corpus, and the names in its cue.
 
 Names and words come in three parts, none of which has a word of another in the line of the cue: those of training
-pairs, those of held-out pairs (`names.HELDOUT`, which no other line of a prompt has either), and words that the corpus
-writes in strings alone, for the harder variants.
+pairs, those of held-out pairs (`names.HELDOUT_NAMES`, which no other line of a prompt has either), and words that
+the corpus writes in strings alone, for the harder variants.
 """
 
 import builtins
@@ -17,8 +17,8 @@ from circuit.tasks.pair import Pair
 from sparse_model.data.idioms import Draw, Kind, Scope, blocks, expressions as ex, names
 from sparse_model.data.idioms.programs import parameters
 
-Part = Literal["train", "heldout", "harder"]
-PARTS: tuple[Part, ...] = ("train", "heldout", "harder")
+PromptPart = Literal["train", "heldout", "harder"]
+PROMPT_PARTS: tuple[PromptPart, ...] = ("train", "heldout", "harder")
 
 FEWEST_LINES, MOST_LINES = 1, 3
 """Statements before the cue; compound ones are several lines. Without any, the length of a prompt would tell much of
@@ -38,18 +38,18 @@ _VALUES: Mapping[Kind, Callable[[Draw], str]] = {
 
 
 @cache
-def pool(table: tuple[str, ...], part: Part) -> tuple[str, ...]:
+def pool(table: tuple[str, ...], part: PromptPart) -> tuple[str, ...]:
     """What of a table of names or words is for the line of the cue; unfamiliar words for the harder variant."""
     if part == "harder":
         return UNFAMILIAR
-    return tuple(word for word in table if (word in names.HELDOUT) == (part == "heldout"))
+    return tuple(word for word in table if (word in names.HELDOUT_NAMES) == (part == "heldout"))
 
 
 class Context:
     """A scope in the middle of a program: `text` is what has been written, `pad` the indentation of the next line."""
 
     def __init__(
-        self, rng: random.Random, part: Part, *, inside: bool | None = None, reserved: Sequence[str] = ()
+        self, rng: random.Random, part: PromptPart, *, inside: bool | None = None, reserved: Sequence[str] = ()
     ) -> None:
         """`inside` a function, outside (False) or either (None); `reserved` names stay out of all lines."""
         self.draw, self.part = Draw(rng), part
@@ -166,13 +166,13 @@ class Context:
         return Pair(before + line_a, completion_a + "\n", before + line_b, completion_b + "\n")
 
     def _clean(self, write: Callable[[], str]) -> str:
-        """What `write` gives, and the scope as it leaves it: drawn again until no word is one of `names.HELDOUT`, but
-        for those that are in the line of the cue as well."""
+        """What `write` gives, and the scope as it leaves it: drawn again until no word is one of `names.HELDOUT_NAMES`,
+        but for those that are in the line of the cue as well."""
         before = self.scope
         while True:
             self.scope = before.copy()
             text = write()
-            if not names.HELDOUT.intersection(_WORD.findall(text)) - self._own:
+            if not names.HELDOUT_NAMES.intersection(_WORD.findall(text)) - self._own:
                 return text
 
     def _list(self) -> str:

@@ -4,7 +4,6 @@ Everything that the table's tasks are held to (METHOD section 5) is checked here
 told with its line.
 """
 
-import json
 import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from sparse_model import storage
 from sparse_model.data.corpora import SPLITS
 from sparse_model.data.tokenizer import Tokenizer
 from sparse_model.errors import InputError
+from sparse_model.storage.text import parse_json, read_text
 
 ENDING = ".jsonl"
 TEXTS = ("prompt_a", "answer_a", "prompt_b", "answer_b")
@@ -55,10 +55,7 @@ def file_task_name(uri: str) -> str:
 
 def read_task_file(uri: str) -> TaskFile:
     """Read a task; InputError with a line `uri:line: …` for every line that is no pair."""
-    try:
-        lines = storage.read_bytes(uri).decode().split("\n")
-    except UnicodeDecodeError:
-        raise InputError(f"{uri}: not a text file") from None
+    lines = read_text(uri).split("\n")
     found = [_pair(line, number) for number, line in enumerate(lines, 1) if line.strip()]
     pairs = [pair for pair in found if isinstance(pair, FilePair)]
     mistakes = [mistake for mistake in found if not isinstance(mistake, FilePair)]
@@ -94,11 +91,9 @@ def build_file_task(task: TaskFile, tokenizer: Tokenizer, *, n_train: int, n_hel
 def _pair(line: str, number: int) -> FilePair | tuple[int, str]:
     """What a line says, or its number and what is wrong with it."""
     try:
-        content = json.loads(line)
-    except ValueError as error:
-        return number, f"not JSON ({error})"
-    except RecursionError:
-        return number, f"brackets nested too deep; allowed: an object with {', '.join(TEXTS)}"
+        content = parse_json(line, "line")
+    except InputError as error:
+        return number, str(error).removeprefix("line: ")
     if not isinstance(content, dict):
         return number, f"{type(content).__name__}; allowed: an object with {', '.join(TEXTS)}"
     wrong = next(_wrong_fields(content), None)

@@ -6,18 +6,18 @@ such, or with what looks like the cue beside it.
 
 import random
 
-from circuit.tasks.context import Context, Part
+from circuit.tasks.context import Context, PromptPart
 from circuit.tasks.pair import Pair
 from sparse_model.data.idioms import expressions as ex, names
 
-SUFFIXES: dict[Part, tuple[str, ...]] = {
-    part: tuple(end for end in names.PATH_SUFFIXES if (end[1:] in names.HELDOUT) == (part == "heldout"))
+SUFFIXES: dict[PromptPart, tuple[str, ...]] = {
+    part: tuple(end for end in names.PATH_SUFFIXES if (end[1:] in names.HELDOUT_NAMES) == (part == "heldout"))
     for part in ("train", "heldout")
 }
 """Ends of a path's name."""
 
 
-def single_double_quote(rng: random.Random, part: Part) -> Pair:
+def single_double_quote(rng: random.Random, part: PromptPart) -> Pair:
     """Harder: more words, one of them in quotes of the other kind."""
     here = Context(rng, part)
     if part != "harder":
@@ -27,7 +27,7 @@ def single_double_quote(rng: random.Random, part: Part) -> Pair:
     return here.pair(f"print(\"{before} '{quoted}' {after}", '")', f'print(\'{before} "{quoted}" {after}', "')")
 
 
-def final_kwarg(rng: random.Random, part: Part) -> Pair:
+def final_kwarg(rng: random.Random, part: PromptPart) -> Pair:
     """Harder: more parameters, unfamiliar names."""
     here = Context(rng, part, inside=False)
     here.start_unit()
@@ -39,7 +39,7 @@ def final_kwarg(rng: random.Random, part: Part) -> Pair:
     return here.pair(f"def {name}({with_defaults}", f"={ex.number(here.draw)}):", f"def {name}({without}", "):")
 
 
-def with_as(rng: random.Random, part: Part) -> Pair:
+def with_as(rng: random.Random, part: PromptPart) -> Pair:
     """Harder: deeper, behind lines of both kinds."""
     here = Context(rng, part)
     here.nested(1)
@@ -53,7 +53,7 @@ def with_as(rng: random.Random, part: Part) -> Pair:
     return here.pair(f"with {call}", f'") as {handle}:', f"{handle} = {call}", '")')
 
 
-def bracket_brace(rng: random.Random, part: Part) -> Pair:
+def bracket_brace(rng: random.Random, part: PromptPart) -> Pair:
     """Harder: as an element of a list, unfamiliar words."""
     here = Context(rng, part)
     start, end = f"{here.fresh('dict')} = ", ""
@@ -64,7 +64,7 @@ def bracket_brace(rng: random.Random, part: Part) -> Pair:
     return here.pair(f'{start}{{"{word}', as_key, f'{start}["{word}', as_element)
 
 
-def with_open(rng: random.Random, part: Part) -> Pair:
+def with_open(rng: random.Random, part: PromptPart) -> Pair:
     """Harder: an unfamiliar end of the name, behind files of both kinds."""
     here = Context(rng, part)
     for side in here.shuffled(names.WRITE_SIDE, names.READ_SIDE) if part == "harder" else ():
@@ -76,7 +76,7 @@ def with_open(rng: random.Random, part: Part) -> Pair:
     return here.pair(written, f'w"){end}', read, f'r"){end}')
 
 
-def bracket_counting(rng: random.Random, part: Part) -> Pair:
+def bracket_counting(rng: random.Random, part: PromptPart) -> Pair:
     """Harder: more and longer rows, and a call within the brackets."""
     here = Context(rng, part)
     inner = f", len({here.known_list()})" if part == "harder" else ""
@@ -89,7 +89,7 @@ def bracket_counting(rng: random.Random, part: Part) -> Pair:
     return here.pair(f"{start}[[{'], ['.join(rows)}{last}", "]]", f"{start}[{', '.join(rows)}{last}", "]")
 
 
-def for_while(rng: random.Random, part: Part) -> Pair:
+def for_while(rng: random.Random, part: PromptPart) -> Pair:
     """Harder: deeper, an unfamiliar name."""
     here = Context(rng, part)
     values, name = here.known_list(), here.known("element")
@@ -97,7 +97,7 @@ def for_while(rng: random.Random, part: Part) -> Pair:
     return here.pair(f"for {name}", f" in {values}:", f"while {name}", ":")
 
 
-def else_elif(rng: random.Random, part: Part) -> Pair:
+def else_elif(rng: random.Random, part: PromptPart) -> Pair:
     """Harder: deeper, a longer body before it."""
     here = Context(rng, part)
     name = here.known("int")
@@ -108,7 +108,7 @@ def else_elif(rng: random.Random, part: Part) -> Pair:
     return here.pair("else", ":", "elif", f" {name} == {ex.number(here.draw)}:")
 
 
-def fstring_brace(rng: random.Random, part: Part) -> Pair:
+def fstring_brace(rng: random.Random, part: PromptPart) -> Pair:
     """From two words on, for the first word is one token with the quote before it in one prompt and not in the other.
     Harder: more words."""
     here = Context(rng, part)
@@ -117,7 +117,7 @@ def fstring_brace(rng: random.Random, part: Part) -> Pair:
     return here.pair(f'print(f"{words}', f' {{{name}}}")', f'print("{words}', '")')
 
 
-def if_ternary(rng: random.Random, part: Part) -> Pair:
+def if_ternary(rng: random.Random, part: PromptPart) -> Pair:
     """Harder: deeper, unfamiliar names."""
     here = Context(rng, part)
     test = here.known("bool")
@@ -127,7 +127,7 @@ def if_ternary(rng: random.Random, part: Part) -> Pair:
     return here.pair(f"{name} = {value} if {test}", f" else {other}", f"if {test}", ":")
 
 
-def var_swap(rng: random.Random, part: Part) -> Pair:
+def var_swap(rng: random.Random, part: PromptPart) -> Pair:
     """Harder: deeper, unfamiliar names."""
     here = Context(rng, part)
     a, b = here.related()
@@ -135,7 +135,7 @@ def var_swap(rng: random.Random, part: Part) -> Pair:
     return here.pair(f"{a}, {b} = {b},", f" {a}", f"{b}, {a} = {a},", f" {b}")
 
 
-def lambda_func(rng: random.Random, part: Part) -> Pair:
+def lambda_func(rng: random.Random, part: PromptPart) -> Pair:
     """Harder: unfamiliar names, more lines before."""
     here = Context(rng, part, inside=False)
     here.write_statements(*((2, 3) if part == "harder" else (1, 2)))  # the longer, the less their length tells
@@ -144,7 +144,7 @@ def lambda_func(rng: random.Random, part: Part) -> Pair:
     return here.pair(f"{name} = lambda {word}", f": {word} + {ex.number(here.draw)}", f"def {word}", "():")
 
 
-def if_equals(rng: random.Random, part: Part) -> Pair:
+def if_equals(rng: random.Random, part: PromptPart) -> Pair:
     """Inside a function, for without a space before it the name in an assignment would be another token than behind
     `if`. Harder: deeper, an unfamiliar name."""
     here = Context(rng, part, inside=True)
@@ -154,7 +154,7 @@ def if_equals(rng: random.Random, part: Part) -> Pair:
     return here.pair(f"if {name}", f" == {value}:", name, f" = {value}")
 
 
-def enumerate_range(rng: random.Random, part: Part) -> Pair:
+def enumerate_range(rng: random.Random, part: PromptPart) -> Pair:
     """Harder: deeper, unfamiliar names."""
     here = Context(rng, part)
     values = here.known_list()
@@ -165,7 +165,7 @@ def enumerate_range(rng: random.Random, part: Part) -> Pair:
     return here.pair(f"for {counter}, {name} in", f" enumerate({values}):", f"for {counter} in", f" range({stop}):")
 
 
-def var_if(rng: random.Random, part: Part) -> Pair:
+def var_if(rng: random.Random, part: PromptPart) -> Pair:
     """Harder: deeper, an unfamiliar name."""
     here = Context(rng, part, inside=True)
     name = here.known("bool")
@@ -174,7 +174,7 @@ def var_if(rng: random.Random, part: Part) -> Pair:
     return here.pair(f"if {name} == {value}", ":", f"{name} = {value}", "")
 
 
-def while_return_true(rng: random.Random, part: Part) -> Pair:
+def while_return_true(rng: random.Random, part: PromptPart) -> Pair:
     """Harder: deeper."""
     here = Context(rng, part, inside=True)
     here.nested(2)

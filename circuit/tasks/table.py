@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from circuit.tasks import local, tracking
-from circuit.tasks.context import PARTS, Part
+from circuit.tasks.context import PROMPT_PARTS, PromptPart
 from circuit.tasks.pair import Pair, Task
 from sparse_model.errors import InputError
 
@@ -17,19 +17,19 @@ ONE_LINE = "the line of the cue is the task: it has no names that could differ"
 SAME_NAME = "the name is always `current`, which leaves two lines"
 
 
-def _drawn(write: Callable[[random.Random, Part], Pair], part: Part, rng: random.Random) -> Pair:
+def _drawn(write: Callable[[random.Random, PromptPart], Pair], part: PromptPart, rng: random.Random) -> Pair:
     return write(rng, part)
 
 
 def _entry(
     name: str,
     description: str,
-    write: Callable[[random.Random, Part], Pair],
+    write: Callable[[random.Random, PromptPart], Pair],
     belongs: Mapping[str, str] | None = None,
     remark: str = "",
 ) -> Task:
     """A task from one function that draws pairs of every part."""
-    train, heldout, harder = (partial(_drawn, write, part) for part in PARTS)
+    train, heldout, harder = (partial(_drawn, write, part) for part in PROMPT_PARTS)
     return Task(name, description, train, heldout, harder, belongs or {}, remark)
 
 

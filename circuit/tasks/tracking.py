@@ -2,7 +2,7 @@
 
 import random
 
-from circuit.tasks.context import Context, Part, pool
+from circuit.tasks.context import Context, PromptPart, pool
 from circuit.tasks.pair import Pair
 from sparse_model.data.idioms import blocks, expressions as ex, names
 from sparse_model.data.idioms.scope import Draw
@@ -11,17 +11,17 @@ OTHERS = ("result", "output", "text", "answer")
 """Names that the corpus grows, for what stands between."""
 
 
-def set_or_string(rng: random.Random, part: Part) -> Pair:
+def set_or_string(rng: random.Random, part: PromptPart) -> Pair:
     """Harder: an unfamiliar name, and between cue and answer a set and a string of other names."""
     return _set_or_string(rng, part, None)
 
 
-def set_or_string_fixedvarname(rng: random.Random, part: Part) -> Pair:
+def set_or_string_fixedvarname(rng: random.Random, part: PromptPart) -> Pair:
     """Harder: between cue and answer a set and a string of other names."""
     return _set_or_string(rng, part, "current")
 
 
-def class_init(rng: random.Random, part: Part) -> Pair:
+def class_init(rng: random.Random, part: PromptPart) -> Pair:
     """Harder: more and unfamiliar attributes."""
     here = Context(rng, part, inside=False)
     here.start_unit()
@@ -36,7 +36,7 @@ def class_init(rng: random.Random, part: Part) -> Pair:
     return here.pair(f"self.{a} =", f" {a}", f"self.{b} =", f" {b}")
 
 
-def indent_for(rng: random.Random, part: Part) -> Pair:
+def indent_for(rng: random.Random, part: PromptPart) -> Pair:
     """Harder: deeper, unfamiliar names."""
     here = Context(rng, part, inside=True)
     if here.draw.chance(0.3):
@@ -51,7 +51,7 @@ def indent_for(rng: random.Random, part: Part) -> Pair:
     )
 
 
-def _set_or_string(rng: random.Random, part: Part, fixed_name: str | None) -> Pair:
+def _set_or_string(rng: random.Random, part: PromptPart, fixed_name: str | None) -> Pair:
     """Drawn again until no other line grows a set or a string, which would speak for one of the answers."""
     while True:
         name = fixed_name or Draw(rng).pick(pool(names.BY_KIND["set"], part))

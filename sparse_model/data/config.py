@@ -1,5 +1,6 @@
 """What text a model is trained on and how it becomes tokens. One megabyte is a million bytes of UTF-8."""
 
+import re
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -8,6 +9,8 @@ from sparse_model.storage.store_errors import check_no_credentials
 
 GENERATED = "idioms"
 PYTHON_FILES = ("stdlib", "installed")
+PACKAGE = re.compile(r"installed:([A-Za-z_]\w*)", re.ASCII)
+"""One of the installed packages, by the name it is imported by."""
 
 
 class _Config(BaseModel):
@@ -20,12 +23,25 @@ class SourceConfig(_Config):
     source: str = Field(
         min_length=1,
         description="idioms (generated programs), stdlib (the running interpreter's library), installed "
-        "(installed packages), or a URI: a file, folder or glob of .py, .txt, .jsonl, .parquet",
+        "(installed packages), installed:<package> (one of them: its text is that of its version, whatever Python "
+        "runs), or a URI: a file, folder or glob of .py, .txt, .jsonl (also .gz, .bz2, .xz, .zst) or .parquet",
     )
     megabytes: float | None = Field(
         default=None,
         gt=0,
         description="use at most this much text, in MB: a random sample of the files; none = all of it",
+    )
+    text_field: str | None = Field(
+        default=None,
+        min_length=1,
+        description="field of this source's .jsonl and .parquet rows that holds the document; none = the corpus's",
+    )
+    bad_share: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="share of documents that may be no text (null, not UTF-8, not JSON): these are passed over, and "
+        "more of them are refused",
     )
 
     @field_validator("source")
@@ -33,6 +49,16 @@ class SourceConfig(_Config):
     def _no_credentials(cls, source: str) -> str:
         check_no_credentials(source)
         return source
+
+    @property
+    def is_python(self) -> bool:
+        """Whether it is Python code that this machine has."""
+        return self.source in PYTHON_FILES or PACKAGE.fullmatch(self.source) is not None
+
+    @property
+    def is_files(self) -> bool:
+        """Whether it is a URI."""
+        return self.source != GENERATED and not self.is_python
 
     @model_validator(mode="after")
     def _endless_source_needs_a_size(self) -> Self:
@@ -53,7 +79,9 @@ class CorpusConfig(_Config):
         description="share of documents held out, chosen by the hash of their text",
     )
     text_field: str = Field(
-        default="text", min_length=1, description="field of .jsonl and .parquet rows that holds the document"
+        default="text",
+        min_length=1,
+        description="field of .jsonl and .parquet rows that holds the document, where a source names none",
     )
 
     @field_validator("sources")

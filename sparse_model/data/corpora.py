@@ -7,20 +7,27 @@ import hashlib
 import math
 import platform
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, islice
 from typing import Literal, TypeVar
 
-from sparse_model.data.config import GENERATED, PYTHON_FILES, CorpusConfig, SourceConfig
+from sparse_model.data.config import GENERATED, PACKAGE, CorpusConfig, SourceConfig
 from sparse_model.data.idioms.programs import IDIOMS_VERSION, programs
+from sparse_model.data.readers.long_texts import cut
 from sparse_model.data.readers.python_files import PythonFile, python_files, read_python
-from sparse_model.data.readers.text_files import TextFile, TextPiece, pieces, read_texts, text_files
+from sparse_model.data.readers.tally import Tally
+from sparse_model.data.readers.text_files import TextPiece, pieces, read_texts
+from sparse_model.data.readers.uri_files import TextFile, listed
 from sparse_model.errors import InputError
 
 MEGABYTE = 1_000_000
 PART_BYTES = 32 * MEGABYTE  # of text: some seconds of work for one core, and about ten million tokens
 PIECES = 8  # that a large file has in each part: runs of pieces of about equal size are mixtures of about equal shares
+SAMPLES = 64  # places that a limit takes text from, where a file is large
+PASSES = 4  # over a large group of rows, every one of which gives rows from all of it, to fill a limit
+NEARLY = 0.01  # of a limit: with less than that left, it is filled
+MISSES = 1000  # documents in a row that do not fit into what is left of a limit, until it counts as filled
 FINGERPRINT_PROGRAMS = 500  # about half a megabyte: no change of the generator leaves all of them alone
 
 Split = Literal["train", "heldout"]
@@ -38,13 +45,14 @@ class SourceInputs:
     expected_bytes: int
     python: tuple[PythonFile, ...] = ()
     texts: tuple[TextFile, ...] = ()
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Slice:
     """A part's share of one source: a stream of programs, or files (pieces of large ones) in the order of reading."""
 
-    source: str
+    source: SourceConfig
     limit: float | None
     expected_bytes: int
     stream: int | str | None = None
@@ -67,31 +75,32 @@ class Part:
 def source_inputs(source: SourceConfig, corpus: CorpusConfig) -> SourceInputs:
     """What `parts` would cut up now, found without reading more than it must.
 
-    The fingerprint covers, of generated programs, their version and the first ones; of Python files, interpreter
-    version, names and contents; of a URI, paths, sizes and contents (as the store tags them, where it does: then
-    nothing is read).
-    Raises InputError for a source that is missing or unreadable.
+    The fingerprint covers, of generated programs, their version and the first ones; of Python files, names and
+    contents, and the interpreter's version unless they are of one package; of a URI, names below the source, sizes and
+    contents (as the store tags them, where it does: then nothing is read). So the same files elsewhere are the same
+    source. Raises InputError for a source that is missing or unreadable.
     """
     limit = math.inf if source.megabytes is None else source.megabytes * MEGABYTE
     if source.source == GENERATED:
         first = [f"{GENERATED} {IDIOMS_VERSION}", *islice(programs(corpus.seed), FINGERPRINT_PROGRAMS)]
         return SourceInputs(source, _hash(first), int(limit))
-    if source.source in PYTHON_FILES:
+    if source.is_python:
         python = tuple(python_files(source.source))
-        entries = [platform.python_version(), *(f"{file.name} {file.digest}" for file in python)]
+        version = "" if PACKAGE.fullmatch(source.source) else platform.python_version()
+        entries = [version, *(f"{file.name} {file.digest}" for file in python)]
         size = min(limit, sum(file.size for file in python))
         return SourceInputs(source, _hash(entries), max(1, int(size)), python=python)
-    texts = tuple(text_files(source.source))
-    entries = [f"{file.path} {file.size} {file.content_hash()}" for file in texts]
-    size = min(limit, sum(file.size for file in texts))
-    return SourceInputs(source, _hash(entries), max(1, int(size)), texts=texts)
+    found = listed(source.source)
+    entries = [f"{file.name} {file.stored} {file.content_hash()}" for file in found.files]
+    size = min(limit, sum(file.size for file in found.files))
+    return SourceInputs(source, _hash(entries), max(1, int(size)), texts=found.files, left_out=found.left_out)
 
 
 def parts(corpus: CorpusConfig, inputs: Sequence[SourceInputs], part_bytes: int = PART_BYTES) -> list[Part]:
     """The corpus in parts of about `part_bytes` of text.
 
-    Files come in an order shuffled by `corpus.seed`, large ones cut into pieces where their rows allow it, so that a
-    limit takes a random sample of them (rows within a piece stay in order). Each part has its share of a limit.
+    Files come in an order shuffled by `corpus.seed`, large ones cut into pieces where their rows or lines allow it, so
+    that a limit takes a random sample of them (rows within a piece stay in order). Each part has its share of a limit.
     Copies of a Python file count once in the whole corpus; rows and files of a URI count as they are.
     """
     count = max(1, math.ceil(sum(source.expected_bytes for source in inputs) / part_bytes))
@@ -102,20 +111,27 @@ def parts(corpus: CorpusConfig, inputs: Sequence[SourceInputs], part_bytes: int 
 def documents(source: SourceConfig, corpus: CorpusConfig) -> Iterator[str]:
     """Documents of one source, at most `source.megabytes` of them, read as one part.
 
-    Blank documents are left out, none is cut. Raises InputError for a source that is missing, unreadable or empty.
+    Blank documents are left out, long ones cut (`readers.long_texts`). Raises InputError for a source that is missing,
+    unreadable or empty, or too much of which is no text.
     """
     (whole,) = _slices(source_inputs(source, corpus), corpus, 1, PART_BYTES)
-    used = 0
-    for text in _documents(whole, corpus):
-        used += len(text)
-        yield text
-    if used == 0:
+    tally = Tally()
+    yield from _documents(whole, corpus, tally)
+    if problem := tally.report().problem(source):
+        raise InputError(problem)
+    if not tally.bytes:
         raise InputError(empty_source(source))
 
 
-def mixed_documents(part: Part, corpus: CorpusConfig) -> Iterator[tuple[int, str]]:
-    """(index of the source, text) of a part's documents: any beginning has the sources in proportion to their size."""
-    streams = [_documents(piece, corpus) for piece in part.slices]
+def mixed_documents(
+    part: Part, corpus: CorpusConfig, tallies: Sequence[Tally] | None = None
+) -> Iterator[tuple[int, str]]:
+    """(index of the source, text) of a part's documents: any beginning has the sources in proportion to their size.
+
+    What each source gave, and what in it was no text, is counted in `tallies`, one a source.
+    """
+    counted = [Tally() for _ in part.slices] if tallies is None else tallies
+    streams = [_documents(piece, corpus, tally) for piece, tally in zip(part.slices, counted, strict=True)]
     done = [0.0] * len(streams)  # share of each slice already given
     active = list(range(len(streams)))
     while active:
@@ -153,17 +169,28 @@ def _slices(inputs: SourceInputs, corpus: CorpusConfig, count: int, part_bytes: 
     if source.source == GENERATED:
         streams: list[int | str] = [corpus.seed, *(f"{corpus.seed} part {index}" for index in range(1, count))]
         share = inputs.expected_bytes / count
-        return [Slice(source.source, share, max(1, int(share)), stream=stream) for stream in streams]
-    order = random.Random(f"{corpus.seed} {source.source}")
-    if source.source in PYTHON_FILES:
+        return [Slice(source, share, max(1, int(share)), stream=stream) for stream in streams]
+    # where the files are does not matter
+    order = random.Random(f"{corpus.seed} {'files' if source.is_files else source.source}")
+    if source.is_python:
         python = list(inputs.python)
         order.shuffle(python)
         first = {file.digest: file for file in reversed(python)}  # of copies, the first in that order
         runs = _runs([file for file in python if first[file.digest] is file], count)
-        return [Slice(source.source, *_share(inputs, share), python=tuple(run)) for run, share in runs]
-    cut = [piece for file in inputs.texts for piece in pieces(file, max(1, part_bytes // PIECES))]
-    order.shuffle(cut)
-    return [Slice(source.source, *_share(inputs, share), texts=tuple(run)) for run, share in _runs(cut, count)]
+        return [Slice(source, *_share(inputs, share), python=tuple(run)) for run, share in runs]
+    cuts = [piece for file in inputs.texts for piece in _pieces(file, inputs, count, part_bytes)]
+    order.shuffle(cuts)
+    return [Slice(source, *_share(inputs, share), texts=tuple(run)) for run, share in _runs(cuts, count)]
+
+
+def _pieces(file: TextFile, inputs: SourceInputs, count: int, part_bytes: int) -> list[TextPiece]:
+    """A file in pieces of which each part has several, and a limit takes many."""
+    size = max(1, part_bytes // PIECES)
+    sampled = inputs.expected_bytes < sum(file.size for file in inputs.texts)
+    if sampled:
+        samples = PASSES if file.extension == ".parquet" else SAMPLES
+        size = min(size, max(1, inputs.expected_bytes // count // samples))
+    return pieces(file, size, sampled=sampled)
 
 
 def _runs(items: Sequence[Item], count: int) -> list[tuple[list[Item], float]]:
@@ -183,27 +210,33 @@ def _share(inputs: SourceInputs, share: float) -> tuple[float | None, int]:
     return None if megabytes is None else megabytes * MEGABYTE * share, max(1, int(inputs.expected_bytes * share))
 
 
-def _documents(piece: Slice, corpus: CorpusConfig) -> Iterator[str]:
-    used = 0
-    for text in _unlimited(piece, corpus):
+def _documents(piece: Slice, corpus: CorpusConfig, tally: Tally) -> Iterator[str]:
+    """Documents of bounded size up to the limit: one that does not fit is passed over while there is room left."""
+    used, misses = 0, 0
+    limit = math.inf if piece.limit is None else piece.limit
+    for text in chain.from_iterable(map(cut, _unlimited(piece, corpus, tally))):
         if not text.strip():
             continue
         size = len(text.encode("utf-8"))
-        if piece.limit is not None and used + size > piece.limit:
+        if used + size <= limit:
+            used, misses = used + size, 0
+            tally.give(size)
+            yield text
+            continue
+        misses += 1
+        if piece.stream is not None or limit - used < NEARLY * limit or misses == MISSES:
             break
-        used += size
-        yield text
 
 
-def _unlimited(piece: Slice, corpus: CorpusConfig) -> Iterator[str]:
+def _unlimited(piece: Slice, corpus: CorpusConfig, tally: Tally) -> Iterator[str]:
     if piece.stream is not None:
         yield from programs(piece.stream)
-    yield from read_python(piece.python)
-    yield from read_texts(piece.texts, corpus.text_field)
+    yield from read_python(piece.python, any_version=PACKAGE.fullmatch(piece.source.source) is not None)
+    yield from read_texts(piece.texts, piece.source.text_field or corpus.text_field, tally)
 
 
 def _hash(entries: list[str]) -> str:
     digest = hashlib.sha256()
     for entry in entries:
-        digest.update(hashlib.sha256(entry.encode("utf-8")).digest())
+        digest.update(hashlib.sha256(entry.encode("utf-8", "surrogateescape")).digest())
     return digest.hexdigest()

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from sparse_model.data.config import CorpusConfig, TokenizerConfig
 from sparse_model.data.corpora import Split
+from sparse_model.data.readers.tally import SourceReport
 from sparse_model.errors import InputError
 from sparse_model.storage.files import exists, join, read_bytes, safe_name, write_bytes_atomic
 
@@ -60,9 +61,17 @@ class Manifest(BaseModel):
     tokenizer: File = Field(description="tokenizer.json")
     train: SplitManifest = Field(description="training tokens")
     heldout: SplitManifest = Field(description="held-out tokens")
+    sources: tuple[SourceReport, ...] = Field(
+        (), description="what each source gave and what not; unknown of datasets of earlier versions"
+    )
 
     def split(self, split: Split) -> SplitManifest:
         return self.train if split == "train" else self.heldout
+
+    def described_sources(self, *, remarkable: bool = False) -> list[str]:
+        """A line a source: what it gave, what could not be read, what was left out; of all, or where there is such."""
+        pairs = zip(self.corpus.sources, self.sources, strict=bool(self.sources))
+        return [report.described(source) for source, report in pairs if not remarkable or report.is_remarkable(source)]
 
 
 def is_complete(dataset_uri: str) -> bool:

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sparse_model.data.config import CorpusConfig
 from sparse_model.data.corpora import MEGABYTE, SPLITS, Part, Split, mixed_documents, split_of
 from sparse_model.data.manifest import File, Shard, SplitManifest
+from sparse_model.data.readers.tally import SourceReport, Tally
 from sparse_model.data.tokenizer import Tokenizer
 from sparse_model.errors import InputError
 from sparse_model.storage.files import join, listdir, read_bytes, sizes, write_bytes_atomic
@@ -39,7 +40,7 @@ class PartRecord(BaseModel):
     index: int = Field(ge=0, description="which part")
     train: SplitManifest = Field(description="its training tokens")
     heldout: SplitManifest = Field(description="its held-out tokens")
-    source_bytes: tuple[int, ...] = Field(description="text that each source gave, in bytes of UTF-8")
+    sources: tuple[SourceReport, ...] = Field(description="what each source gave, and what in it was no text")
 
     def split(self, split: Split) -> SplitManifest:
         return self.train if split == "train" else self.heldout
@@ -55,26 +56,31 @@ class Tokenising:
 
     def __call__(self, part: Part) -> PartRecord:
         """Write the part's shards, then its record. Raises InputError for input or storage that cannot be used."""
-        record = self.of(part, mixed_documents(part, self.corpus))
+        tallies = [Tally() for _ in part.slices]
+        record = self.of(part, mixed_documents(part, self.corpus, tallies), tallies)
         write_bytes_atomic(_record_uri(self.folder, part.index), record.model_dump_json().encode())
         return record
 
     def of(
-        self, part: Part, documents: Iterable[Document], report: Callable[[float], None] = lambda share: None
+        self,
+        part: Part,
+        documents: Iterable[Document],
+        tallies: Sequence[Tally],
+        report: Callable[[float], None] = lambda share: None,
     ) -> PartRecord:
-        """Write the shards only, of documents already at hand; `report` is told the share done."""
+        """Write the shards only, of documents at hand, which `tallies` count; `report` is told the share done."""
         writers = {split: _ShardWriter(self.folder, f"{split}-{part.index:05d}") for split in SPLITS}
-        used = [0] * len(part.slices)
+        used = 0
         for group in _grouped(iter(documents)):
             encoded = self.tokenizer.encode_batch([text for _, text in group])
-            for (source, text), ids in zip(group, encoded, strict=True):
+            for (_, text), ids in zip(group, encoded, strict=True):
                 size = len(text.encode("utf-8"))
-                used[source] += size
+                used += size
                 writers[split_of(text, self.corpus.heldout_fraction)].add([*ids, self.tokenizer.eot], size)
-            report(min(1.0, sum(used) / part.expected_bytes))
+            report(min(1.0, used / part.expected_bytes))
         report(1.0)
         splits = {split: writer.finish() for split, writer in writers.items()}
-        return PartRecord(index=part.index, source_bytes=tuple(used), **splits)
+        return PartRecord(index=part.index, sources=tuple(tally.report() for tally in tallies), **splits)
 
 
 def finished_parts(folder: str, parts: Sequence[Part]) -> list[PartRecord]:

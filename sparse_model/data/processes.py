@@ -14,6 +14,7 @@ from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import Protocol
 
+from sparse_model.cores import cpu_count
 from sparse_model.data.corpora import Part
 from sparse_model.data.parts import PartRecord
 
@@ -47,11 +48,6 @@ def in_processes(workers: int | None = None) -> Execute:
         return in_turn(work, parts) if count <= 1 else _in_processes(work, parts, count)
 
     return execute
-
-
-def cpu_count() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Worker:

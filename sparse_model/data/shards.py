@@ -7,6 +7,7 @@ one after the other, the bytes are the same.
 """
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 
@@ -29,13 +30,16 @@ from sparse_model.data.loader import TOKENIZER_FILE, TokenDataset
 from sparse_model.data.manifest import File, Manifest, is_complete, write_manifest
 from sparse_model.data.parts import Document, PartRecord, Tokenising, file_of, finished_parts, merged
 from sparse_model.data.processes import Execute, in_processes, in_turn
+from sparse_model.data.readers.long_texts import LONGEST
+from sparse_model.data.readers.tally import SourceReport, Tally, summed_reports
 from sparse_model.data.tokenizer import Tokenizer
 from sparse_model.errors import InputError
 from sparse_model.storage.files import check_writable, exists, join, read_bytes, remove, write_bytes_atomic
 
-DATASET_FORMAT = 2  # raise when the same configuration and input would give other tokens
+DATASET_FORMAT = 3  # raise when the same configuration and input would give other tokens
 FEWEST_TOKENS = 1024  # of a split: a loss measured on less means nothing
 
+_log = logging.getLogger(__name__)
 TellShare = Callable[[str, float], None]
 
 
@@ -60,14 +64,15 @@ def prepare(
     """
     report = progress or _silent
     inputs = _inspect(corpus, report)
-    key = _key(corpus, tokenizer, inputs, part_bytes)
+    key = dataset_key(corpus, tokenizer, inputs, part_bytes)
     folder = join(root, "data", key)
     if not is_complete(folder):
         check_writable(root)
         plan = parts(corpus, inputs, part_bytes)
-        trained, vocabulary, documents = _tokenizer(folder, corpus, tokenizer, plan, report)
+        reading = Reading(corpus, plan)
+        trained, vocabulary = _tokenizer(folder, reading, tokenizer, report)
         work = Tokenising(folder, corpus, trained)
-        records = _tokenise(work, plan, documents, execute or _default(corpus, root), report)
+        records = _tokenise(work, plan, reading, execute or _default(corpus, root), report)
         _refuse_unusable(folder, corpus, inputs, records)
         manifest = Manifest(
             key=key,
@@ -76,8 +81,11 @@ def prepare(
             tokenizer=vocabulary,
             train=merged(records, "train"),
             heldout=merged(records, "heldout"),
+            sources=_reports(inputs, records),
         )
         write_manifest(folder, manifest)
+        for line in manifest.described_sources(remarkable=True):
+            _log.warning("%s", line)
     return TokenDataset.open(folder)
 
 
@@ -99,39 +107,63 @@ def _inspect(corpus: CorpusConfig, report: TellShare) -> list[SourceInputs]:
     return inputs
 
 
-def _key(corpus: CorpusConfig, tokenizer: TokenizerConfig, inputs: Sequence[SourceInputs], part_bytes: int) -> str:
+def dataset_key(
+    corpus: CorpusConfig, tokenizer: TokenizerConfig, inputs: Sequence[SourceInputs], part_bytes: int
+) -> str:
+    """The name of a dataset: what its tokens follow from, and nothing else. Where files are is not in it."""
     entries = [
         f"{DATASET_FORMAT} {part_bytes}",
         tokenizers.__version__,
-        corpus.model_dump_json(),
+        corpus.model_dump_json(include={"seed", "heldout_fraction"}),
         tokenizer.model_dump_json(),
-        *(source.fingerprint for source in inputs),
     ]
+    for given in inputs:
+        source = given.source
+        field = f" {source.text_field or corpus.text_field}" if source.is_files else ""
+        entries += [f"{'files' if source.is_files else source.source} {source.megabytes}{field}", given.fingerprint]
     return hashlib.sha256("\n".join(entries).encode("utf-8")).hexdigest()[:16]
 
 
-def _tokenizer(
-    folder: str, corpus: CorpusConfig, config: TokenizerConfig, plan: Sequence[Part], report: TellShare
-) -> tuple[Tokenizer, File, Iterator[Document]]:
-    """The tokenizer, as an earlier preparation left it or trained now, its file, and all documents of the corpus.
+class Reading:
+    """All documents of a corpus, read once, and what is counted of each source meanwhile."""
+
+    def __init__(self, corpus: CorpusConfig, plan: Sequence[Part]) -> None:
+        self.corpus = corpus
+        self.tallies = [Tally() for _ in corpus.sources]
+        self.documents = chain.from_iterable(mixed_documents(part, corpus, self.tallies) for part in plan)
+
+    def beginning(self, size: float) -> list[Document]:
+        """Documents up to the one that fills `size` characters; they are read again with the others.
+
+        InputError where all was read for that, and too much of it is no text.
+        """
+        first = list(_beginning(self.documents, size))
+        if sum(len(text) for _, text in first) < size:
+            for source, tally in zip(self.corpus.sources, self.tallies, strict=True):
+                if problem := tally.report().problem(source):
+                    raise InputError(problem)
+        self.documents = chain(first, self.documents)
+        return first
+
+
+def _tokenizer(folder: str, reading: Reading, config: TokenizerConfig, report: TellShare) -> tuple[Tokenizer, File]:
+    """The tokenizer, as an earlier preparation left it or trained now, and its file.
 
     It is trained on the first training documents; those are then in memory, and not read again with the others.
     """
     report("tokenizer", 0.0)
-    documents = chain.from_iterable(mixed_documents(part, corpus) for part in plan)
     uri = join(folder, TOKENIZER_FILE)
     if exists(uri):
         content = read_bytes(uri)
         trained = Tokenizer.from_json(content.decode("utf-8"))
     else:
-        first = list(_beginning(documents, config.training_megabytes * MEGABYTE))
-        kept = (text for _, text in first if split_of(text, corpus.heldout_fraction) == "train")
+        first = reading.beginning(config.training_megabytes * MEGABYTE)
+        kept = (text for _, text in first if split_of(text, reading.corpus.heldout_fraction) == "train")
         trained = Tokenizer.train(kept, config)
         content = trained.to_json().encode("utf-8")
         write_bytes_atomic(uri, content)
-        documents = chain(first, documents)
     report("tokenizer", 1.0)
-    return trained, file_of(TOKENIZER_FILE, content), documents
+    return trained, file_of(TOKENIZER_FILE, content)
 
 
 def _beginning(documents: Iterator[Document], size: float) -> Iterator[Document]:
@@ -143,12 +175,12 @@ def _beginning(documents: Iterator[Document], size: float) -> Iterator[Document]
 
 
 def _tokenise(
-    work: Tokenising, plan: Sequence[Part], documents: Iterator[Document], execute: Execute, report: TellShare
+    work: Tokenising, plan: Sequence[Part], reading: Reading, execute: Execute, report: TellShare
 ) -> list[PartRecord]:
     """Records of all parts. A corpus of one part is tokenised here and now, from the documents already read."""
     if len(plan) == 1:
         report("tokens", 0.0)
-        return [work.of(plan[0], documents, lambda share: report("tokens", share))]
+        return [work.of(plan[0], reading.documents, reading.tallies, lambda share: report("tokens", share))]
     records = finished_parts(work.folder, plan)
     finished = {record.index for record in records}
     expected = sum(part.expected_bytes for part in plan)
@@ -161,31 +193,47 @@ def _tokenise(
     return records
 
 
+def _reports(inputs: Sequence[SourceInputs], records: Sequence[PartRecord]) -> tuple[SourceReport, ...]:
+    """Of each source, over all parts."""
+    ordered = sorted(records, key=lambda record: record.index)
+    return tuple(
+        summed_reports((record.sources[index] for record in ordered), given.left_out)
+        for index, given in enumerate(inputs)
+    )
+
+
 def _refuse_unusable(
     folder: str, corpus: CorpusConfig, inputs: Sequence[SourceInputs], records: Sequence[PartRecord]
 ) -> None:
     """Leave nothing behind of a dataset that must not be used."""
-    problem = _empty(corpus, records) or _too_small(corpus, records) or _changed_input(corpus, inputs)
+    problem = _unreadable(corpus, _reports(inputs, records)) or _too_small(corpus, records)
+    problem = problem or _changed_input(corpus, inputs)
     if problem is not None:
         remove(folder)
         raise InputError(problem)
 
 
-def _empty(corpus: CorpusConfig, records: Sequence[PartRecord]) -> str | None:
-    for index, source in enumerate(corpus.sources):
-        if not any(record.source_bytes[index] for record in records):
+def _unreadable(corpus: CorpusConfig, reports: Sequence[SourceReport]) -> str | None:
+    """What is said of a source that gave nothing, or too much of which is no text."""
+    for source, report in zip(corpus.sources, reports, strict=True):
+        if problem := report.problem(source):
+            return problem
+        if not report.bytes:
             return empty_source(source)
     return None
 
 
 def _too_small(corpus: CorpusConfig, records: Sequence[PartRecord]) -> str | None:
+    count = sum(merged(records, split).documents for split in SPLITS)
     for split in SPLITS:
         written = merged(records, split)
         if written.tokens < FEWEST_TOKENS:
+            share = corpus.heldout_fraction if split == "heldout" else 1 - corpus.heldout_fraction
             return (
                 f"corpus: the {split} split has {written.tokens} tokens from {written.documents} documents, "
-                f"at least {FEWEST_TOKENS} are needed: give more text or another heldout_fraction "
-                f"(now {corpus.heldout_fraction})"
+                f"at least {FEWEST_TOKENS} are needed. The corpus is {count} document{'s' * (count != 1)} (of at most "
+                f"{LONGEST / 1e3:g} kB: longer ones are cut), of which {share * count:.2g} are expected there: give "
+                f"more documents, or another heldout_fraction (now {corpus.heldout_fraction:g})"
             )
     return None
 

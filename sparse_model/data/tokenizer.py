@@ -1,5 +1,6 @@
 """Byte-level BPE with the pre-tokenizer of the paper's released code; any text survives a round trip."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
@@ -9,11 +10,13 @@ from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 from sparse_model.data.config import TokenizerConfig
 from sparse_model.errors import InputError
-from sparse_model.storage.files import read_bytes, write_bytes_atomic
+from sparse_model.storage.files import write_bytes_atomic
+from sparse_model.storage.text import read_text
 
 # The released pattern: brackets and quotes can fuse with their neighbours, so that `("` or `],` is one token.
 PATTERN = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 END_OF_TEXT = "<|endoftext|>"
+START_OF_TEXT = "<|startoftext|>"
 
 
 class Tokenizer:
@@ -25,9 +28,7 @@ class Tokenizer:
         missing = [symbol for symbol in _alphabet() if backend.token_to_id(symbol) is None]
         if eot is None or missing or not isinstance(backend.model, models.BPE):
             raise InputError(f"tokenizer: not a byte-level BPE with all 256 bytes and a {END_OF_TEXT} token")
-        # Text that happens to contain the separator's name is text, not a separator.
-        backend.encode_special_tokens = True
-        self._backend = backend
+        self._backend = _without_specials(backend)
         self.eot: int = eot
 
     @classmethod
@@ -66,24 +67,24 @@ class Tokenizer:
     def from_gpt2(cls, vocabulary: Mapping[str, int], merges: str, name: str) -> Self:
         """From what encoder.json and vocab.bpe hold, the two files of GPT-2's format, with the pattern above.
 
-        A separator that `vocabulary` lacks gets the id after its last. Raises InputError, naming `name`, where the two
-        do not belong together, or one is truncated.
+        They are read as the authors' reader (tiktoken's) does: the first line is the version, tokens have their ids in
+        the order of the merges, the two separators are no merges. Raises InputError, naming `name`, where the two do
+        not belong together, one is truncated, or the end of text has no id.
         """
-        pairs = [tuple(line.split(" ")) for line in merges.split("\n")[1:] if line]  # the first line is the version
-        problem = _mismatch(vocabulary, pairs)
+        version, *lines = merges.split("\n")
+        pairs = [tuple(line.split()) for line in lines if line.strip()]
+        problem = _no_version(version) or _mismatch(vocabulary, pairs)
         if problem is not None:
             raise InputError(f"{name}: {problem}")
-        backend = _byte_level(models.BPE(vocab=dict(vocabulary), merges=[(first, second) for first, second in pairs]))
-        backend.add_special_tokens([END_OF_TEXT])
-        return cls(backend)
+        return cls(_byte_level(models.BPE(vocab=dict(vocabulary), merges=[(first, second) for first, second in pairs])))
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """From a tokenizer.json on disk or at a URI; raises InputError naming it if it cannot be used."""
-        raw = read_bytes(str(path))
+        text = read_text(str(path))
         try:
-            return cls.from_json(raw.decode("utf-8"))
-        except (InputError, UnicodeDecodeError) as error:
+            return cls.from_json(text)
+        except InputError as error:
             raise InputError(f"{path}: {error}") from error
 
     def to_json(self) -> str:
@@ -95,7 +96,6 @@ class Tokenizer:
         write_bytes_atomic(str(path), self.to_json().encode("utf-8"))
 
     def __reduce__(self) -> tuple[object, ...]:
-        # The library's own pickling forgets that separators in text are text.
         return type(self).from_json, (self.to_json(),)
 
     @property
@@ -103,7 +103,11 @@ class Tokenizer:
         return self._backend.get_vocab_size()
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text; never contains `eot`."""
+        """Token ids of a text; never contains `eot`. InputError for a text that is not valid Unicode."""
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise InputError(f"text: character {error.start} is not valid Unicode ({error.reason})") from None
         return self._backend.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -112,13 +116,14 @@ class Tokenizer:
         return [encoding.ids for encoding in encodings]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids; bytes that form no character become U+FFFD."""
+        """The text of token ids; bytes that form no character become U+FFFD. InputError for an id that is none."""
+        for token in ids:
+            if not 0 <= token < self.vocab_size:
+                raise InputError(f"token {token} does not exist: allowed are 0 to {self.vocab_size - 1}")
         return self._backend.decode(list(ids), skip_special_tokens=False)
 
     def token_text(self, token_id: int) -> str:
         """The text of one token; raises InputError when there is no such token."""
-        if not 0 <= token_id < self.vocab_size:
-            raise InputError(f"token {token_id} does not exist: allowed are 0 to {self.vocab_size - 1}")
         return self.decode([token_id])
 
 
@@ -134,6 +139,27 @@ def _byte_level(model: models.BPE) -> tokenizers.Tokenizer:
     return backend
 
 
+def _without_specials(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """The same with its special tokens as plain entries of the vocabulary, which no merge makes.
+
+    So text that happens to contain a separator's name is text, here and for whoever reads the saved file.
+    """
+    content = json.loads(backend.to_str())
+    specials = [token for token in content["added_tokens"] if token["special"]]
+    if not specials:
+        return backend
+    for token in specials:
+        content["model"]["vocab"].setdefault(token["content"], token["id"])
+    content["added_tokens"] = [token for token in content["added_tokens"] if not token["special"]]
+    return tokenizers.Tokenizer.from_str(json.dumps(content))
+
+
+def _no_version(line: str) -> str | None:
+    if line.startswith("#"):
+        return None
+    return f"vocab.bpe begins with {line.strip()[:40]!r}; allowed: a line with its version, which begins with #"
+
+
 def _mismatch(vocabulary: Mapping[str, int], pairs: Sequence[tuple[str, ...]]) -> str | None:
     """What keeps an encoder.json and the merges of a vocab.bpe from being one tokenizer."""
     # by their texts: true and 1.0 are no ids
@@ -144,12 +170,18 @@ def _mismatch(vocabulary: Mapping[str, int], pairs: Sequence[tuple[str, ...]]) -
     broken = next((pair for pair in pairs if len(pair) != 2), None)
     if broken is not None:
         return f"vocab.bpe has the line {' '.join(broken)!r}; allowed: two tokens and a space between them"
-    made = {"".join(pair) for pair in pairs}
-    needed = made.union(_alphabet(), *pairs)
+    made = ["".join(pair) for pair in pairs]
+    needed = {*made, *_alphabet()}.union(*pairs)
     if lacking := sorted(needed - vocabulary.keys()):
         return f"encoder.json lacks {lacking[0]!r}, which vocab.bpe needs"
-    if unmade := sorted(vocabulary.keys() - needed - {END_OF_TEXT}):
+    if unmade := sorted(vocabulary.keys() - needed - {END_OF_TEXT, START_OF_TEXT}):
         return f"vocab.bpe has no merge for {unmade[0]!r} of encoder.json ({len(unmade)} tokens in all)"
+    if END_OF_TEXT not in vocabulary:
+        return f"encoder.json lacks {END_OF_TEXT!r}: which id ends a text is not said"
+    # in GPT-2's order: the bytes that can be printed, then the others
+    for expected, token in enumerate([*sorted(_alphabet(), key=lambda symbol: (ord(symbol) > 255, symbol)), *made]):
+        if vocabulary[token] != expected:
+            return f"encoder.json has {token!r} as {vocabulary[token]}; in the order of vocab.bpe it is {expected}"
     return None
 
 

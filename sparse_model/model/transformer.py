@@ -12,9 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparse_model.errors import InputError
 from sparse_model.model.abstopk import abs_topk, add_topk, gelu_topk, norm_topk
 from sparse_model.model.attention import attention, side_by_side
 from sparse_model.model.config import ModelConfig, ResidualPoint
+from sparse_model.model.inputs import check_tokens
 from sparse_model.model.loss import unembedding_loss
 from sparse_model.model.norm import rms_norm
 from sparse_model.model.sites import FINAL_SITE, SiteFunction, site_name, site_names
@@ -74,19 +76,25 @@ class SparseTransformer(nn.Module):
     def forward(self, tokens: Tensor, at_site: SiteFunction | None = None, targets: Tensor | None = None) -> Tensor:
         """Logits (B, T, V) for tokens (B, T); with targets (B, T), their mean cross-entropy in nats instead.
 
-        `at_site` may look at or replace the activation of every node site.
+        `at_site` may look at or replace the activation of every node site. InputError for tokens or targets that are
+        not ids (B, T) of the vocabulary, T at most the context.
         """
         final = self.final(tokens, at_site)
         if targets is None:
             return self.logits(final, tokens)
+        check_tokens(targets, self.config, what="targets", ids=not self._is_learning())
+        if targets.shape != tokens.shape:
+            raise InputError(f"targets of shape {tuple(targets.shape)}; allowed: {tuple(tokens.shape)}, as tokens")
         weights = self.unembedding, self.unembedding_bias, self.bigram
         flat = final.flatten(0, 1), *weights, tokens.flatten(), targets.flatten()
         return unembedding_loss(*flat, by_rows=self.bigram_by_rows and tokens.is_cpu)
 
     def final(self, tokens: Tensor, at_site: SiteFunction | None = None) -> Tensor:
-        """Activation of the last node site, final.in, (B, T, D): everything but the unembedding."""
-        if tokens.shape[-1] > self.config.context:
-            raise ValueError(f"sequence of {tokens.shape[-1]} tokens; the model's context is {self.config.context}")
+        """Activation of the last node site, final.in, (B, T, D): everything but the unembedding.
+
+        InputError for tokens that are not ids (B, T) of the vocabulary, T at most the context.
+        """
+        check_tokens(tokens, self.config, ids=not self._is_learning())
         x: Tensor = F.embedding(tokens, self.embedding)
         positions = None if self.positions is None else self.positions[: tokens.shape[-1]]
         if positions is not None and self.config.positions == "learned":
@@ -95,8 +103,16 @@ class SparseTransformer(nn.Module):
             x = layer(x, positions, self.compute_dtype, at_site)
         return _visit(at_site, FINAL_SITE, self.final_norm(x).to(self.compute_dtype))
 
+    def _is_learning(self) -> bool:
+        """Whether this may be a step of training, in which nothing is asked of the device."""
+        return self.training and torch.is_grad_enabled()
+
     def logits(self, final: Tensor, tokens: Tensor) -> Tensor:
         """Logits (..., V) from final.in (..., D) and the tokens (...) at the same positions."""
+        if tokens.shape != final.shape[:-1]:
+            raise InputError(
+                f"tokens of shape {tuple(tokens.shape)} with final.in {tuple(final.shape)}; allowed: the same"
+            )
         dtype = final.dtype
         logits = F.linear(final, self.unembedding.to(dtype)).float() + self.unembedding_bias
         return logits if self.bigram is None else logits + F.embedding(tokens, self.bigram)

@@ -7,7 +7,6 @@ same folder or another. Where METHOD 9 is silent, the released `gpt.py` decides,
 from __future__ import annotations
 
 import io
-import json
 import re
 import warnings
 from collections.abc import Mapping
@@ -22,7 +21,8 @@ from sparse_model.data.tokenizer import Tokenizer
 from sparse_model.errors import InputError
 from sparse_model.model.config import LayerSite, ModelConfig, ResidualPoint
 from sparse_model.model.transformer import SparseTransformer
-from sparse_model.saved.pretrained import check_tensor
+from sparse_model.saved.pretrained import MODEL_FORMAT, check_tensor
+from sparse_model.storage.text import read_json, read_text
 
 CONFIG, WEIGHTS, ENCODER, MERGES = "beeg_config.json", "final_model.pt", "encoder.json", "vocab.bpe"
 
@@ -61,8 +61,9 @@ def load_openai(uri: str, tokenizer_uri: str | None = None) -> tuple[SparseTrans
     if it is another one. Keys of beeg_config.json that mean nothing here are named in a warning. Raises InputError for
     files that are missing, truncated or of another model, naming keys and shapes that do not fit.
     """
+    _refuse_other_forms(uri)
     config = _read_config(storage.join(uri, CONFIG))
-    tokenizer = _read_tokenizer(tokenizer_uri or uri, required=tokenizer_uri is not None)
+    tokenizer = read_tokenizer(tokenizer_uri or uri, required=tokenizer_uri is not None)
     if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
         raise InputError(f"{uri}: vocab_size {config.vocab_size}; the tokenizer has {tokenizer.vocab_size} tokens")
     path = storage.join(uri, WEIGHTS)
@@ -75,15 +76,15 @@ def load_openai(uri: str, tokenizer_uri: str | None = None) -> tuple[SparseTrans
 
 
 class _Released(BaseModel):
-    """beeg_config.json: the released names and defaults of what decides the forward pass."""
+    """beeg_config.json: the released names of what decides the forward pass, and `gpt.py`'s defaults."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    block_size: int
-    vocab_size: int
-    n_layer: int
-    n_head: int = Field(ge=1)
-    d_model: int
+    block_size: int = 1024
+    vocab_size: int = 50304
+    n_layer: int = 12
+    n_head: int = Field(12, ge=1)
+    d_model: int = 768
     d_head: int | None = None
     d_mlp: int | None = Field(None, validation_alias=AliasChoices("n_mlp", "d_mlp"))
     bias: bool = True
@@ -102,13 +103,34 @@ class _Released(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _without_empty(cls, content: dict[str, Any]) -> dict[str, Any]:
-        """One of two names for the same may be there without a value."""
-        return {key: value for key, value in content.items() if (key, value) != ("n_mlp", None)}
+        """A key without a value means its default."""
+        return {key: value for key, value in content.items() if value is not None}
 
     @property
     def places(self) -> set[str]:
-        """Where AbsTopK acts, in released names."""
-        return {place.strip() for place in self.afrac_loctypes.split(",")} - {""}
+        """Where AbsTopK acts, in released names, as they are written: the released code strips no spaces off."""
+        return set(self.afrac_loctypes.split(",")) - {""}
+
+    def problem(self) -> str | None:
+        """What the released code would run with, and we do not."""
+        for place in sorted(self.places - SITES.keys()):
+            hint = " without spaces, which the released code does not strip" if place.strip() in SITES else ""
+            return f"afrac_loctypes: {place!r}; allowed: {', '.join(SITES)}{hint}"
+        if self.afrac is not None and not self.afrac >= 0:
+            return f"afrac: {self.afrac}; allowed: above 0, up to 1"
+        for place in sorted(self.places):
+            width = self._width(place)
+            if self.afrac is not None and int(self.afrac * width) < 1:
+                return f"afrac: {self.afrac} keeps no channel of {place}, which has {width}: that is not supported here"
+        return None
+
+    def _width(self, place: str) -> int:
+        """Channels at a place where AbsTopK acts."""
+        if place in ("attn_in", "mlp_in"):
+            return self.d_model + (self.d_pos_emb or 0)
+        if place in ("attn_q", "attn_k", "attn_v"):
+            return (self.d_head or self.d_model // self.n_head) * self.n_head
+        return (self.d_mlp or 4 * self.d_model) if place == "mlp_neuron" else self.d_model
 
     def to_ours(self) -> ModelConfig:
         """The same model in our terms; pydantic's ValidationError for one that cannot be."""
@@ -121,7 +143,7 @@ class _Released(BaseModel):
             n_head=self.n_head,
             d_mlp=self.d_mlp,
             activation=self.activation_type,
-            activation_fraction=1.0 if self.afrac is None else self.afrac,
+            activation_fraction=self.afrac if self.afrac and self.places else 1.0,
             sparse_sites=tuple(ours for released, ours in SITES.items() if released in self.places),
             residual_relu=self.residual_activation_type == "relu",
             biases=self.bias,
@@ -136,20 +158,24 @@ class _Released(BaseModel):
         )
 
 
+def _refuse_other_forms(uri: str) -> None:
+    """A folder in Hugging Face form holds the same model in other files."""
+    if storage.exists(storage.join(uri, CONFIG)) or not storage.exists(storage.join(uri, "config.json")):
+        return
+    content = read_json(storage.join(uri, "config.json"))
+    ours = isinstance(content, dict) and content.get("format") == MODEL_FORMAT["format"]
+    said = "a model of ours, to be used as it is" if ours else "in Hugging Face form (config.json, model.safetensors)"
+    raise InputError(f"{uri}: {said}; allowed: a folder as the authors released it, with {CONFIG} and {WEIGHTS}")
+
+
 def _read_config(path: str) -> ModelConfig:
-    try:
-        content = json.loads(storage.read_bytes(path))
-    except ValueError as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path}: truncated or not JSON ({error})") from None
+    content = read_json(path)
     if not isinstance(content, dict):
         raise InputError(f"{path}: a {type(content).__name__}; allowed: a JSON object")
     try:
         released = _Released.model_validate(content)
-        strangers = sorted(released.places - SITES.keys())
-        if strangers:
-            raise InputError(f"{path}: afrac_loctypes: {strangers[0]!r}; allowed: {', '.join(SITES)}")
+        if problem := released.problem():
+            raise InputError(f"{path}: {problem}")
         config = released.to_ours()
     except ValidationError as error:
         first = error.errors()[0]
@@ -244,21 +270,9 @@ def _released_name(name: str) -> str:
     return re.sub(rf"\b(?:{pattern})\b", lambda found: PARTS[found.group()], name)
 
 
-def _read_tokenizer(uri: str, required: bool) -> Tokenizer | None:
+def read_tokenizer(uri: str, required: bool) -> Tokenizer | None:
     """The tokenizer of a folder; None where neither of its files is there and none is required."""
     paths = [storage.join(uri, name) for name in (ENCODER, MERGES)]
     if not required and not any(map(storage.exists, paths)):
         return None
-    encoder, merges = (_read_text(path) for path in paths)
-    try:
-        vocabulary: Any = json.loads(encoder)
-    except ValueError as error:
-        raise InputError(f"{paths[0]}: truncated or not JSON ({error})") from None
-    return Tokenizer.from_gpt2(vocabulary, merges, uri)
-
-
-def _read_text(path: str) -> str:
-    try:
-        return storage.read_bytes(path).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text ({error})") from None
+    return Tokenizer.from_gpt2(read_json(paths[0]), read_text(paths[1]), uri)

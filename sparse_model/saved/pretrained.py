@@ -20,6 +20,7 @@ from sparse_model.distributed.workers import rank
 from sparse_model.errors import InputError
 from sparse_model.model.config import ModelConfig
 from sparse_model.model.transformer import SparseTransformer
+from sparse_model.storage.text import read_json
 
 MODEL_FORMAT = {"format": "circuit-sweeps/sparse-transformer", "version": 1}
 
@@ -72,6 +73,7 @@ def _tokenizer_config(model: SparseTransformer) -> dict[str, object]:
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": END_OF_TEXT,
+        "split_special_tokens": True,  # text that contains the separator's name is text
         "model_max_length": model.config.context,
         "clean_up_tokenization_spaces": False,
     }
@@ -97,16 +99,22 @@ def from_pretrained(uri: str, device: str | torch.device = "cpu") -> tuple[Spars
 
 def _read_config(uri: str) -> ModelConfig:
     path = storage.join(uri, "config.json")
+    if not storage.exists(path) and storage.exists(storage.join(uri, "beeg_config.json")):
+        raise InputError(f"{uri}: a checkpoint as the paper's authors released it; `sweeps import` makes a model of it")
+    content = read_json(path)
+    if not isinstance(content, dict) or content.get("format") != MODEL_FORMAT["format"]:
+        kind = content.get("model_type") if isinstance(content, dict) else None
+        said = f"a model of type {kind!r}" if kind else "no configuration of a model"
+        raise InputError(
+            f"{path}: not the configuration of a saved model ({said}); allowed: a folder that `sweeps train`, "
+            f"`sweeps import` or a trial wrote, whose format is {MODEL_FORMAT['format']!r}"
+        )
+    if content.get("version") != MODEL_FORMAT["version"]:
+        raise InputError(f"{path}: version {content.get('version')!r}; allowed: {MODEL_FORMAT['version']}")
     try:
-        content = json.loads(storage.read_bytes(path))
-        header = {key: content[key] for key in MODEL_FORMAT}
-        if header != MODEL_FORMAT:
-            raise InputError(f"{path}: format {header}; allowed: {MODEL_FORMAT}")
-        return ModelConfig.model_validate(content["model"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, InputError):
-            raise
-        detail = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        return ModelConfig.model_validate(content.get("model"))
+    except ValidationError as error:
+        detail = error.errors()[0]["msg"]
         raise InputError(f"{path}: not the configuration of a saved model ({detail})") from None
 
 
@@ -136,4 +144,4 @@ def check_tensor(tensor: Tensor, shape: torch.Size, what: str, config: str) -> N
         kind = f"{tensor.dtype}" if plain else f"{tensor.dtype}, {tensor.layout}, {tensor.device.type}"
         raise InputError(f"{what} is a tensor of {kind}; allowed: floating-point numbers, dense, in memory")
     if not tensor.isfinite().all():
-        raise InputError(f"{what} has numbers that are not finite")
+        raise InputError(f"{what} has numbers that are not finite (nan, inf or -inf): that is not supported")

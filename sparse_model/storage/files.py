@@ -21,6 +21,7 @@ from fsspec.asyn import AsyncFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from sparse_model.errors import InputError
+from sparse_model.storage.listing import files_below
 from sparse_model.storage.store_errors import check_no_credentials, persistently, redacted, refusing as refusing
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=+-]*")
@@ -108,14 +109,27 @@ def listdir(uri: str) -> list[str]:
     return sorted(name for name in names if not name.startswith("."))
 
 
-def versions(uri: str) -> dict[str, str]:
-    """Names of the files directly below a folder, each with a mark that changes when its content does."""
-    marks = {
-        str(entry["name"]).rsplit("/", 1)[-1]: " ".join(str(entry.get(key)) for key in _MARKS)
-        for entry in _entries(uri)
-        if entry["type"] == "file"
-    }
-    return {name: mark for name, mark in sorted(marks.items()) if name and not name.startswith(".")}
+def versions(uri: str, deep: bool = False) -> dict[str, str]:
+    """Names of the files directly below a folder, each with a mark that changes when its content does.
+
+    `deep`: of files at any depth, by their path below the folder, links followed, but for names that begin with a dot
+    or `_`: other programs leave those out too where they read tables.
+    """
+    fs, path = filesystem(uri)
+
+    def look() -> dict[str, dict[str, Any]]:
+        try:
+            return files_below(fs, path, hidden=(".", "_")).files
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+
+    if deep:
+        found = persistently("list", uri, look)
+    else:
+        files = (entry for entry in _entries(uri) if entry["type"] == "file")
+        found = {str(entry["name"]).rsplit("/", 1)[-1]: entry for entry in files}
+    marks = {name: " ".join(str(info.get(key)) for key in _MARKS) for name, info in sorted(found.items())}
+    return {name: mark for name, mark in marks.items() if name and not name.startswith(".")}
 
 
 def sizes(uri: str) -> dict[str, int]:
@@ -134,7 +148,7 @@ def _entries(uri: str) -> list[dict[str, Any]]:
     def look() -> list[dict[str, Any]]:
         try:
             return list(fs.ls(path, detail=True))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):  # below a file there is nothing
             return []
 
     return persistently("list", uri, look)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sparse_model.distributed.workers import summed
 from sparse_model.model.config import LAYER_SITES, ModelConfig
+from sparse_model.model.inputs import check_tokens
 from sparse_model.model.loss import next_token_loss
 from sparse_model.model.sites import FINAL_SITE, site_kind
 from sparse_model.model.transformer import SparseTransformer
@@ -29,6 +30,7 @@ def evaluate(model: SparseTransformer, batches: Iterable[Tensor]) -> dict[str, f
     watch = _Watch(model.config, model.embedding.device)
     loss = torch.zeros((), dtype=torch.float64, device=model.embedding.device)
     for batch, counts in _in_step(batches, loss.device):
+        check_tokens(batch, model.config, longest=model.config.context + 1)
         logits = model(batch[:, :-1], watch if counts else None)
         if counts:
             loss += next_token_loss(logits, batch[:, 1:], reduction="sum")

@@ -12,22 +12,28 @@ from rich.table import Table
 from torch import Tensor
 
 from circuit.graph.checks import check_model
-from circuit.graph.record import Circuit, Edge
+from circuit.graph.evidence import Level
+from circuit.graph.record import Circuit, Edge, means_of
 from circuit.inspect.binarise import Binary, binarise
 from circuit.inspect.contexts import Place, contexts
 from circuit.inspect.running import CircuitModel, changed, effects, nodes_of, part_named
+from circuit.proofs.prove import Ground, prove, with_proofs
+from circuit.proofs.verdicts import verdicts
 from circuit.search.evaluation import Score
+from circuit.search.watch import Watch
 from circuit.tasks import TASKS, TaskData, task_data
+from sparse_model import storage
 from sparse_model.data.tokenizer import Tokenizer
 from sparse_model.errors import InputError
 from sparse_model.model.transformer import SparseTransformer
 from sparse_model.saved.pretrained import from_pretrained
 from sweeps.commands.opening import opened_with_text
 from sweeps.commands.options import StorageOption
-from sweeps.show.circuit_text import describe
+from sweeps.show.circuit_text import describe, searching
+from sweeps.show.progress import Show
 from sweeps.show.text import terminal
 from sweeps.study.study import load_study
-from sweeps.trial.task_circuits import settings
+from sweeps.trial.task_circuits import RESAMPLED_WINDOWS, harder_prompts, settings
 
 BEFORE, AFTER = 12, 4
 """Tokens shown before and after the one at which a node has its value."""
@@ -78,9 +84,11 @@ def contexts_command(
     if len(nodes) < len(wanted):
         raise InputError("--node names an edge; allowed: <site>.<channel>")
     for one, found in contexts(trained, nodes, text, count).items():
-        console.print(f"[bold]{one.name}[/bold]  not zero at {found.active:.1%} of {text.numel():,} tokens")
+        console.print(
+            f"[bold]{one.name}[/bold]  not zero at {found.active:.1%} of {text.numel():,} tokens", markup=True
+        )
         for place in (*found.top, *reversed(found.bottom)):
-            console.print(f"  {place.value:+8.3f}  {_shown(place, text, tokenizer)}", soft_wrap=True)
+            console.print(f"  {place.value:+8.3f}  {_shown(place, text, tokenizer)}", soft_wrap=True, markup=True)
     return 0
 
 
@@ -117,6 +125,42 @@ def ablate_command(
         table.add_row(name, f"{effect.after:.3f}", f"{effect.after - effect.before:+.3f}", f"{effect.accuracy:.1%}")
     terminal().print(table if found else "it has no nodes: what the bigram table and the biases say is enough")
     return 0
+
+
+@circuit_app.command("prove")
+def prove_command(
+    file: FileArgument,
+    model: ModelOption,
+    proofs: Annotated[Level, typer.Option(help="basic or full: all there are")] = "full",
+    out: Annotated[str | None, typer.Option(help="write the circuit with its proofs into this JSON file")] = None,
+    stability: Annotated[int, typer.Option(min=0, help="search again from this many other seeds")] = 0,
+    task: TaskOption = None,
+    study: PromptStudyOption = "quickstart",
+    storage_uri: StorageOption = None,
+) -> int:
+    """Every proof that a circuit can pass or fail. Searches are those of the study. Exits 1 if it fails any.
+
+    Full proofs search again: for five kinds of nonsense, in the model with its weights shuffled, and for other circuits
+    of the task. They take about ten times as long as the circuit's own search.
+    """
+    circuit = Circuit.load(file)
+    if circuit.status != "ok":
+        raise InputError(f"{file}: the circuit of {circuit.task} is {circuit.status}: there is nothing to prove")
+    if out is not None:
+        storage.check_writable(storage.parent(out))
+    asked = load_study(study, storage_uri)
+    trained, prompts = _prompted(circuit, model, task, study, storage_uri)
+    config = settings(asked, circuit.target_loss, stability=stability)
+    _, tokenizer, text = opened_with_text(model, asked)
+    means = means_of(circuit, trained.embedding.device)
+    harder = harder_prompts(trained, tokenizer, task or circuit.task, config)
+    with Show(Console(stderr=True)) as show:
+        ground = Ground(trained, prompts, means, config, text[:RESAMPLED_WINDOWS], harder, Watch(searching(show)))
+        proven = with_proofs(circuit, prove(ground, circuit, proofs))
+    describe(proven, terminal())
+    if out is not None:
+        proven.save(out)
+    return 1 if any(verdict.passed is False for verdict in verdicts(proven)) else 0
 
 
 @circuit_app.command("binarise")

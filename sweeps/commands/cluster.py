@@ -78,7 +78,7 @@ def plan_command(
     if price is not None:
         lines["cost"] = f"{price * found.device_hours:,.2f} for training devices at {price:g} per {device} hour"
     for name, text in lines.items():
-        terminal().print(f"{name:>11}: {text}", soft_wrap=True, markup=False)
+        terminal().print(f"{name:>11}: {text}", soft_wrap=True)
     return 0
 
 
@@ -98,11 +98,11 @@ def submit_command(
     command = submission.entrypoint(study, storage_uri, working_dir, retry_failed=retry_failed)
     client, job = submission.start_job_at(address, command, working_dir)
     console = terminal()
-    console.print(f"job {job}: {command}", soft_wrap=True, markup=False)
+    console.print(f"job {job}: {command}", soft_wrap=True)
     if not wait:
         return 0
     try:
-        return submission.follow_job(client, job, lambda text: console.print(text, soft_wrap=True, markup=False))
+        return submission.follow_job(client, job, lambda text: console.print(text, soft_wrap=True))
     except KeyboardInterrupt:
         console.print(f"job {job} goes on; stop it with: ray job stop {job} --address {address}", soft_wrap=True)
         raise
@@ -132,7 +132,7 @@ def status_command(
     }
     if price is not None:
         lines["cost"] = f"{price * found.device_hours:,.2f} at {price:g} per device hour of training"
-    terminal().print(f"study {found.study}", markup=False)
+    terminal().print(f"study {found.study}")
     for name, text in lines.items():
-        terminal().print(f"{name:>10}: {text}", soft_wrap=True, markup=False)
+        terminal().print(f"{name:>10}: {text}", soft_wrap=True)
     return 0

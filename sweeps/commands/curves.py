@@ -15,9 +15,9 @@ from torch import Tensor
 from circuit.ablated.ablation import Means
 from circuit.ablated.compact import Edges
 from circuit.proofs.verdicts import is_counted
-from circuit.pruning import METHODS, Method, check_length
+from circuit.pruning import check_length
 from circuit.search.baselines import BASELINES, KeptParts, cmd, cpr, faithfulness, of_nodes, ordered, smallest_reaching
-from circuit.search.config import PruneConfig
+from circuit.search.config import Method, PruneConfig
 from circuit.search.evaluation import Judge
 from circuit.search.masks import learn_masks
 from circuit.search.targets import Solution, edge_circuits, node_circuits
@@ -68,7 +68,7 @@ def curves_command(
     with Show(console) as show:
         found = {name: _sizes(uri, name, asked, chosen, tasks is not None, show) for name, uri in names.items()}
     panels: dict[str, list[Point]] = {}
-    for method in METHODS:
+    for method in SEARCHED:
         by_name = {name: curves[method] for name, curves in found.items()}
         targets = {target for curves in by_name.values() for curve in curves.values() for target in curve}
         panels[method] = mean_curves(by_name, sorted(targets))
@@ -109,6 +109,9 @@ def baselines_command(
     return 0
 
 
+SEARCHED: tuple[Method, ...] = ("node", "edge")
+"""Methods of which curves are drawn: those of a study's searches at many target losses."""
+
 WAYS = ("learned + eliminated", "learned", *BASELINES)
 """Of choosing a circuit's parts."""
 
@@ -128,7 +131,7 @@ class Judges(NamedTuple):
     heldout: Judge
 
     def counted(self, nodes: Tensor, edges: Edges | None, n_edges: int, target: float) -> int | None:
-        """The size of a circuit; None where it does not count (`sweeps.counting`)."""
+        """The size of a circuit; None where it does not count (`sweeps.frontier.counting`)."""
         _, fit = self.train.calibrated(nodes, edges)
         return n_edges if is_counted(n_edges, self.heldout.score(nodes, fit, edges).loss, target) else None
 
@@ -169,7 +172,7 @@ def _methods(prune: Prune, task: str) -> dict[str, Curve]:
     if not _is_solved(judges, prune.config):
         return {}
     nodes = node_circuits(judges.train, prune.config, TARGETS)
-    return {"node": _edges(judges, nodes), "edge": _edges(judges, edge_circuits(nodes, prune.config))}
+    return {"node": _edges(judges, nodes), "edge": _edges(judges, edge_circuits(judges.train, nodes, prune.config))}
 
 
 def _is_solved(judges: Judges, config: PruneConfig) -> bool:
@@ -226,11 +229,11 @@ def _sizes(
     rows = [row for row in rows_of_model(uri) if row["task"] in names and row["status"] != "failed"]
     if len({row["target_loss"] for row in rows}) < 2:
         return _searched(uri, name, study, tasks, show)
-    found: dict[Method, dict[str, Curve]] = {method: {**sizes_of(rows, method)} for method in METHODS}
+    found: dict[Method, dict[str, Curve]] = {method: {**sizes_of(rows, method)} for method in SEARCHED}
     missing = [task for task in tasks if source_name(task) not in {row["task"] for row in rows}]
     if missing and named:
         searched = _searched(uri, name, study, missing, show)
-        return {method: found[method] | searched[method] for method in METHODS}
+        return {method: found[method] | searched[method] for method in SEARCHED}
     if missing:
         show.line(f"{name}: rows hold {len(tasks) - len(missing)} of {len(tasks)} tasks; --tasks searches others")
     return found
@@ -238,7 +241,7 @@ def _sizes(
 
 def _searched(uri: str, name: str, study: Study, tasks: Sequence[str], show: Show) -> dict[Method, dict[str, Curve]]:
     found = _by_task(_methods, uri, name, study, tasks, show)
-    return {method: {task: curves[method] for task, curves in found.items() if curves} for method in METHODS}
+    return {method: {task: curves[method] for task, curves in found.items() if curves} for method in SEARCHED}
 
 
 def _tasks(study: Study, names: str | None) -> tuple[str, ...]:

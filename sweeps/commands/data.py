@@ -34,6 +34,8 @@ def corpus_command(
     asked = load_study(study, storage_uri)
     execute = in_processes(workers) if address is None else on_ray(asked.resources, address)
     data = prepared(asked, console, execute)
+    for line in data.manifest.described_sources():
+        console.print(line, highlight=False, soft_wrap=True)
     for split in ("train", "heldout"):
         part = data.manifest.split(split)
         console.print(
@@ -53,5 +55,5 @@ def tokenizer_command(
     console = terminal()
     cut = prepared(load_study(study, storage_uri), console).tokenizer
     for token in cut.encode(text):
-        console.print(f"{token:>6}  {cut.token_text(token)!r}", markup=False)
+        console.print(f"{token:>6}  {cut.token_text(token)!r}")
     return 0

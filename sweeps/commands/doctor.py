@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from importlib.metadata import version
 from typing import Annotated
@@ -11,6 +10,7 @@ import torch
 import typer
 
 from sparse_model import storage
+from sparse_model.cores import cpu_count
 from sparse_model.errors import InputError
 from sparse_model.kernels.check import missing_compiler, run_one
 from sweeps.engine.session import capacity, offered_at
@@ -33,17 +33,17 @@ def doctor_command(
     """
     console = terminal()
     console.print(f"python {platform.python_version()} on {platform.platform()}")
-    console.print(" · ".join(f"{name} {version(name)}" for name in PACKAGES))
-    cpus, gpus = os.cpu_count() or 1, torch.cuda.device_count()
+    console.print(" · ".join(f"{name} {version(name)}" for name in PACKAGES), soft_wrap=True)
+    cpus, gpus = cpu_count(), torch.cuda.device_count()
     devices = [torch.cuda.get_device_name(i) for i in range(gpus)]
-    console.print(f"{cpus} CPU cores; {', '.join(devices) or 'no GPU'}")
+    console.print(f"{cpus} CPU core{'s' * (cpus != 1)}; {', '.join(devices) or 'no GPU'}")
     if gpus:
         check_kernels(gpus)
         console.print("kernels: compiled, and right, on every GPU")
     asked = load_study(study, storage_uri)
     console.print(f"study {asked.name}: sound")
     storage.check_writable(asked.storage)
-    console.print(f"storage {asked.storage}: writable")
+    console.print(f"storage {asked.storage}: writable", soft_wrap=True)
     if address is None:
         fits = capacity(asked.resources, {"CPU": cpus, "GPU": gpus}, can_grow=False)
         console.print(f"resources: {fits.concurrency} of {asked.resources.concurrency} trials at a time fit here")

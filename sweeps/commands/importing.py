@@ -24,14 +24,16 @@ def import_command(
     ] = None,
 ) -> int:
     """Turn a checkpoint that the paper's authors released into a model for `sweeps prune`. Nothing is downloaded."""
-    storage.check_writable(out)
     with warnings.catch_warnings(record=True) as ignored:
         warnings.simplefilter("always")
         model, its_tokenizer = load_openai(folder, tokenizer)
     for warning in ignored:
-        Console(stderr=True).print(f"warning: {warning.message}", markup=False, highlight=False, soft_wrap=True)
+        Console(stderr=True).print(
+            f"warning: {warning.message}", markup=False, emoji=False, highlight=False, soft_wrap=True
+        )
     if its_tokenizer is None:
         raise InputError(f"{folder}: no encoder.json and vocab.bpe here; name their folder with --tokenizer")
+    storage.check_writable(out)
     save_pretrained(model, its_tokenizer, out)
     terminal().print(f"{_described(model)}; model in {out}", highlight=False, soft_wrap=True)
     return 0

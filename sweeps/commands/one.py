@@ -7,7 +7,10 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from circuit.pruning import Method, find_circuit
+from circuit.graph.evidence import Level
+from circuit.pruning import find_circuit
+from circuit.search.config import Method
+from circuit.search.evaluation import model_score
 from circuit.tasks import check_source, task_data
 from sparse_model import storage
 from sparse_model.errors import InputError
@@ -22,7 +25,7 @@ from sweeps.show.text import terminal
 from sweeps.study.space import Space, TrialConfig
 from sweeps.study.study import load_study
 from sweeps.study.yamlfile import parse_yaml
-from sweeps.trial.task_circuits import harder_accuracy, settings
+from sweeps.trial.task_circuits import harder_prompts, settings
 
 
 def train_command(
@@ -76,7 +79,13 @@ def prune_command(
         str, typer.Argument(help="name of a task (see `sweeps tasks`), or a .jsonl file of pairs of your own")
     ],
     out: Annotated[str | None, typer.Option(help="write the circuit into this JSON file")] = None,
-    method: Annotated[Method, typer.Option(help="prune nodes alone, or edges as well")] = "node",
+    method: Annotated[
+        Method,
+        typer.Option(help="prune nodes; or edges as well; or nodes, to hold whatever subset of the rest is ablated"),
+    ] = "node",
+    proofs: Annotated[
+        Level, typer.Option(help="basic ones, or full: all of them, which takes about ten times the search")
+    ] = "basic",
     target: Annotated[float | None, typer.Option(help="task loss in nats, instead of the study's target")] = None,
     solved_loss: Annotated[
         float | None,
@@ -113,14 +122,25 @@ def prune_command(
     config = settings(asked, target, stability=stability, **changes)
     trained, tokenizer, known = opened(model, asked, device_named(device))
     prompts = task_data(task, tokenizer, pairs=config.pairs, seed=config.seed)
+    harder = harder_prompts(trained, tokenizer, task, config)
     with Show(Console(stderr=True)) as show:
         circuit = find_circuit(
-            trained, prompts, known.means, config, method=method, text=known.text, progress=searching(show)
+            trained,
+            prompts,
+            known.means,
+            config,
+            method=method,
+            text=known.text,
+            harder=harder,
+            proofs=proofs,
+            progress=searching(show),
         )
     console = terminal()
     describe(circuit, console)
-    if (harder := harder_accuracy(trained, tokenizer, task, config)) is not None:
-        console.print(f"{harder:.1%} of the task's harder variant right by the whole model")
+    if harder is not None:
+        console.print(
+            f"{model_score(trained, harder).accuracy:.1%} of the task's harder variant right by the whole model"
+        )
     if out is not None:
         circuit.save(out)
     return 0 if circuit.status == "ok" else 1

@@ -44,5 +44,5 @@ def opened_with_text(
     if data.tokenizer.to_json() == tokenizer.to_json():
         return trained, tokenizer, training_windows(trained, data)
     said = f"the model's tokenizer is not that of study {study.name}: means are of the study's text in its own"
-    console.print(said, markup=False, highlight=False, soft_wrap=True)
+    console.print(said, markup=False, emoji=False, highlight=False, soft_wrap=True)
     return trained, tokenizer, corpus_windows(trained, tokenizer, study.corpus)

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import torch
 
-from sparse_model.data.processes import cpu_count
+from sparse_model.cores import cpu_count
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")

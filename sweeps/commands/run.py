@@ -55,7 +55,7 @@ def _summary(study: Study, done: Frontier, console: Console) -> int:
         ("circuits", storage.join(study.root, "circuits")),
         ("picture", picture),
     ):
-        console.print(f"{what:>9}: {where}", soft_wrap=True, markup=False)
+        console.print(f"{what:>9}: {where}", soft_wrap=True)
     statuses = trials["status"].to_pylist()
     bad = len(statuses) - statuses.count("ok")
     if bad:

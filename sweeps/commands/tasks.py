@@ -91,7 +91,7 @@ def tasks_command(
 def _listed(console: Console) -> int:
     for task in TASKS.values():
         pair = example(task)
-        console.print(f"[bold]{task.name}[/bold]  {task.description}")
+        console.print(f"[bold]{task.name}[/bold]  {task.description}", markup=True)
         for prompt, completion in ((pair.prompt_a, pair.completion_a), (pair.prompt_b, pair.completion_b)):
             console.print(indent(f"{prompt} ⟶ {completion!r}", "    "), markup=False, soft_wrap=True)
             console.print()

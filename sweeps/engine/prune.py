@@ -13,7 +13,7 @@ from sweeps.engine.crashes import is_crash, one_line
 from sweeps.study.study import ResourceConfig, Study
 from sweeps.trial.outcome import TableRow
 from sweeps.trial.places import Trial
-from sweeps.trial.task_circuits import methods, prune_task, settings, summarise_published
+from sweeps.trial.task_circuits import prune_task, settings, summarise_published
 
 TASK_RETRIES = 20
 """Times a pruning task is started again after its process or machine was lost."""
@@ -28,12 +28,13 @@ def prune_model(trial: Trial, report: Callable[[int, int], None]) -> list[TableR
     known = measured.remote(trial.model_uri, trial.run.data, resources.cache_bytes, threads, device)
     prune = remote(prune_task, resources)
     sources, config, targets = trial.study.task_sources, settings(trial.study), trial.study.target_losses
+    proofs = trial.study.proofs
     rows: dict[str, list[TableRow]] = {}
     names = [source_name(source) for source in sources]
     report(0, len(names))
     for name, outcome in _bounded(
         {
-            name: (trial.model_uri, source, config, targets, trial.circuits_uri, threads, known, device)
+            name: (trial.model_uri, source, config, targets, trial.circuits_uri, threads, known, device, proofs)
             for name, source in zip(names, sources, strict=True)
         },
         prune.remote,
@@ -67,7 +68,7 @@ def placement(resources: ResourceConfig) -> dict[str, Any]:
 
 def _failed(study: Study, task: str, error: Exception) -> list[TableRow]:
     common = {"task": task, "status": "failed", "reason": one_line(error)}
-    kinds = itertools.product(study.target_losses, methods(study.pruning))
+    kinds = itertools.product(study.target_losses, study.pruning.methods(task))
     return [common | {"target_loss": target, "method": method} for target, method in kinds]
 
 

@@ -90,8 +90,8 @@ def check_tasks(study: Study, data: TokenDataset) -> None:
 def known_results(study: Study, data_key: str, retry_failed: bool) -> tuple[dict[str, Objectives], dict[str, int]]:
     """Objectives of trials that have ended, and those that failed and are to be run again, with their next attempt.
 
-    Raises InputError where they were trained on other text than there is now (of another Python's library, say), or
-    have rows of an earlier schema.
+    Raises InputError where they were trained on other text than there is now (of another Python's library, say, or cut
+    in another way by an earlier version), or have rows of an earlier schema.
     """
     if not storage.listdir(table_uri(study.root, "trials")):
         return {}, {}
@@ -104,7 +104,7 @@ def known_results(study: Study, data_key: str, retry_failed: bool) -> tuple[dict
             )
         if row["data"] != data_key:
             raise InputError(
-                f"corpus: its text has changed since {row['trial']} was trained "
+                f"corpus: its text has changed since {row['trial']} was trained, or this version cuts it otherwise "
                 f"(dataset {row['data']}, now {data_key}); give the study another name"
             )
     again = {row["trial"]: row["attempt"] + 1 for row in rows if retry_failed and row["status"] == "failed"}

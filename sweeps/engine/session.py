@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from sparse_model.cores import cpu_count
 from sparse_model.errors import InputError
 from sweeps.study.study import ResourceConfig
 
@@ -61,7 +62,7 @@ def ray_session(resources: ResourceConfig, address: str | None) -> Iterator[Capa
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody reclaims this machine
             ray.init(
                 address="local",  # not a cluster of somebody else's that happens to run on this machine
-                num_cpus=os.cpu_count(),
+                num_cpus=cpu_count(),
                 resources={HOLDER: 1000} | own_resources(resources),
                 include_dashboard=False,
                 object_store_memory=OBJECT_STORE_BYTES,
@@ -109,7 +110,7 @@ def capacity(resources: ResourceConfig, offered: dict[str, float], *, can_grow: 
 
 def own_resources(resources: ResourceConfig) -> dict[str, int]:
     """What a Ray of our own calls its cores for a study that prunes on nodes of their own: here all are one node's."""
-    return {resources.pruning_resource: os.cpu_count() or 1} if resources.pruning_resource else {}
+    return {resources.pruning_resource: cpu_count()} if resources.pruning_resource else {}
 
 
 def lacking(resources: ResourceConfig, offered: Mapping[str, float]) -> str:

@@ -51,6 +51,8 @@ def _compact_table(root: str, table: str) -> Compacted | None:
 
 def _is_ours(source: Source) -> bool:
     """Whether all rows of a file are of trials it speaks for: other programs' files of many trials are left alone."""
+    if source.is_nested:
+        return False
     if source.is_compacted:
         return True
     file = source.open()

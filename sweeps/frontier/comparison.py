@@ -1,5 +1,5 @@
 """Like with like: models that solve different tasks are compared on tasks that all the compared ones solve, with
-circuits that count (`sweeps.counting`): sufficient on held-out pairs, and with an edge.
+circuits that count (`sweeps.frontier.counting`): sufficient on held-out pairs, and with an edge.
 
 A geometric mean over the tasks a model happens to solve rewards it for failing the hard ones. So a comparison is of a
 set of trials over one set of tasks, each of which all of them solve at one target loss. Unless the tasks are named,

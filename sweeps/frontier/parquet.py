@@ -9,6 +9,8 @@ not matter whether a compaction was killed half-way, or what was written while i
 from __future__ import annotations
 
 import json
+import logging
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,11 +20,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from circuit.proofs.verdicts import HELDOUT
+from circuit.proofs.verdicts import HELDOUT_LIMIT
 from sparse_model import storage
 from sparse_model.errors import InputError
+from sweeps.frontier.columns import converted, partition_values, without_nan
 from sweeps.frontier.rows import SCHEMA_VERSION, TABLES, table_uri
 
+ROW_ENDING = ".parquet"
 COMPACTED = "compacted-"
 """How names of compacted files begin; trials' keys begin otherwise."""
 RECORD = b"contains"
@@ -32,6 +36,8 @@ NEEDED = {
     "circuits": ("trial", "task", "target_loss", "status", "edges"),
 }
 """Columns without which rows say nothing."""
+_log = logging.getLogger(__name__)
+
 TRIES = 20
 """Times a folder is listed again because a file listed was gone when it was to be read (it was compacted)."""
 
@@ -46,7 +52,12 @@ class Source:
 
     @property
     def is_compacted(self) -> bool:
-        return self.name.startswith(COMPACTED)
+        return self.name.startswith(COMPACTED) and not self.is_nested
+
+    @property
+    def is_nested(self) -> bool:
+        """Whether it lies in a folder of its own, as only other programs' files do."""
+        return "/" in self.name
 
     @cached_property
     def claims(self) -> dict[str, int]:
@@ -57,7 +68,9 @@ class Source:
                 raise InputError(f"{self.root}: {self.name} is not of `sweeps frontier --compact`: name it differently")
             record: dict[str, int] = json.loads(metadata[RECORD])
             return record
-        stem = self.name.removesuffix(".parquet")
+        stem = self.name.removesuffix(ROW_ENDING)
+        if self.is_nested:  # its name says nothing: those of others may be the same
+            return {stem: 0}
         trial, plus, attempt = stem.rpartition("+")
         return {trial: int(attempt)} if plus and attempt.isdigit() else {stem: 0}
 
@@ -78,18 +91,40 @@ class Source:
     def rows(self, table: str, columns: Sequence[str]) -> Any:
         """The file's rows in the table's present schema; columns it lacks are null."""
         schema, file = TABLES[table], self.open()
+        content = self._content(file, table, columns)
+        foreign = b"schema_version" not in (file.schema_arrow.metadata or {})
+        arrays = [self._column(content, table, name, foreign) for name in columns]
+        return pa.table(arrays, schema=pa.schema([schema.field(name) for name in columns], metadata=schema.metadata))
+
+    def _content(self, file: Any, table: str, columns: Sequence[str]) -> Any:
+        """What the file and the names of its folders say of these columns; all `NEEDED` ones are there."""
         there = [name for name in columns if name in file.schema_arrow.names]
+        said = partition_values(self.name.rpartition("/")[0])
         for name in NEEDED[table]:
-            if name not in file.schema_arrow.names:
+            if name not in file.schema_arrow.names and name not in said:
                 raise InputError(f"{self.root}: {self.name} in frontier/{table} has no column {name!r}")
         content = file.read(columns=there, use_threads=self.is_compacted)
-        arrays = [
-            content[name].cast(schema.field(name).type)
-            if name in there
-            else pa.nulls(len(content), schema.field(name).type)
-            for name in columns
-        ]
-        return pa.table(arrays, schema=pa.schema([schema.field(name) for name in columns], metadata=schema.metadata))
+        rows = file.metadata.num_rows  # which a table without columns does not know
+        for name in columns:
+            if name in said and name not in there:
+                content = content.append_column(name, pa.repeat(pa.scalar(said[name], pa.string()), rows))
+        return content if content.column_names else pa.table({"": pa.nulls(rows)})
+
+    def _column(self, content: Any, table: str, name: str, foreign: bool) -> Any:
+        """A column in our type; InputError where a needed one cannot be. Another is empty then, and that is said."""
+        kind = TABLES[table].field(name).type
+        if name not in content.column_names:
+            return pa.nulls(len(content), kind)
+        column = without_nan(content[name]) if foreign else content[name]
+        try:
+            return converted(column, kind)
+        except pa.ArrowException as error:
+            found = f"{self.name} in frontier/{table}: column {name!r} of {column.type}; allowed: {kind}"
+            reason = " ".join(str(error).split())
+            if name in NEEDED[table]:
+                raise InputError(f"{self.root}: {found} ({reason})") from None
+            _log.warning("%s: %s: left empty (%s)", self.root, found, reason)
+            return pa.nulls(len(content), kind)
 
 
 def read_table(root: str, table: str, columns: Sequence[str] | None = None) -> Any:
@@ -107,11 +142,22 @@ def read_sources(root: str, table: str) -> list[Source]:
     """Every file of a table as of one moment, however busy others are with it."""
     uri = table_uri(root, table)
     for _ in range(TRIES):
-        names = [name for name in storage.versions(uri) if name.endswith(".parquet")]
+        names = row_files(root, table)
         found = {name: content for name, content in storage.read_many(uri, names) if content is not None}
         if len(found) == len(names):
             return [Source(root, name, content) for name, content in found.items()]
     raise InputError(f"{uri}: its files keep vanishing while they are read")
+
+
+def row_files(root: str, table: str) -> list[str]:
+    """Paths below a table's folder of the files with its rows; InputError where there are only files of other kinds."""
+    found = list(storage.versions(table_uri(root, table), True))
+    names = [name for name in found if name.endswith(ROW_ENDING)]
+    if found and not names:
+        raise InputError(
+            f"{root}: frontier/{table} has no {ROW_ENDING} file, but {found[0]}; allowed: {ROW_ENDING} files"
+        )
+    return names
 
 
 def together(tables: Iterable[Any]) -> Any:
@@ -166,13 +212,15 @@ def _filled(table: str, rows: Any) -> Any:
         return _coalesced(_coalesced(rows, "method", pa.scalar("node")), "counted", _counted(rows))
     rows = _coalesced(rows, "schema_version", pa.scalar(SCHEMA_VERSION, pa.int64()))
     retried = pc.if_else(pc.fill_null(rows["retried"], False), 1, 0).cast(pa.int64())
-    sized = pc.and_(pc.fill_null(pc.equal(rows["status"], "ok"), False), pc.is_valid(rows["circuit_edges"]))
+    edges = pc.fill_null(rows["circuit_edges"], math.inf)
+    is_size = pc.and_(pc.is_finite(edges), pc.greater_equal(edges, 0))
+    sized = pc.and_(pc.fill_null(pc.equal(rows["status"], "ok"), False), is_size)
     return _coalesced(_coalesced(rows, "attempt", retried), "eligible", sized)
 
 
 def _counted(rows: Any) -> Any:
-    """`sweeps.counting.counted`, of all rows at once."""
-    limit = pc.multiply(rows["target_loss"], HELDOUT)
+    """`sweeps.frontier.counting.counted`, of all rows at once."""
+    limit = pc.multiply(rows["target_loss"], HELDOUT_LIMIT)
     sufficient = pc.fill_null(pc.less_equal(rows["heldout_loss"], limit), True)
     has_edges = pc.fill_null(pc.greater(rows["edges"], 0), False)
     return pc.and_(pc.and_(pc.fill_null(pc.equal(rows["status"], "ok"), False), has_edges), sufficient)

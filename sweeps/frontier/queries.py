@@ -15,7 +15,7 @@ from sparse_model.errors import InputError
 from sweeps.frontier.comparison import CIRCUIT_COLUMNS, Comparison, compare, places
 from sweeps.frontier.matched import matched
 from sweeps.frontier.pareto import dominated_area, growing_area
-from sweeps.frontier.parquet import read_table
+from sweeps.frontier.parquet import read_table, row_files
 from sweeps.frontier.rows import TABLES, table_uri
 from sweeps.frontier.sql import query_tables
 
@@ -40,7 +40,7 @@ class Frontier:
         self.uris = uris
         self._read: dict[tuple[Any, ...], tuple[dict[str, str], Any]] = {}
         for i, uri in enumerate(uris):
-            if not storage.listdir(table_uri(uri, "trials")):
+            if not row_files(uri, "trials"):
                 raise InputError(f"{uri}: no frontier here{_hint(uri)}")
             if uri in uris[:i]:
                 raise InputError(f"{uri}: is there twice")
@@ -137,7 +137,7 @@ class Frontier:
     def _unchanged(self, uri: str, name: str, columns: Sequence[str] | None) -> Any:
         """A table of one study, read again only when one of its files has changed."""
         key = (uri, name, columns and tuple(columns))
-        marks = storage.versions(table_uri(uri, name))
+        marks = storage.versions(table_uri(uri, name), True)
         if key not in self._read or self._read[key][0] != marks:
             self._read[key] = (marks, read_table(uri, name, columns))
         return self._read[key][1]

@@ -17,7 +17,8 @@ SEALED = {
     "temp_directory": "",  # nor files of its own for what does not fit into memory
     "lock_configuration": "true",
 }
-QUERIES = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)
+# PIVOT is several statements to DuckDB: it first collects the values that become columns.
+QUERIES = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN, duckdb.StatementType.MULTI)
 
 
 def query_tables(query: str, tables: Mapping[str, Callable[[], Any]]) -> Any:
@@ -29,7 +30,9 @@ def query_tables(query: str, tables: Mapping[str, Callable[[], Any]]) -> Any:
         try:
             statements = connection.extract_statements(query)
             if len(statements) != 1 or statements[0].type not in QUERIES:
-                raise InputError(f"sql: {_line(query)!r}: one query is expected (SELECT, WITH, FROM, DESCRIBE …)")
+                raise InputError(
+                    f"sql: {_line(query)!r}: one query is expected (SELECT, WITH, FROM, PIVOT, DESCRIBE …)"
+                )
             for name, read in tables.items():
                 if re.search(rf"\b({name}|show|information_schema)\b", query, re.IGNORECASE):
                     connection.register(name, read())

@@ -27,11 +27,11 @@ def describe(circuit: Circuit, console: Console) -> None:
     words = ("summary", "reason", "counted", *(name for name in circuit_row(circuit) if name.startswith("resample")))
     for name, value in circuit_row(circuit).items():
         if value is not None and name not in words:
-            console.print(f"{name:>17}: {value:.4g}" if isinstance(value, float) else f"{name:>17}: {value}")
+            console.print(f"{name:>25}: {value:.4g}" if isinstance(value, float) else f"{name:>25}: {value}")
     marks = {True: "passes", False: "FAILS", None: "not measured"}
     if circuit.status == "unsolved":
         console.print(f"its own loss is {circuit.unpruned_loss:.3f}, too high to look for a circuit (--solved-loss)")
     if circuit.status == "unreached":
         console.print(f"the model does the task, but not even all of it reaches {circuit.target_loss:g} (--target)")
     for proof, passed, said in verdicts(circuit):
-        console.print(f"{marks[passed]:>17}: {proof}: {said}", soft_wrap=True)
+        console.print(f"{marks[passed]:>25}: {proof}: {said}", soft_wrap=True)

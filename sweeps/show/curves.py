@@ -1,7 +1,7 @@
 """Circuit size against task loss: the mean curve over tasks of two models, or of several ways to order nodes.
 
 A mean at a target loss is over the tasks of which everything compared has a circuit that counts there
-(`sweeps.counting`), so that all means are of the same tasks.
+(`sweeps.frontier.counting`), so that all means are of the same tasks.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Point(NamedTuple):
 
 
 def sizes_of(rows: Sequence[Mapping[str, Any]], method: str) -> dict[str, dict[float, int | None]]:
-    """Sizes of circuits that count (`sweeps.counting`), from rows of the circuits table."""
+    """Sizes of circuits that count (`sweeps.frontier.counting`), from rows of the circuits table."""
     found: dict[str, dict[float, int | None]] = {}
     for row in rows:
         if row["method"] == method and counted(row):

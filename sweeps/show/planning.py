@@ -9,6 +9,7 @@ from statistics import fmean
 import optuna
 import torch
 
+from circuit.tasks import source_name
 from sparse_model.errors import InputError
 from sparse_model.model.config import ModelConfig
 from sparse_model.model.transformer import SparseTransformer
@@ -18,7 +19,6 @@ from sweeps.frontier.queries import Frontier
 from sweeps.search.sampling import BoundedStudy
 from sweeps.study.space import TrialConfig
 from sweeps.study.study import SearchConfig, Study
-from sweeps.trial.task_circuits import methods
 
 SAMPLE = 200
 """Configurations drawn to estimate means and extremes."""
@@ -100,7 +100,8 @@ def plan_study(study: Study, throughput: Throughput) -> Plan:
     trials = study.search.trials * len(study.seeds)
     sizes = [count_parameters(config.model) for config in configs]
     flops = trials * fmean(config.training.tokens * flops_per_token(config.model) for config in configs)
-    circuits = trials * len(study.task_sources) * len(study.target_losses) * len(methods(study.pruning))
+    kinds = sum(len(study.pruning.methods(source_name(source))) for source in study.task_sources)
+    circuits = trials * len(study.target_losses) * kinds
     device_hours = flops / throughput.flops / 3600
     prune_hours = circuits * throughput.prune_seconds / 3600
     at_once = min(study.resources.concurrency, study.search.in_flight * len(study.seeds), trials)

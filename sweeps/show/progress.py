@@ -41,7 +41,7 @@ class Show:
 
     def line(self, text: str) -> None:
         """One lasting line."""
-        self.console.print(text, highlight=False, soft_wrap=True, markup=False)
+        self.console.print(text, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
     def stage(self, name: str, share: float, note: str = "") -> None:
         """Where something with a beginning and an end is, as a share of it done."""

@@ -50,9 +50,9 @@ MOST_ROWS = 100
 
 
 def terminal() -> Console:
-    """Standard output, wide enough for the table if it is a file."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=WIDTH)
+    """Standard output, wide enough for the table if it is a file. Brackets and colons in a name are no markup."""
+    console = Console(highlight=False, markup=False, emoji=False)
+    return console if console.is_terminal else Console(highlight=False, markup=False, emoji=False, width=WIDTH)
 
 
 def frontier_table(comparison: Comparison, title: str, width: int, *, only_front: bool = False) -> Table:

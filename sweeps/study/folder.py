@@ -7,6 +7,7 @@ from typing import Any
 
 from sparse_model import storage
 from sparse_model.errors import InputError
+from sparse_model.storage.text import read_text
 from sweeps.study.study import Study, read_study
 
 
@@ -18,7 +19,7 @@ def study_uri(study: Study) -> str:
 def study_at(uri: str) -> Study:
     """The study whose folder is at `uri`; InputError where none is."""
     path = storage.join(uri, "study.yaml")
-    return read_study(storage.read_bytes(path).decode(), path)
+    return read_study(read_text(path), path)
 
 
 def earlier_study(study: Study) -> Study | None:

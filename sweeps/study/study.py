@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from circuit.graph.evidence import Level
 from circuit.search.config import PruneConfig
 from circuit.tasks import TASKS, check_source, is_file, source_name
 from sparse_model import storage
@@ -20,6 +21,7 @@ from sparse_model.distributed.workers import Parallel
 from sparse_model.errors import InputError
 from sparse_model.model.config import Config
 from sparse_model.storage.store_errors import check_no_credentials, redacted
+from sparse_model.storage.text import decoded
 from sweeps.study.problems import InputErrors, Problem, pydantic_problems, shown
 from sweeps.study.space import Space
 from sweeps.study.template import read_template
@@ -167,6 +169,9 @@ class Study(Config):
     pruning: PruneConfig = Field(
         default_factory=lambda: PruneConfig.model_validate({}), description="the search of a circuit"
     )
+    proofs: Level = Field(
+        "basic", description="made of every circuit: basic ones, or full, which take about ten times the search"
+    )
     target_losses: tuple[float, ...] = Field(
         (0.15,), min_length=1, description="task losses to find circuits at, in nats; the first is the study's target"
     )
@@ -290,17 +295,23 @@ def shipped_studies() -> list[str]:
 
 def _find(name: str) -> tuple[str, str]:
     if name in shipped_studies():
-        return name, (resources.files("sweeps.study") / "shipped" / f"{name}.yaml").read_text()
+        return name, (resources.files("sweeps.study") / "shipped" / f"{name}.yaml").read_text(encoding="utf-8")
+    return name, decoded(_study_bytes(name), f"study {redacted(name)}")
+
+
+def _study_bytes(name: str) -> bytes:
     try:
-        return name, storage.read_bytes(name).decode()
+        return storage.read_bytes(name)
     except InputError as error:
         raise InputError(f"study {redacted(name)}: {error}; shipped studies: {', '.join(shipped_studies())}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"study {name}: not a text file") from None
 
 
 def _together_problems(study: Study) -> Iterator[Problem]:
     """Mistakes that lie in several fields together."""
+    names = [source_name(source) for source in study.task_sources]
+    for name in study.pruning.faithful_tasks or ():
+        if name not in names:
+            yield Problem("pruning.faithful_tasks", f"{name!r}; allowed: {', '.join(names)}")
     if study.min_tasks_solved > len(study.task_sources):
         yield Problem(
             "min_tasks_solved", f"{study.min_tasks_solved}; allowed: up to the {len(study.task_sources)} tasks"

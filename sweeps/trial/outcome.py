@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -46,7 +46,7 @@ def publish(trial: Trial, circuits: list[TableRow], row: TableRow) -> None:
 def trial_row(trial: Trial, trained: Trained, circuits: list[TableRow]) -> TableRow:
     """The trial's row: configuration, figures of training, and what the circuits come to."""
     study, metrics = trial.study, trained.metrics
-    found = counts(circuits, study.target_loss)
+    found, faithful = (counts(circuits, study.target_loss, method) for method in ("node", "faithful"))
     interval = bootstrap_interval(found.edges) or (None, None)
     enough = found.solved >= study.min_tasks_solved and len(found.edges) > 0
     figures = ("train_loss", "val_loss", "dead_neurons", "kurtosis", "active", "flops", "train_seconds")
@@ -69,7 +69,19 @@ def trial_row(trial: Trial, trained: Trained, circuits: list[TableRow]) -> Table
             "circuit_edges_low": interval[0],
             "circuit_edges_high": interval[1],
         }
+        | (_faithful(faithful.edges) if study.pruning.ablation == "subsets" else {})
     )
+
+
+def _faithful(edges: Sequence[int]) -> TableRow:
+    """What circuits of method faithful come to."""
+    low, high = bootstrap_interval(edges) or (None, None)
+    return {
+        "faithful_tasks": len(edges),
+        "faithful_edges": geometric_mean_edges(edges),
+        "faithful_edges_low": low,
+        "faithful_edges_high": high,
+    }
 
 
 def failed_row(trial: Trial, reason: str) -> TableRow:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from circuit.ablated.ablation import Pretraining, mean_activations
+from circuit.graph.evidence import Level, Proofs
 from circuit.graph.record import Circuit
 from circuit.proofs.resample import STRENGTHS
-from circuit.pruning import METHODS, Method, find_circuits
+from circuit.proofs.verdicts import median
+from circuit.pruning import find_circuits
 from circuit.search.config import PruneConfig
 from circuit.search.evaluation import model_score
-from circuit.tasks import harder_pairs, task_data
+from circuit.tasks import PairBatch, harder_pairs, task_data
 from sparse_model import storage
 from sparse_model.data.config import CorpusConfig
 from sparse_model.data.corpora import mixture, split_of
@@ -40,11 +44,6 @@ def settings(study: Study, target: float | None = None, **changes: Any) -> Prune
     return PruneConfig.model_validate(
         study.pruning.model_dump() | {"target_loss": target, "solved_loss": solved, **changes}
     )
-
-
-def methods(config: PruneConfig) -> tuple[Method, ...]:
-    """By which methods circuits are looked for."""
-    return METHODS if config.edges else ("node",)
 
 
 def summarise_published(
@@ -102,55 +101,85 @@ def prune_task(
     threads: int,
     known: Pretraining,
     device: str = "cpu",
+    proofs: Level = "basic",
 ) -> list[dict[str, Any]]:
-    """Find, publish and describe one task's circuits, one per target loss and method."""
+    """Find, prove, publish and describe one task's circuits, one per target loss and method."""
     torch.set_num_threads(threads)
     model, tokenizer = from_pretrained(model_uri, device)
     means = {site: mean.to(device) for site, mean in known.means.items()}
     data = task_data(task, tokenizer, pairs=config.pairs, seed=config.seed)
-    circuits = find_circuits(model, data, means, config, targets, methods(config), text=known.text)
+    harder = harder_prompts(model, tokenizer, task, config)
+    circuits = find_circuits(model, data, means, config, targets, text=known.text, harder=harder, proofs=proofs)
     for circuit in circuits:
         circuit.save(storage.join(circuits_uri, f"{circuit_name(circuit, config.target_loss)}.json"))
-    harder = harder_accuracy(model, tokenizer, task, config)
-    return [circuit_row(circuit) | {"harder_accuracy": harder} for circuit in circuits]
+    accuracy = None if harder is None else model_score(model, harder).accuracy
+    return [circuit_row(circuit) | {"harder_accuracy": accuracy} for circuit in circuits]
 
 
-def harder_accuracy(model: SparseTransformer, tokenizer: Tokenizer, task: str, config: PruneConfig) -> float | None:
-    """Share of prompts of a task's harder variant that the whole model answers right; None where there is none that
-    fits its context."""
+def harder_prompts(model: SparseTransformer, tokenizer: Tokenizer, task: str, config: PruneConfig) -> PairBatch | None:
+    """Prompts of a task's harder variant that fit the model's context; None where there are none."""
     pairs = harder_pairs(task, tokenizer, pairs=config.pairs, seed=config.seed)
     if pairs is None:
         return None
     fits = (pairs.length.view(-1, 2).amax(1) <= model.config.context).nonzero().squeeze(1)
-    return model_score(model, pairs.some(fits)).accuracy if len(fits) else None
+    return pairs.some(fits) if len(fits) else None
 
 
 def circuit_name(circuit: Circuit, target: float) -> str:
-    """A circuit's file, less .json: the task, with the target loss unless it is the study's, and the method edge."""
+    """A circuit's file, less .json: the task, with the target loss unless it is the study's, and the method unless it
+    is node."""
     other = "" if circuit.target_loss == target else f"-{circuit.target_loss:g}"
-    return f"{circuit.task}{other}{'-edge' if circuit.method == 'edge' else ''}"
+    return f"{circuit.task}{other}{'' if circuit.method == 'node' else f'-{circuit.method}'}"
 
 
 def circuit_row(circuit: Circuit) -> dict[str, Any]:
     """The columns of a circuit's row that the circuit knows itself; sizes are null where there is none."""
     same = ("task", "target_loss", "method", "status", "loss", "heldout_loss", "heldout_accuracy", "scale", "shift")
-    proofs = (
-        "uncalibrated_loss",
-        "unpruned_loss",
-        "necessity_loss",
-        "control_loss",
-        "control_edges",
-        "stability",
-        "summary",
-        "seconds",
-    )
+    more = ("uncalibrated_loss", "unpruned_loss", "summary", "seconds")
     sizes = {
         "nodes": circuit.n_nodes,
         "edges": circuit.n_edges,
         "embedding_edges": circuit.n_embedding_edges,
         "unembedding_edges": circuit.n_unembedding_edges,
     }
-    row = {name: getattr(circuit, name) for name in (*same, *proofs)} | {"reason": ""}
-    row |= {f"resample_loss_{s:.0%}".rstrip("%"): circuit.resample_losses.get(s) for s in STRENGTHS}
+    row = {name: getattr(circuit, name) for name in (*same, *more)} | {"reason": ""}
+    row |= proof_columns(circuit.proofs)
     row |= sizes if circuit.status == "ok" else dict.fromkeys(sizes)
     return row | {"counted": counted(row)}
+
+
+SAME_NAMES = (
+    "necessity_loss",
+    "necessity_calibrated_loss",
+    "necessity_accuracy",
+    "subset_loss",
+    "subset_worst_loss",
+    "adversary_loss",
+    "shuffled_weights_edges",
+    "agreement",
+    "agreement_divergence",
+    "agreement_wrong",
+    "agreement_harder",
+    "divergence_harder",
+    "stability",
+)
+"""Columns that are a field of `Proofs` as it is."""
+
+
+def proof_columns(proofs: Proofs) -> dict[str, Any]:
+    """The columns of a circuit's row that tell of its proofs; null where not measured."""
+    row = {name: getattr(proofs, name) for name in SAME_NAMES} | {"proofs": proofs.level}
+    row |= {f"resample_loss_{s:.0%}".rstrip("%"): proofs.resample_losses.get(s) for s in STRENGTHS}
+    nonsense = proofs.nonsense_edges
+    middle = median(nonsense) if nonsense else math.inf
+    return row | {
+        "nonsense_found": sum(n is not None for n in nonsense) if nonsense else None,
+        "nonsense_edges": middle if math.isfinite(middle) else None,
+        "node_correlation": _mean(proofs.node_correlations),
+        "attention_overlap": _mean(proofs.attention_overlaps),
+        "backups": None if proofs.backups is None else len(proofs.backups),
+    }
+
+
+def _mean(values: Mapping[str, float]) -> float | None:
+    return sum(values.values()) / len(values) if values else None

@@ -13,7 +13,8 @@ from toys import VARIANTS, random_model, random_nodes, random_pairs
 
 from circuit.ablated.ablation import Means, mean_activations
 from circuit.ablated.batches import all_batches
-from circuit.ablated.compact import AblatedModel
+from circuit.ablated.compact import AblatedModel, Gates
+from circuit.ablated.nodes import NodeIndex
 from circuit.inspect.binarise import binarise
 from circuit.inspect.contexts import contexts
 from circuit.inspect.running import CircuitModel, changed, effects, nodes_of
@@ -21,7 +22,7 @@ from circuit.pruning import find_circuits
 from circuit.search.baselines import BASELINES, ordered, smallest_reaching
 from circuit.search.config import PruneConfig
 from circuit.search.evaluation import Judge
-from circuit.search.masks import NodeIndex, _Learner
+from circuit.search.masks import _Learner
 from circuit.tasks import TaskData
 from sparse_model.model.transformer import SparseTransformer
 
@@ -37,7 +38,7 @@ def test_compacted_models_of_every_kind(variant: str) -> None:
         compact = AblatedModel(model, means, {site: kept.to(device) for site, kept in nodes.items()})
         index = NodeIndex(model)
         gates = torch.linspace(0, 1, index.total).to(device).requires_grad_()
-        found = [compact.margins(batch, index.split(gates)) for batch in all_batches(pairs, device)]
+        found = [compact.margins(batch, Gates(index.split(gates))) for batch in all_batches(pairs, device)]
         (gradient,) = torch.autograd.grad(torch.cat(found).square().sum(), gates)
         return torch.cat([*found, gradient]).detach().cpu()
 

@@ -94,7 +94,7 @@ WRITE_SIDE = "output"
 PATH_SUFFIXES = skewed("_path _file _name _report _notes", power=0.4)
 FILE_ENDINGS = skewed(".txt .csv", power=0.4)
 
-HELDOUT = frozenset(
+HELDOUT_NAMES = frozenset(
     [
         "depth",
         "length",

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from sparse_model.data.config import PACKAGE
 from sparse_model.errors import InputError
 from sparse_model.storage.files import refusing
 
@@ -61,17 +62,29 @@ class PythonFile:
 
 
 def python_files(source: str) -> list[PythonFile]:
-    """Candidate files of `stdlib` or `installed`, sorted by name; tests and tables are left out by name."""
+    """Candidate files of a source, sorted by name; tests and tables are left out by name.
+
+    InputError for `installed:<package>` of one that is not there.
+    """
     roots = ("stdlib",) if source == "stdlib" else ("purelib", "platlib")
     folders = dict.fromkeys(Path(sysconfig.get_path(root)) for root in roots)
+    if named := PACKAGE.fullmatch(source):
+        folders = dict.fromkeys(folder / named[1] for folder in folders if (folder / named[1]).is_dir())
+        if not folders:
+            raise InputError(
+                f"source {source!r}: no package {named[1]!r} is installed; allowed: one that is, by its name"
+            )
     return sorted((file for folder in folders for file in _below(folder)), key=lambda file: file.name)
 
 
-def read_python(files: Sequence[PythonFile]) -> Iterator[str]:
-    """The text of the files worth learning from, in the given order."""
+def read_python(files: Sequence[PythonFile], *, any_version: bool = False) -> Iterator[str]:
+    """The text of the files worth learning from, in the given order.
+
+    `any_version`: also of files that this Python does not compile, so that the text is the same under every Python.
+    """
     for file in files:
         text = _decoded(file.read())
-        if text is not None and is_written_code(text) and _compiles(text):
+        if text is not None and is_written_code(text) and (any_version or _compiles(text)):
             yield text
 
 

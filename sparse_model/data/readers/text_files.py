@@ -1,151 +1,120 @@
-"""Documents in files named by a URI: .py and .txt hold one each, .jsonl and .parquet one per row.
+"""Documents out of files: cut into pieces that can be read independently, and streamed.
 
-All is streamed: of a file with rows a few megabytes are in memory at a time, of the others a few files.
+Of a file a few megabytes are in memory at a time, of a Parquet file a few pages of the text's column. What is no text
+is counted and passed over (`Tally`); a file that is damaged, or has no such column, is an InputError.
 """
 
-import hashlib
+import bz2
+import gzip
 import io
-import json
+import lzma
 import math
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby, pairwise
-from pathlib import PurePosixPath
-from typing import Any
+from typing import IO, Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet
 
+from sparse_model.data.readers.long_texts import LONGEST, cut_bytes
+from sparse_model.data.readers.tally import Tally
+from sparse_model.data.readers.uri_files import TextFile, text_files as text_files
 from sparse_model.errors import InputError
-from sparse_model.storage.files import contents, filesystem, refusing
+from sparse_model.storage.files import contents, refusing
+from sparse_model.storage.text import decoded, parse_json
 
-EXTENSIONS = (".py", ".txt", ".jsonl", ".parquet")
-# What drivers call a tag of the content. Times are none: two writes can fall into one tick of the clock.
-TAG_FIELDS = ("ETag", "etag", "blob_id", "md5Hash")
-ROWS_AT_ONCE = 1024
 READ_AHEAD = 2 * 2**20  # of a file in an object store, which would else fetch tens of megabytes at a time
 FILES_AT_ONCE = 64  # fetched together, where the store can: one after the other, waiting is most of the time
-GLOB = re.compile(r"[*?\[]")
-
-
-@dataclass(frozen=True)
-class TextFile:
-    """One file of a source; `fs` is its fsspec file system, `path` its path there, `size` in bytes."""
-
-    fs: Any
-    path: str
-    size: int
-    tag: str | None
-
-    @property
-    def uri(self) -> str:
-        return str(self.fs.unstrip_protocol(self.path))
-
-    def content_hash(self) -> str:
-        """The store's own tag of the content if it has one (object stores do), else the hash of the bytes."""
-        if self.tag is not None:
-            return self.tag
-        digest = hashlib.blake2b(digest_size=16)
-        with refusing("read", self.uri), self.fs.open(self.path, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-        return digest.hexdigest()
+READ_BLOCK = 2**18
+WHOLE = 10 * LONGEST  # bytes of a file of text that is never cut between lines for reading: most are shorter
+MOST_PIECES = 4096  # of a file
+MOST_PASSES = 8  # over a group of rows that is read as a whole in the end
+ROWS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
 class TextPiece:
-    """A file, or a run of its rows: of .jsonl the lines that begin in bytes [start, stop), of .parquet row groups."""
+    """A file, or some of it. Of lines those that begin in bytes [start, stop), of .parquet row groups [start, stop).
+
+    Of these, every `step`-th row from `first` on: rows of a large group are spread over its pieces.
+    """
 
     file: TextFile
     start: int
     stop: int
     size: int
+    first: int = 0
+    step: int = 1
 
 
-def text_files(source: str) -> list[TextFile]:
-    """The files of a URI, sorted by path: the file itself, or those of a folder or glob that are not hidden.
+def pieces(file: TextFile, piece_bytes: int, *, sampled: bool = False) -> list[TextPiece]:
+    """A file in pieces of about `piece_bytes` of text, as far as it has rows or lines to cut between.
 
-    Raises InputError when there are none, or when one named by itself or by a glob has an extension not in
-    EXTENSIONS; other files of a folder are no part of the source.
+    `sampled`: not all of the pieces will be read. Then the pieces of a very large file need not cover it.
     """
-    fs, root = filesystem(source)
-    with refusing("read", source):
-        infos = _infos(fs, root)
-    if infos is None:
-        raise InputError(
-            f"source {source!r} does not exist: allowed are idioms, stdlib, installed, "
-            "or the URI of a file, folder or glob"
-        )
-    files = [_text_file(fs, info) for info in infos]
-    if not files:
-        raise InputError(f"source {source!r} has no {', '.join(EXTENSIONS)} file")
-    for file in files:
-        if _extension(file.path) not in EXTENSIONS:
-            raise InputError(f"source {file.uri!r} has an unknown extension: allowed are {', '.join(EXTENSIONS)}")
-    return sorted(files, key=lambda file: file.path)
-
-
-def pieces(file: TextFile, piece_bytes: int) -> list[TextPiece]:
-    """A file in pieces of about `piece_bytes`, as far as it has rows to cut between."""
-    count = math.ceil(file.size / piece_bytes)
-    units = file.size
-    if count > 1 and _extension(file.path) == ".parquet":
-        with refusing("read", file.uri), _opened(file) as opened:
-            units = pyarrow.parquet.ParquetFile(opened).num_row_groups
-        count = min(count, units)
-    elif _extension(file.path) != ".jsonl":
-        count = 1
+    whole = [TextPiece(file, 0, -1, file.size)]
+    if file.compression:  # which can be read from its beginning only
+        return whole
+    if file.extension == ".parquet":
+        return _row_pieces(file, piece_bytes, sampled) if file.size > piece_bytes else whole
+    size = piece_bytes if file.extension == ".jsonl" else max(piece_bytes, WHOLE)
+    count = min(math.ceil(file.size / size), MOST_PIECES)
     if count <= 1:
-        return [TextPiece(file, 0, -1, file.size)]
-    cuts = [units * index // count for index in range(count + 1)]
-    return [
-        TextPiece(file, start, stop, file.size * stop // units - file.size * start // units)
-        for start, stop in pairwise(cuts)
-    ]
+        return whole
+    cuts = [file.size * index // count for index in range(count + 1)]
+    stops = [min(stop, start + size) if sampled else stop for start, stop in pairwise(cuts)]
+    return [TextPiece(file, start, stop, stop - start) for start, stop in zip(cuts, stops, strict=False)]
 
 
-def read_texts(run: Sequence[TextPiece], text_field: str) -> Iterator[str]:
-    """The documents of files or pieces in the given order, streamed; InputError names the file (and row)."""
+def _row_pieces(file: TextFile, piece_bytes: int, sampled: bool) -> list[TextPiece]:
+    """Runs of row groups; of a group that is larger than a piece, rows from all over it."""
+    with refusing("read", file.uri), _opened(file) as opened:
+        metadata = pyarrow.parquet.ParquetFile(opened).metadata
+        groups = metadata.num_row_groups
+        rows = [metadata.row_group(group).num_rows for group in range(groups)]
+    runs = min(math.ceil(file.size / piece_bytes), groups, MOST_PIECES)
+    cuts = [groups * index // runs for index in range(runs + 1)] if runs else []
+    found = []
+    for start, stop in pairwise(cuts):
+        size = file.size * stop // groups - file.size * start // groups
+        most = min(sum(rows[start:stop]), MOST_PIECES if sampled else MOST_PASSES)
+        step = max(1, min(math.ceil(size / piece_bytes), most))
+        found += [
+            TextPiece(file, start, stop, size * (first + 1) // step - size * first // step, first, step)
+            for first in range(step)
+        ]
+    return found or [TextPiece(file, 0, -1, file.size)]
+
+
+def read_texts(run: Sequence[TextPiece], text_field: str, tally: Tally | None = None) -> Iterator[str]:
+    """The documents of files or pieces in the given order, streamed; of long files of text, pieces of bounded size.
+
+    InputError names a file that cannot be read, or has no `text_field`.
+    """
+    counted = Tally() if tally is None else tally
     readers = {".jsonl": _json_rows, ".parquet": _parquet_rows}
-    for extension, together in groupby(run, key=lambda piece: _extension(piece.file.path)):
-        if extension not in readers:
-            yield from _whole_files([piece.file for piece in together])
+    for (extension, is_small), together in groupby(run, key=_kind):
+        if extension not in readers and is_small:
+            yield from _whole_files([piece.file for piece in together], counted)
             continue
         for piece in together:
             with refusing("read", piece.file.uri):
-                yield from readers[extension](piece, text_field)
+                if extension in readers:
+                    yield from readers[extension](piece, text_field, counted)
+                else:
+                    yield from _long_text(piece, counted)
 
 
-def _infos(fs: Any, root: str) -> list[dict[str, Any]] | None:
-    """What the store knows about each file of a source; None if there is no such source."""
-    try:
-        found = fs.info(root)
-    except FileNotFoundError:
-        fixed = GLOB.split(root)[0]
-        if fixed == root:
-            return None
-        matches = fs.glob(root, detail=True).values()
-        return [info for info in matches if info["type"] == "file" and not _is_hidden(info["name"], fixed)]
-    if found["type"] == "file":
-        return [found]
-    below = [info for info in fs.find(root, detail=True).values() if not _is_hidden(info["name"], root)]
-    return [info for info in below if _extension(info["name"]) in EXTENSIONS]
+def _kind(piece: TextPiece) -> tuple[str, bool]:
+    """What decides how a piece is read: the extension, and whether it is a small file as it is."""
+    file = piece.file
+    return file.extension, not file.compression and piece.stop < 0 and file.stored <= WHOLE
 
 
-def _text_file(fs: Any, info: dict[str, Any]) -> TextFile:
-    tag = next((str(info[field]) for field in TAG_FIELDS if info.get(field)), None)
-    return TextFile(fs, info["name"], int(info.get("size") or 0), tag)
-
-
-def _extension(path: str) -> str:
-    return PurePosixPath(path).suffix.lower()
-
-
-def _is_hidden(path: str, root: str) -> bool:
-    return any(part.startswith(".") for part in path.removeprefix(root).split("/"))
-
-
-def _whole_files(files: Sequence[TextFile]) -> Iterator[str]:
+def _whole_files(files: Sequence[TextFile], tally: Tally) -> Iterator[str]:
     for group in _fetched_together(files):
         found = contents(group[0].fs, [file.path for file in group])
         for file in group:
@@ -153,7 +122,7 @@ def _whole_files(files: Sequence[TextFile]) -> Iterator[str]:
                 raw = found.get(file.path, FileNotFoundError())
                 if isinstance(raw, Exception):
                     raise raw
-                yield raw.decode("utf-8")
+            yield from _text(raw, file.uri, tally)
 
 
 def _fetched_together(files: Sequence[TextFile]) -> Iterator[list[TextFile]]:
@@ -161,64 +130,162 @@ def _fetched_together(files: Sequence[TextFile]) -> Iterator[list[TextFile]]:
     group: list[TextFile] = []
     size = 0
     for file in files:
-        if group and (len(group) == FILES_AT_ONCE or size + file.size > READ_AHEAD):
+        if group and (len(group) == FILES_AT_ONCE or size + file.stored > READ_AHEAD):
             yield group
             group, size = [], 0
         group.append(file)
-        size += file.size
+        size += file.stored
     if group:
         yield group
+
+
+def _long_text(piece: TextPiece, tally: Tally) -> Iterator[str]:
+    """The lines of a piece, in documents of bounded size."""
+    with _opened_text(piece.file) as file:
+        for raw in cut_bytes(_blocks(file, piece)):
+            yield from _text(raw, piece.file.uri, tally)
+
+
+def _blocks(file: IO[bytes], piece: TextPiece) -> Iterator[bytes]:
+    """The bytes of the lines that begin in a piece, in blocks."""
+    place = _first_line(file, piece)
+    while piece.stop < 0 and (block := file.read(READ_BLOCK)):
+        yield block
+    last = b"\n"
+    while place < piece.stop and (last := file.read(min(READ_BLOCK, piece.stop - place))):
+        place += len(last)
+        yield last
+    while (
+        last and not last.endswith(b"\n") and (last := file.readline(READ_BLOCK))
+    ):  # the line that goes on behind `stop`
+        yield last
+
+
+def _first_line(file: IO[bytes], piece: TextPiece) -> int:
+    """Go to the first line that begins in a piece, over the rest of one that begins before; its place."""
+    if not piece.start:
+        return 0
+    place = file.seek(piece.start - 1)
+    while line := file.readline(READ_BLOCK):
+        place += len(line)
+        if line.endswith(b"\n") or 0 <= piece.stop <= place:
+            break
+    return place
+
+
+def _text(raw: bytes, where: str, tally: Tally) -> Iterator[str]:
+    try:
+        text = decoded(raw, where)
+    except InputError as error:
+        tally.refuse(str(error))
+        return
+    tally.read += 1
+    yield text
+
+
+def _json_rows(piece: TextPiece, text_field: str, tally: Tally) -> Iterator[str]:
+    with _opened_text(piece.file) as file:
+        place = _first_line(file, piece)
+        for number, line in enumerate(file, start=1):
+            if 0 <= piece.stop <= place:
+                break
+            where = f"{piece.file.uri} byte {place}" if piece.start else f"{piece.file.uri} line {number}"
+            place += len(line)
+            if line.strip():
+                yield from _json_text(line, text_field, where, tally)
+
+
+def _json_text(line: bytes, text_field: str, where: str, tally: Tally) -> Iterator[str]:
+    try:
+        text = decoded(line, "")
+    except InputError:
+        tally.refuse(f"{where}: not UTF-8")
+        return
+    try:
+        row = parse_json(text, "not JSON")
+    except InputError as error:
+        tally.refuse(f"{where}: {error}")
+        return
+    fields = f"; its fields are {', '.join(row)}" if isinstance(row, dict) and text_field not in row else ""
+    yield from _checked(row.get(text_field) if isinstance(row, dict) else None, text_field, where, tally, fields)
+
+
+def _parquet_rows(piece: TextPiece, text_field: str, tally: Tally) -> Iterator[str]:
+    file = piece.file
+    with _opened(file) as opened:
+        # of a column of a row group, which may be all of the file, only a block at a time
+        table = pyarrow.parquet.ParquetFile(opened, buffer_size=READ_BLOCK, pre_buffer=False)
+        _check_column(table, text_field, file.uri)
+        groups = list(range(table.num_row_groups)[piece.start : None if piece.stop < 0 else piece.stop])
+        before = sum(table.metadata.row_group(group).num_rows for group in range(piece.start))
+        row = 0
+        for batch in table.iter_batches(_batch_rows(table, groups, text_field), groups, [text_field]):
+            places = np.arange(row, row + len(batch))
+            places = places[places % piece.step == piece.first]
+            values = batch.column(0).take(pa.array(places - row)) if piece.step > 1 else batch.column(0)
+            row += len(batch)
+            for place, text in zip(places.tolist(), values.to_pylist(), strict=True):
+                yield from _checked(text, text_field, f"{file.uri} row {before + place + 1}", tally)
+
+
+def _check_column(table: Any, text_field: str, uri: str) -> None:
+    schema = table.schema_arrow
+    if text_field not in schema.names:
+        raise InputError(f"{uri}: no field {text_field!r}: its fields are {', '.join(schema.names)}")
+    kind = schema.field(text_field).type
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    tests = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view", "null")
+    if not any(getattr(pa.types, f"is_{test}")(kind) for test in tests):
+        raise InputError(f"{uri}: field {text_field!r} is of type {kind}; allowed: text")
+
+
+def _batch_rows(table: Any, groups: Sequence[int], text_field: str) -> int:
+    """Rows that are about READ_AHEAD bytes of text together, at most ROWS_AT_ONCE."""
+    metadata = table.metadata
+    names = [metadata.schema.column(i).path for i in range(len(metadata.schema))]
+    column = names.index(text_field)
+    size = sum(metadata.row_group(group).column(column).total_uncompressed_size for group in groups)
+    rows = sum(metadata.row_group(group).num_rows for group in groups)
+    return int(max(1, min(ROWS_AT_ONCE, rows * READ_AHEAD // max(1, size))))
+
+
+def _checked(value: object, text_field: str, where: str, tally: Tally, fields: str = "") -> Iterator[str]:
+    """The value, where it is a text."""
+    try:
+        text = value.decode("utf-8") if isinstance(value, bytes) else value
+        if isinstance(text, str):
+            text.encode("utf-8")
+    except UnicodeError as error:
+        reason = getattr(error, "reason", "")
+        tally.refuse(f"{where}: field {text_field!r} is not valid Unicode: {reason}")
+        return
+    if not isinstance(text, str):
+        tally.refuse(f"{where}: field {text_field!r} is missing or not a string{fields}")
+        return
+    tally.read += 1
+    yield text
 
 
 def _opened(file: TextFile) -> Any:
     return file.fs.open(file.path, "rb", block_size=READ_AHEAD)
 
 
-def _json_rows(piece: TextPiece, text_field: str) -> Iterator[str]:
-    file = piece.file
-    # fsspec's own line reader fetches and copies a whole block per line.
-    with _opened(file) as opened, io.BufferedReader(opened, 2**18) as lines:
-        place = 0
-        if piece.start:
-            lines.seek(piece.start - 1)
-            place = piece.start - 1 + len(lines.readline())  # the rest of a line that begins in the piece before
-        for number, line in enumerate(lines, start=1):
-            if 0 <= piece.stop <= place:
-                break
-            where = f"{file.uri} byte {place}" if piece.start else f"{file.uri} line {number}"
-            place += len(line)
-            if line.strip():
-                yield _json_text(line, text_field, where)
+@contextmanager
+def _opened_text(file: TextFile) -> Iterator[IO[bytes]]:
+    """The file as it is before compression."""
+    # fsspec's own line reader fetches and copies a whole block per line
+    with (
+        _opened(file) as opened,
+        OPENERS[file.compression](opened) as plain,
+        io.BufferedReader(plain, READ_BLOCK) as lines,
+    ):
+        yield lines
 
 
-def _json_text(line: bytes, text_field: str, where: str) -> str:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise InputError(f"{where}: not JSON: {error}") from error
-    return _checked(row.get(text_field) if isinstance(row, dict) else None, text_field, where)
-
-
-def _parquet_rows(piece: TextPiece, text_field: str) -> Iterator[str]:
-    file = piece.file
-    with _opened(file) as opened:
-        table = pyarrow.parquet.ParquetFile(opened)
-        columns = table.schema_arrow.names
-        if text_field not in columns:
-            raise InputError(f"{file.uri}: no field {text_field!r}: its fields are {', '.join(columns)}")
-        groups = range(table.num_row_groups)[piece.start : None if piece.stop < 0 else piece.stop]
-        row = sum(table.metadata.row_group(group).num_rows for group in range(piece.start))
-        for batch in table.iter_batches(batch_size=ROWS_AT_ONCE, row_groups=list(groups), columns=[text_field]):
-            for text in batch.column(0).to_pylist():
-                row += 1
-                yield _checked(text, text_field, f"{file.uri} row {row}")
-
-
-def _checked(text: object, text_field: str, where: str) -> str:
-    if not isinstance(text, str):
-        raise InputError(f"{where}: field {text_field!r} is missing or not a string")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise InputError(f"{where}: field {text_field!r} is not valid Unicode: {error.reason}") from error
-    return text
+OPENERS: dict[str, Callable[[Any], Any]] = {
+    "": lambda opened: opened,
+    ".gz": lambda opened: gzip.GzipFile(fileobj=opened),
+    ".bz2": bz2.BZ2File,
+    ".xz": lzma.LZMAFile,
+    ".zst": lambda opened: pa.CompressedInputStream(pa.PythonFile(opened, mode="r"), "zstd"),
+}

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from circuit.ablated.calibration import Calibration, calibrate, calibrated_loss, calibrated_losses, softened, task_loss
+from circuit.ablated.calibration import Calibration, calibrate, calibrated_loss, calibrations, softened, task_loss
 
 
 def noisy(n: int = 200, scale: float = 1.0, shift: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -58,9 +58,9 @@ def test_extreme_margins_give_finite_fits() -> None:
 def test_many_fits_at_once_are_those_of_each() -> None:
     margins, sides = noisy()
     every = torch.stack([margins, -margins, 30 * margins, sides, torch.zeros(200), margins.abs(), -margins.abs()])
-    alone = [calibrated_loss(one, sides)[0] for one in every]
-    assert calibrated_losses(every, sides).tolist() == pytest.approx(alone, abs=1e-12)
-    assert calibrated_losses(every[:0], sides).tolist() == []
+    alone = [list(calibrate(one, sides)) for one in every]
+    assert calibrations(every, sides).tolist() == [pytest.approx(fit, abs=1e-9) for fit in alone]
+    assert calibrations(every[:0], sides).tolist() == []
 
 
 def test_a_fit_is_softened_to_a_loss_and_only_to_a_higher_one() -> None:
@@ -88,6 +88,6 @@ def test_a_bounded_scale_gives_the_best_fit_there_is_within_it(max_scale: float)
     ]
     assert loss <= min(grid) + 1e-6
     assert loss == pytest.approx(min(grid), abs=1e-3)
-    both = calibrated_losses(torch.stack([margins, margins.abs()]), sides, max_scale)
-    assert float(both[0]) == pytest.approx(loss)
+    both = calibrations(torch.stack([margins, margins.abs()]), sides, max_scale)
+    assert both[0].tolist() == pytest.approx(list(fit))
     assert calibrated_loss(margins.abs(), sides, max_scale)[1].scale == pytest.approx(max_scale)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from toys import VARIANTS, random_model, random_nodes, random_pairs, zero_means
 
 from circuit.ablated.ablation import Means, mean_activations
 from circuit.ablated.batches import all_batches, pair_batch
-from circuit.ablated.compact import AblatedModel
+from circuit.ablated.compact import AblatedModel, Gates
+from circuit.search.branches import Branches
 from circuit.search.evaluation import Judge
 from circuit.search.parts import Parts
 from circuit.tasks import PairBatch
@@ -32,7 +34,7 @@ def reference_margins(model: SparseTransformer, means: Means, gates: dict[str, T
 
 def all_margins(model: AblatedModel, data: PairBatch, gates: dict[str, Tensor] | None = None) -> Tensor:
     rows = torch.arange(data.n_pairs)
-    return model.margins(pair_batch(data, rows, torch.device("cpu")), gates)
+    return model.margins(pair_batch(data, rows, torch.device("cpu")), Gates(gates or {}))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -137,45 +139,51 @@ def test_candidates_that_branch_off_are_those_judged_alone(
     variant: str, edges: bool, memory: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Several at once, and one after the other, with residual streams kept before all sublayers, some, or the first."""
-    monkeypatch.setattr("circuit.search.parts.STREAM_BYTES", memory)
+    monkeypatch.setattr("circuit.search.targets.targets.branches.STREAM_BYTES", memory)
     model = random_model(variant)
     means = mean_activations(model, [torch.randint(0, 30, (8, 16))])
     judge = Judge(model, means, random_pairs())
     generator = torch.Generator().manual_seed(6)
-    parts = Parts(judge, torch.rand(judge.index.total, generator=generator) < 0.5, edges)
-    keep = parts.everything()
+    parts = Parts(model, torch.rand(judge.index.total, generator=generator) < 0.5, edges)
+    branches, keep = Branches(judge, parts), parts.everything()
     late = parts.stages >= 3
     drop = torch.rand(3, len(keep), generator=generator) < torch.tensor([[0.05], [0.3], [1.0]])
     drop[0] &= late
     candidates = parts.closed(keep & ~(drop & parts.removable(keep)))
-    trunk = parts.trunk(keep, judge.batches)
-    together = parts.margins(trunk, candidates)
-    branch = parts.branch(trunk, candidates[0])
+    trunk = branches.trunk(keep)
+    branch = branches.branch(trunk, candidates[0], math.inf)
+    assert branch is not None
     smaller = parts.closed(candidates[0] & ~(drop[1] & parts.removable(keep)))
-    found = torch.cat([together, branch.margins[None], parts.branch(branch, smaller).margins[None]])
+    twig = branches.branch(branch, smaller, math.inf)
+    assert twig is not None
     every = [*candidates, candidates[0], smaller]
     alone = torch.stack([judge.margins(one[: parts.n_nodes], parts.edges(one)) for one in every])
     # rounding may let another of two nearly tied activations through AbsTopK
-    assert float(torch.isclose(found, alone, rtol=1e-4, atol=1e-4).float().mean()) > 0.97
+    found = torch.stack([branch.margins, twig.margins])
+    assert float(torch.isclose(found, alone[-2:], rtol=1e-4, atol=1e-4).float().mean()) > 0.97
     assert not torch.allclose(found[0], found[1], atol=1e-3)
+    losses = branches.losses(trunk, candidates, math.inf)
+    torch.testing.assert_close(losses, judge.losses(alone[:3]), rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize("edges", [False, True])
 def test_changes_are_the_derivatives_of_every_margin(edges: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against small steps of each gate from 1 towards 0, and whole ones where margins are linear in a gate."""
-    monkeypatch.setattr("circuit.search.parts.CELLS", 3000)  # a few prompts at a time
+    monkeypatch.setattr("circuit.search.targets.targets.branches.CELLS", 3000)  # a few prompts at a time
     model = random_model("dense")
     means = mean_activations(model, [torch.randint(0, 30, (8, 16))])
     judge = Judge(model, means, random_pairs())
-    parts = Parts(judge, torch.rand(judge.index.total, generator=torch.Generator().manual_seed(0)) < 0.1, edges)
+    parts = Parts(model, torch.rand(judge.index.total, generator=torch.Generator().manual_seed(0)) < 0.1, edges)
     keep = parts.everything()
     singles = parts.removable(keep).nonzero().squeeze(1)
-    changes = parts.changes(keep, singles)
+    changes = Branches(judge, parts).changes(keep, singles)
     assert changes.shape == (len(singles), len(judge.sides))
     compact, values = AblatedModel(model, means, judge.index.channels(parts.nodes)), keep.float()
 
     def margins(gates: Tensor) -> Tensor:
-        return torch.cat([compact.margins(batch, parts._gates(compact, gates)).double() for batch in judge.batches])
+        return torch.cat(
+            [compact.margins(batch, parts.gates(compact, gates)).double() for batch in judge.worlds[0].batches]
+        )
 
     for i, part in list(enumerate(singles))[::3]:
         ends = [margins(values.index_fill(0, part, 1 + change)) for change in (-0.02, 0.02)]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from circuit.ablated.nodes import NodeIndex
 from circuit.graph.checks import check_model
 from circuit.graph.digraph import to_networkx
 from circuit.graph.edges import count_edges, count_embedding_edges, count_unembedding_edges, edges_between
@@ -17,7 +18,6 @@ from circuit.graph.record import Circuit, Node, fingerprint
 from circuit.inspect.running import CircuitModel
 from circuit.pruning import find_circuit
 from circuit.search.config import PruneConfig
-from circuit.search.masks import NodeIndex
 from circuit.tasks import PairBatch
 from sparse_model.errors import InputError
 from sparse_model.model.config import ModelConfig
@@ -216,8 +216,12 @@ def test_another_version_is_refused_in_one_line(found: Circuit, tmp_path: Path) 
 
 def test_every_field_of_the_json_is_documented(found: Circuit) -> None:
     guide = (Path(__file__).parents[3] / "docs" / "circuit_json.md").read_text()
-    rows = [line.split(" | ")[0].strip("| `") for line in guide.splitlines() if line.startswith("| `")]
-    assert rows == list(json.loads(found.to_json()))
+    own, proofs = (
+        [line.split(" | ")[0].strip("| `") for line in part.splitlines() if line.startswith("| `")]
+        for part in guide.split("## Proofs")
+    )
+    assert own == list(json.loads(found.to_json()))
+    assert proofs == list(json.loads(found.to_json())["proofs"])
     assert f"version {json.loads(found.to_json())['schema_version']}" in guide
 
 

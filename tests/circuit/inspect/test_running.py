@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 import math
 from typing import Any
@@ -15,11 +16,12 @@ from toys import VARIANTS, random_model, random_nodes, random_pairs
 from circuit.ablated.ablation import mean_activations
 from circuit.ablated.calibration import task_loss
 from circuit.graph.edges import edges_between
+from circuit.graph.evidence import NO_PROOFS
 from circuit.graph.record import Circuit, Node, decimal_means, fingerprint
 from circuit.inspect.binarise import Step, binarise, candidates
 from circuit.inspect.contexts import contexts
 from circuit.inspect.running import CircuitModel, changed, effects, nodes_of, part_named
-from circuit.pruning import find_circuit
+from circuit.pruning import check_length, find_circuit
 from circuit.search.config import PruneConfig
 from circuit.tasks import PairBatch, TaskData
 from sparse_model.errors import InputError
@@ -34,13 +36,20 @@ def toy_circuit(model: SparseTransformer, share: float = 0.4, keep_every: int = 
     kept = random_nodes(model, share)
     edges = tuple(edges_between(model, kept)[::keep_every])
     nodes = {site: tuple(channels.tolist()) for site, channels in kept.items() if len(channels)}
-    figures = ("target_loss", "loss", "heldout_loss", "heldout_accuracy", "unpruned_loss", "seconds")
+    figures = (
+        "target_loss",
+        "loss",
+        "heldout_loss",
+        "heldout_accuracy",
+        "uncalibrated_loss",
+        "unpruned_loss",
+        "seconds",
+    )
     counts = {"n_nodes": sum(map(len, nodes.values())), "n_edges": len(edges)}
     return Circuit.model_validate(
         {
             **dict.fromkeys(figures, 0.5),
             **dict.fromkeys(("n_embedding_edges", "n_unembedding_edges"), 0),
-            **dict.fromkeys(("necessity_loss", "control_loss", "control_edges", "stability")),
             **counts,
             "task": "toy",
             "model": fingerprint(model),
@@ -48,7 +57,7 @@ def toy_circuit(model: SparseTransformer, share: float = 0.4, keep_every: int = 
             "status": "ok",
             "nodes": nodes,
             "edges": edges,
-            "resample_losses": {},
+            "proofs": NO_PROOFS,
             "summary": "",
             "scale": SCALE,
             "shift": SHIFT,
@@ -291,3 +300,26 @@ def test_nodes_whose_size_matters_are_not_binary() -> None:
     assert found.together.accuracy < 1
     assert found.together.loss > 3 * found.circuit.loss
     assert [node.channel for node in found.steps] == [0, 1]
+
+
+def test_prompts_of_other_axes_and_other_models_are_refused(planted: Any, circuit: Circuit) -> None:
+    running, data = CircuitModel(planted.model, circuit), planted.task.heldout
+    answers = data.right[:2], data.wrong[:2]
+    for tokens, words in ((data.tokens[0], r"of shape \(\d+,\); allowed: \(B, T\)"), (data.tokens[:2] + 99, "id 1")):
+        with pytest.raises(InputError, match=words):
+            running(tokens, *answers)
+    with pytest.raises(InputError, match=r"right of shape \(1, 2\); allowed: \(2,\)"):
+        running(data.tokens[:2], data.right[None, :2], data.wrong[:2])
+    with pytest.raises(InputError, match="wrong: id -1; allowed: 0 to"):
+        running(data.tokens[:2], data.right[:2], data.wrong[:2] * 0 - 1)
+    for name in ("tokens", "right"):
+        foreign = dataclasses.replace(data, **{name: getattr(data, name) + 99})
+        for read in (running.score, running.margins):
+            with pytest.raises(InputError, match=r"prompts: .*: id \d+; allowed: 0 to"):
+                read(foreign)
+        with pytest.raises(InputError, match=r"task x: .*: id \d+; allowed: 0 to"):
+            check_length(planted.model, TaskData("x", foreign, data))
+    known = torch.zeros(64, 24, dtype=torch.long)
+    for text in (known[0], known.float(), known + 99):
+        with pytest.raises(InputError, match="text"):
+            check_length(planted.model, planted.task, text)

@@ -13,6 +13,7 @@ from toys import VARIANTS, random_model, random_nodes, random_pairs
 from circuit.ablated.ablation import Pretraining, mean_activations
 from circuit.ablated.calibration import Calibration, task_loss
 from circuit.graph.edges import edge_ends
+from circuit.graph.evidence import NO_PROOFS
 from circuit.graph.record import Circuit
 from circuit.proofs.resample import resampled_losses
 from circuit.proofs.stability import mean_overlap
@@ -58,7 +59,7 @@ def test_at_strength_0_it_is_mean_ablation_of_nodes_and_of_edges(variant: str) -
     model, data = random_model(variant, 0.5), random_pairs()
     means = mean_activations(model, [torch.randint(0, 30, (8, 16))])
     judge = Judge(model, means, data)
-    parts = Parts(judge, judge.index.flat({n: c.tolist() for n, c in random_nodes(model, 0.4).items()}), edges=True)
+    parts = Parts(model, judge.index.flat({n: c.tolist() for n, c in random_nodes(model, 0.4).items()}), edges=True)
     keep = parts.everything()
     keep[parts.n_nodes :: 3] = False
     nodes, edges = keep[: parts.n_nodes] | parts.nodes, parts.edges(keep)
@@ -85,10 +86,10 @@ def test_a_removed_edge_passes_what_it_passes_in_the_donor() -> None:
 
 
 def test_the_planted_circuit_stands_resampling_and_one_that_relies_on_a_mean_does_not(planted: Any) -> None:
-    found = find_circuit(planted.model, planted.task, planted.means, PruneConfig(steps=60), text=TEXT)
+    found = find_circuit(planted.model, planted.task, planted.means, PruneConfig(steps=60), text=TEXT, proofs="full")
     assert found.nodes == planted.nodes
-    assert list(found.resample_losses) == [0.25, 0.5, 0.75, 1.0]
-    assert max(found.resample_losses.values()) < 0.3
+    assert list(found.proofs.resample_losses) == [0.25, 0.5, 0.75, 1.0]
+    assert max(found.proofs.resample_losses.values()) < 0.3
     # the same model, but layer 0 writes noise into the channel that the answer is read from
     relying = copy.deepcopy(planted.model)
     with torch.no_grad():
@@ -119,18 +120,24 @@ def test_overlap_is_intersection_over_union_over_all_pairs() -> None:
 def test_a_planted_circuit_is_stable_and_one_of_chance_is_not(planted: Any) -> None:
     config = PruneConfig(steps=40, stability=1, max_scale=2)  # with which the second target is out of reach
     found = find_circuits(planted.model, planted.task, planted.means, config, (0.15, 1e-9))
-    assert [circuit.stability for circuit in found] == [1.0, 1.0, None, None]
+    assert [circuit.proofs.stability for circuit in found] == [1.0, 1.0, None, None]
     loose = PruneConfig(steps=1, stability=1, eliminate=False, pairs=8)
-    assert 0 < (find_circuit(planted.model, planted.task, planted.means, loose).stability or 0) < 1
+    assert 0 < (find_circuit(planted.model, planted.task, planted.means, loose).proofs.stability or 0) < 1
 
 
 @pytest.fixture(scope="module")
 def proven(planted: Any) -> Circuit:
-    return find_circuit(planted.model, planted.task, planted.means, PruneConfig(steps=60, stability=1), text=TEXT)
+    config = PruneConfig(steps=40, stability=1)
+    harder = planted.task.heldout.first(20)
+    return find_circuit(planted.model, planted.task, planted.means, config, text=TEXT, harder=harder, proofs="full")
 
 
 def test_the_planted_circuit_passes_every_proof(proven: Circuit) -> None:
-    assert proven.summary == "passes sufficiency, necessity, control, resample ablation, stability"
+    assert proven.summary == (
+        "passes sufficiency, necessity, subsets, adversary, nonsense, shuffled weights, agreement, agreement inside, "
+        "resample ablation, stability"
+    )
+    assert proven.proofs.level == "full"
     assert Circuit.from_json(proven.to_json()) == proven
 
 
@@ -138,13 +145,25 @@ def test_the_planted_circuit_passes_every_proof(proven: Circuit) -> None:
     ("proof", "change"),
     [
         ("sufficiency", {"heldout_loss": 0.226}),
-        ("necessity", {"necessity_loss": 0.62}),
-        ("control", {"control_edges": 7}),
+        ("necessity", {"necessity_calibrated_loss": 0.62}),
+        ("subsets", {"subset_loss": 0.226}),
+        ("subsets", {"subset_worst_loss": 0.301}),
+        ("adversary", {"adversary_loss": 0.7}),
+        ("nonsense", {"nonsense_edges": (None, 7, 7, 7, None)}),
+        ("shuffled weights", {"shuffled_weights_edges": 7}),
+        ("agreement", {"agreement": 0.94}),
+        ("agreement", {"agreement_divergence": 0.151}),
+        ("agreement", {"wrong_prompts": 8, "agreement_wrong": 0.49}),
+        ("agreement", {"agreement_harder": 0.89}),
+        ("agreement inside", {"node_correlations": {"a": 0.69}}),
+        ("agreement inside", {"attention_overlaps": {"a": 0.69}}),
         ("resample ablation", {"resample_losses": {0.25: 0.1, 1.0: 0.301}}),
         ("stability", {"stability": 0.49}),
     ],
 )
 def test_each_verdict_turns_at_its_threshold(proven: Circuit, proof: str, change: dict[str, Any]) -> None:
+    if proof != "sufficiency":
+        change = {"proofs": proven.proofs.model_copy(update=change)}
     changed = proven.model_copy(update=change)
     assert [verdict.proof for verdict in verdicts(changed) if not verdict.passed] == [proof]
     assert summary(changed).endswith(f"; fails {proof}")
@@ -152,8 +171,11 @@ def test_each_verdict_turns_at_its_threshold(proven: Circuit, proof: str, change
 
 
 def test_what_was_not_measured_is_neither_passed_nor_failed(proven: Circuit) -> None:
-    bare = proven.model_copy(update={"resample_losses": {}, "stability": None})
-    assert summary(bare) == "passes sufficiency, necessity, control; not measured: resample ablation, stability"
+    unmeasured = {"resample_losses": {}, "stability": None, "adversary_loss": None, "nonsense_edges": ()}
+    bare = proven.model_copy(update={"proofs": proven.proofs.model_copy(update=unmeasured)})
+    assert summary(bare).endswith("; not measured: adversary, nonsense, resample ablation, stability")
+    nothing = summary(proven.model_copy(update={"proofs": NO_PROOFS}))
+    assert nothing.startswith("passes sufficiency; not measured: necessity, subsets, ")
     assert summary(proven.model_copy(update={"status": "unsolved"})) == ""
 
 
@@ -163,8 +185,8 @@ def test_a_large_scale_is_said_in_the_summary(proven: Circuit) -> None:
     assert large == summary(proven) + "; logits times 55.5 (more than 10)"
 
 
-@pytest.mark.parametrize("stage", ["search", "control", "stability"])
-def test_a_search_stops_at_once_when_asked_to_at_any_stage(planted: Any, stage: str) -> None:
+@pytest.mark.parametrize("stage", ["search", "proofs", "stability"])
+def test_a_search_stops_at_once_when_asked_to_and_keeps_the_circuits_it_has(planted: Any, stage: str) -> None:
     seen: list[Update] = []
 
     def stop(update: Update) -> bool:
@@ -173,9 +195,14 @@ def test_a_search_stops_at_once_when_asked_to_at_any_stage(planted: Any, stage: 
 
     config = PruneConfig(steps=20, stability=1)
     found = find_circuits(planted.model, planted.task, planted.means, config, (0.15, 1e-9), progress=stop)
-    assert [circuit.status for circuit in found] == ["stopped"] * 4
     assert [update.stage for update in seen].count(stage) == 1
-    assert all(circuit.nodes == {} and circuit.n_edges == 0 for circuit in found)
+    if stage == "search":
+        assert [circuit.status for circuit in found] == ["stopped"] * 4
+        assert all(circuit.nodes == {} and circuit.n_edges == 0 for circuit in found)
+    else:
+        assert [circuit.status for circuit in found[:2]] == ["ok"] * 2
+        assert all(circuit.nodes == planted.nodes and circuit.proofs == NO_PROOFS for circuit in found[:2])
+        assert found[0].summary.startswith("passes sufficiency; not measured: necessity")
     assert Circuit.from_json(found[0].to_json()) == found[0]
     assert math.isfinite(found[0].loss)
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from circuit.ablated.nodes import NodeIndex
 from circuit.search.attribution import attributions, margin_attributions
 from circuit.search.baselines import (
     BASELINES,
@@ -22,7 +23,6 @@ from circuit.search.baselines import (
     smallest_reaching,
 )
 from circuit.search.evaluation import Judge
-from circuit.search.masks import NodeIndex
 from circuit.tasks import PairBatch
 from sparse_model.model.config import ModelConfig
 from sparse_model.model.transformer import SparseTransformer

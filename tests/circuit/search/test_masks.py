@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from circuit.ablated.nodes import NodeIndex
 from circuit.search.config import PruneConfig
 from circuit.search.evaluation import Judge
-from circuit.search.masks import Adam, NodeIndex, best_state, clipped, gates_of, learn_masks
+from circuit.search.learning import Adam, clipped, gates_of
+from circuit.search.masks import best_state, learn_masks
 from circuit.search.watch import Update, Watch
 
 

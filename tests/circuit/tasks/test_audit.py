@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from circuit.tasks import TASKS, Audit, Pair, Task, TaskData, audit, audited, build_harder, build_task
-from circuit.tasks.audit import BOUNDS, prompts_of, read_names, rule_bound, words_of
+from circuit.tasks import TASKS, Audit, Pair, Task, TaskData, audited, build_harder, build_task
+from circuit.tasks.audit import BOUNDS, audit, prompts_of, read_names, rule_bound, words_of
 from circuit.tasks.context import UNFAMILIAR
 from sparse_model.data.config import TokenizerConfig
 from sparse_model.data.idioms import names
@@ -62,7 +62,7 @@ def test_training_prompts_hold_no_word_that_is_for_held_out_ones(
     for name, data in built.items():
         for prompt in prompts_of(data.train, tokenizer):
             said = {piece for word in words_of(prompt.text) for piece in word.split("_")}
-            assert not said & names.HELDOUT, f"{name}: {prompt.text}"
+            assert not said & names.HELDOUT_NAMES, f"{name}: {prompt.text}"
 
 
 @pytest.mark.parametrize("name", TASKS)

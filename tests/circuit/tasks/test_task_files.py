@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from circuit.tasks import TaskData, audit, build_file_task, is_file, read_task_file, source_name, task_data
+from circuit.tasks import TaskData, build_file_task, is_file, read_task_file, source_name, task_data
+from circuit.tasks.audit import audit
 from sparse_model.data.config import TokenizerConfig
 from sparse_model.data.idioms.programs import programs
 from sparse_model.data.tokenizer import Tokenizer
@@ -84,6 +85,7 @@ MISTAKES = {
     "prompt_a is ''": pair(0, prompt_a=""),
     "brackets nested too deep": "[" * 100_000,
     r"prompt_a is 'x = \ud800\nfor x'; allowed: whole characters": pair(0, prompt_a="x = \ud800\nfor x"),
+    "key 'answer_a' is there twice; allowed: each once": json.dumps(pair(0))[:-1] + ', "answer_a": " is"}',
     "unknown key 'answer'": pair(0, answer="x"),
     "split is 'test'; allowed: train or heldout": pair(0, split="test"),
     "answer_a ' in items' is 2 tokens after its prompt (' in' ' items'); allowed: one": pair(0, answer_a=" in items"),
@@ -126,11 +128,33 @@ def test_files_as_such(write: Write, tokenizer: Tokenizer, tmp_path: Path) -> No
         read_task_file(write("", ""))
     with pytest.raises(InputError, match="does not exist"):
         read_task_file(str(tmp_path / "nothing.jsonl"))
-    (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe")
-    with pytest.raises(InputError, match="not a text file"):
-        read_task_file(str(tmp_path / "binary.jsonl"))
     with pytest.raises(InputError, match="split is missing"):
         read_task_file(write(pair(0), pair(1, split="train")))
+
+
+@pytest.mark.parametrize(
+    ("encoding", "words"),
+    [
+        ("utf-16", "not a text file in UTF-8: byte 0xff in line 1, and it begins as UTF-16 does; save it as UTF-8"),
+        ("utf-32", "begins as UTF-32 does"),
+        ("latin-1", "not a text file in UTF-8: byte 0xe9 in line 2; save it as UTF-8"),
+    ],
+)
+def test_other_encodings_are_refused_by_name(encoding: str, words: str, tmp_path: Path) -> None:
+    lines = [json.dumps(pair(n, prompt_a=f"é = {n}\nfor x" if n else None), ensure_ascii=False) for n in range(3)]
+    lines[0] = json.dumps(pair(0))
+    (tmp_path / "mine.jsonl").write_bytes("\n".join(lines).encode(encoding))
+    with pytest.raises(InputError, match="UTF-8") as refused:
+        read_task_file(str(tmp_path / "mine.jsonl"))
+    assert words in str(refused.value)
+
+
+def test_byte_order_marks_and_line_ends_of_windows_do_no_harm(tmp_path: Path) -> None:
+    text = "".join(json.dumps(pair(n, prompt_a=f"é = {n}\nfor x"), ensure_ascii=False) + "\r\n" for n in range(3))
+    (tmp_path / "mine.jsonl").write_bytes(text.encode("utf-8-sig"))
+    assert [pair.prompt_a for pair in read_task_file(str(tmp_path / "mine.jsonl")).pairs] == [
+        f"é = {n}\nfor x" for n in range(3)
+    ]
 
 
 def test_the_guides_example_is_a_task(tmp_path: Path, tokenizer: Tokenizer) -> None:

@@ -180,10 +180,10 @@ def test_what_went_wrong_in_a_process_keeps_its_kind(kind: type[InputError]) -> 
 
 def test_bad_input_found_by_a_process_is_refused_by_name(tmp_path: Path) -> None:
     rows = [json.dumps({"text": f"row {n}: value = {n * n}; print('row', {n})"}) for n in range(3000)]
-    rows[2500] = "not json"
     (tmp_path / "rows.jsonl").write_text("\n".join(rows))
-    corpus = CorpusConfig.model_validate({"sources": [{"source": str(tmp_path / "rows.jsonl")}]})
-    with pytest.raises(InputError, match=r"rows\.jsonl byte \d+: not JSON") as refused:
+    (tmp_path / "damaged.parquet").write_bytes(b"PAR1 but no more")
+    corpus = CorpusConfig.model_validate({"sources": [{"source": str(tmp_path)}]})
+    with pytest.raises(InputError, match=r"cannot read .*damaged\.parquet") as refused:
         make(tmp_path / "root", corpus=corpus, execute=in_processes(2))
     assert "\n" not in str(refused.value)
 

@@ -103,6 +103,26 @@ def test_saved_and_loaded_it_is_the_same(root_uri: str) -> None:
     assert loaded.encode(PROGRAMS[1] + END_OF_TEXT) == TOKENIZER.encode(PROGRAMS[1] + END_OF_TEXT)
 
 
+def test_files_of_earlier_versions_are_read() -> None:
+    """They had the separator as a special token, which other readers of the file find inside texts."""
+    earlier = tokenizers.Tokenizer.from_str(TOKENIZER.to_json())
+    earlier.add_special_tokens([END_OF_TEXT])
+    again = Tokenizer.from_json(earlier.to_str())
+    assert again.to_json() == TOKENIZER.to_json() != earlier.to_str()
+    assert again.encode("x" + END_OF_TEXT) == TOKENIZER.encode("x" + END_OF_TEXT)
+
+
+def test_half_a_character_is_refused() -> None:
+    with pytest.raises(InputError, match=r"text: character 1 is not valid Unicode"):
+        TOKENIZER.encode("h\udce9llo")
+
+
+def test_ids_that_are_no_tokens_are_refused() -> None:
+    for token in (-1, 600, 10**12):
+        with pytest.raises(InputError, match=f"token {token} does not exist: allowed are 0 to 599"):
+            TOKENIZER.decode([65, token])
+
+
 def test_a_copy_sent_to_another_process_is_the_same() -> None:
     text = PROGRAMS[0] + END_OF_TEXT
     assert pickle.loads(pickle.dumps(TOKENIZER)).encode(text) == TOKENIZER.encode(text)

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 import math
 import random
 import re
 import warnings
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tiktoken
 import tokenizers
 import torch
 import torch.nn.functional as F
+from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 from torch import Tensor
 
 from sparse_model.data.idioms.programs import programs
-from sparse_model.data.tokenizer import END_OF_TEXT
+from sparse_model.data.tokenizer import END_OF_TEXT, PATTERN, Tokenizer
 from sparse_model.errors import InputError
-from sparse_model.saved.openai import SITES, load_openai
+from sparse_model.saved.openai import SITES, load_openai, read_tokenizer
 from sparse_model.saved.pretrained import from_pretrained, save_pretrained
 from sparse_model.storage.files import join, write_bytes_atomic
 
@@ -32,6 +36,9 @@ PAPER = {
     "tied_unembed": False, "enable_bigram_table": True, "learnable_bigram_table": True, "d_pos_emb": None,
     "sink": False, "dropout": 0.0, "tokenizer_name": "tinypython_2k",
 }  # fmt: skip
+LEFT_OUT = {"tied_unembed": True, "rms_norm": False, "ln_bias": True, "sink": False, "bias": True}
+LEFT_OUT |= {"afrac_loctypes": "attn_in,attn_out,mlp_in,mlp_out", "activation_type": "gelu"}
+LEFT_OUT |= {"enable_bigram_table": False, "residual_activation_type": "identity"}
 VARIANTS: dict[str, dict[str, Any]] = {
     "paper": {},
     "relu": {"activation_type": "relu"},
@@ -57,6 +64,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "residual_relu": {"residual_activation_type": "relu", "afrac_loctypes": "resid_post_attn,resid_post_mlp"},
     "few_heads": {"n_head": 2, "d_head": 3, "sink": True},
     "head_width_left_out": {"d_head": None},
+    "no_places_and_no_share": {"afrac": 0.0, "afrac_loctypes": ""},
+    "nulls": dict.fromkeys(LEFT_OUT, None) | {"bias": None, "activation_type": None, "enable_bigram_table": None},
     "older_name": {"d_mlp": ..., "n_mlp": 40},
     "mlp_width_left_out": {"d_mlp": None},
     "everything": {
@@ -64,14 +73,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "residual_activation_type": "relu", "afrac_loctypes": ",".join(SITES), "bias": False,
     },
 }  # fmt: skip
-LEFT_OUT = {"tied_unembed": True, "rms_norm": False, "ln_bias": True, "sink": False}
-LEFT_OUT |= {"afrac_loctypes": "attn_in,attn_out,mlp_in,mlp_out"}
 
 
 def released(variant: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]:
     """(beeg_config.json, the same with released defaults spelled out, a state dict of random weights)."""
     written = {key: value for key, value in (PAPER | VARIANTS[variant]).items() if value is not ...}
-    c = LEFT_OUT | written
+    c = LEFT_OUT | {key: value for key, value in written.items() if value is not None or key not in LEFT_OUT}
     c["d_mlp"] = c.pop("n_mlp", c.get("d_mlp")) or 4 * c["d_model"]
     c["d_head"] = c["d_head"] or c["d_model"] // c["n_head"]
     return written, c, random_weights(c)
@@ -224,11 +231,18 @@ def test_unknown_keys_are_ignored_and_named_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"n_layer": ...}, "n_layer"),
+        ({"n_layer": ...}, "missing transformer.h.10.attn.c_attn.bias"),  # 12 by default
+        ({"block_size": None}, "wpe.weight has shape [12, 16]; beeg_config.json asks for [1024, 16]"),
+        ({"vocab_size": None}, "wte.weight has shape [50, 16]; beeg_config.json asks for [50304, 16]"),
+        ({"afrac_loctypes": "attn_in, attn_q"}, "afrac_loctypes: ' attn_q'; allowed: attn_in, attn_q"),
+        ({"afrac_loctypes": "attn_in,attn_q\t"}, "without spaces, which the released code does not strip"),
+        ({"afrac": 0}, "keeps no channel of attn_in, which has 16: that is not supported here"),
+        ({"afrac": -0.5}, "afrac: -0.5; allowed: above 0, up to 1"),
+        ({"afrac": float("nan")}, "afrac: nan; allowed: above 0, up to 1"),
         ({"d_model": "wide"}, "d_model"),
         ({"activation_type": "swish"}, "activation_type"),
         ({"afrac_loctypes": "attn_in,mlp_middle"}, "'mlp_middle'; allowed: attn_in, attn_q"),
-        ({"afrac": 0.01}, "keeps no channel"),
+        ({"afrac": 0.01}, "keeps no channel of attn_in, which has 16: that is not supported here"),
         ({"n_head": 0, "d_head": None}, "n_head"),
         ({"use_tied_aux_matrix": True}, "use_tied_aux_matrix"),
         ({"n_layer": 3}, "missing transformer.h.2.attn.c_attn.bias, transformer.h.2.attn.c_attn.weight"),
@@ -255,10 +269,9 @@ def test_a_configuration_that_does_not_fit_is_refused(change: dict[str, Any], wo
     assert "\n" not in str(refused.value)
 
 
-def test_a_name_without_a_value_and_spaces_between_places_mean_what_they_seem_to(tmp_path: Path) -> None:
+def test_one_of_two_names_without_a_value_leaves_the_other(tmp_path: Path) -> None:
     written, spelled_out, weights = released("older_name")
-    places = written["afrac_loctypes"].replace(",", ", ")
-    config = written | {"n_mlp": None, "d_mlp": written["n_mlp"], "afrac_loctypes": places}
+    config = written | {"n_mlp": None, "d_mlp": written["n_mlp"]}
     model, _ = load_openai(write(str(tmp_path), config, weights))
     tokens = torch.arange(12)[None]
     with torch.no_grad():
@@ -269,6 +282,10 @@ def test_a_name_without_a_value_and_spaces_between_places_mean_what_they_seem_to
     ("change", "words"),
     [
         (lambda weight: weight.fill_(math.nan), "numbers that are not finite"),
+        (
+            lambda weight: weight.fill_(-math.inf),
+            "numbers that are not finite (nan, inf or -inf): that is not supported",
+        ),
         (lambda weight: weight.to(torch.int8), "torch.int8; allowed: floating-point"),
         (lambda weight: weight.to(torch.complex64), "torch.complex64; allowed: floating-point"),
         (lambda weight: weight.to_sparse(), "torch.sparse_coo, cpu; allowed: floating-point"),
@@ -332,7 +349,7 @@ def byte_symbols() -> dict[int, str]:
     return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
 
 
-def gpt2_files(vocab_size: int, separator: bool = False) -> tuple[dict[str, int], str]:
+def gpt2_files(vocab_size: int) -> tuple[dict[str, int], str]:
     """encoder.json and vocab.bpe of a tokenizer learned by plain counting, with ids in the released order."""
     symbols = byte_symbols()
     words = [[symbols[byte] for byte in piece.encode()] for text in sample() for piece in pieces(text)]
@@ -347,8 +364,7 @@ def gpt2_files(vocab_size: int, separator: bool = False) -> tuple[dict[str, int]
         merges.append(best)
         encoder["".join(best)] = len(encoder)
         words = [merged(word, best) for word in words]
-    if separator:
-        encoder[END_OF_TEXT] = len(encoder)
+    encoder[END_OF_TEXT] = len(encoder)
     return encoder, "#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges)
 
 
@@ -396,12 +412,9 @@ def files() -> tuple[dict[str, int], str]:
     return gpt2_files(330)
 
 
-@pytest.mark.parametrize("separator", [False, True])
-def test_tokens_equal_those_of_a_bpe_by_hand(
-    files: tuple[dict[str, int], str], separator: bool, tmp_path: Path
-) -> None:
+def test_tokens_equal_those_of_a_bpe_by_hand(files: tuple[dict[str, int], str], tmp_path: Path) -> None:
     encoder, merges = files
-    write_tokenizer(str(tmp_path), encoder | ({END_OF_TEXT: len(encoder)} if separator else {}), merges)
+    write_tokenizer(str(tmp_path), encoder, merges)
     written, spelled_out, _ = released("paper")
     size = {"vocab_size": 330}
     _, tokenizer = load_openai(write(str(tmp_path), written | size, random_weights(spelled_out | size)))
@@ -435,11 +448,19 @@ def cut_line(encoder: dict[str, int], merges: str) -> tuple[dict[str, int], str]
 
 
 def drop_token(encoder: dict[str, int], merges: str) -> tuple[dict[str, int], str]:
-    return {token: i for token, i in encoder.items() if i < len(encoder) - 1}, merges
+    last = len(encoder) - 2
+    return {t: i for t, i in encoder.items() if i < last} | {END_OF_TEXT: last}, merges
 
 
 def gap(encoder: dict[str, int], merges: str) -> tuple[dict[str, int], str]:
     return encoder | {next(iter(encoder)): 1000}, merges
+
+
+def swapped(encoder: dict[str, int], merges: str) -> tuple[dict[str, int], str]:
+    """Two of the merges in the other order, which both stand there all the same."""
+    lines = merges.split("\n")
+    lines[4:6] = lines[5:3:-1]
+    return encoder, "\n".join(lines)
 
 
 @pytest.mark.parametrize(
@@ -451,6 +472,15 @@ def gap(encoder: dict[str, int], merges: str) -> tuple[dict[str, int], str]:
         (gap, "ids from 0 on"),
         (lambda encoder, merges: ({token: str(i) for token, i in encoder.items()}, merges), "ids from 0 on"),
         (lambda encoder, merges: ([1, 2], merges), "ids from 0 on"),
+        (
+            lambda encoder, merges: ({t: i for t, i in encoder.items() if t != END_OF_TEXT}, merges),
+            "encoder.json lacks '<",
+        ),
+        (
+            lambda encoder, merges: (encoder, merges.partition("\n")[2]),
+            "vocab.bpe begins with 'Ġ Ġ'; allowed: a line with",
+        ),
+        (swapped, "in the order of vocab.bpe it is"),
     ],
 )
 def test_tokenizer_files_that_do_not_fit_are_refused(
@@ -462,6 +492,84 @@ def test_tokenizer_files_that_do_not_fit_are_refused(
     with pytest.raises(InputError) as refused:
         load_openai(str(tmp_path))
     assert words in str(refused.value)
+
+
+RELEASED = Path(__file__).parents[2] / "data" / "tinypython"
+
+
+def released_tokenizer(folder: Path, change: Callable[[bytes], bytes] = lambda content: content) -> Tokenizer:
+    """The authors' own files, perhaps changed as a bytes-for-bytes copy may be."""
+    folder.mkdir(exist_ok=True)
+    for name in ("encoder.json", "vocab.bpe"):
+        (folder / name).write_bytes(change((RELEASED / name).read_bytes()))
+    tokenizer = read_tokenizer(str(folder), required=True)
+    assert tokenizer is not None
+    return tokenizer
+
+
+def test_the_released_tokenizer_encodes_as_the_authors_reader_does(tmp_path: Path) -> None:
+    """tiktoken is what the released code reads its files with."""
+    ranks = data_gym_to_mergeable_bpe_ranks(str(RELEASED / "vocab.bpe"), str(RELEASED / "encoder.json"))
+    theirs = tiktoken.Encoding("x", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: 2047})
+    ours = released_tokenizer(tmp_path)
+    assert (ours.vocab_size, ours.eot) == (2048, theirs.eot_token)
+    odd = [
+        "a",
+        " ",
+        "\n",
+        "\r\n",
+        "\t",
+        "é",
+        "👩‍💻",
+        "n\u0303",
+        "٣",
+        "Ⅷ",
+        "\x00",
+        "\x1c",
+        "\x85",
+        "\u2028",
+        "\xa0",
+        "中",
+        '("',
+        "_",
+    ]
+    odd += ["def ", "12345", "]", "/", END_OF_TEXT, "<|startoftext|>", "self."]
+    rng = random.Random(0)
+    for text in [*sample(), *("".join(rng.choices(odd, k=rng.randrange(30))) for _ in range(3000))]:
+        assert ours.encode(text) == theirs.encode(text, disallowed_special=()), text
+        assert ours.decode(ours.encode(text)) == text
+    assert ours.token_text(2046) == "<|startoftext|>"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda content: content.replace(b"\n", b"\r\n"), lambda content: codecs.BOM_UTF8 + content, bytes.rstrip],
+    ids=["CRLF", "byte-order mark", "no newline at the end"],
+)
+def test_copies_of_the_released_tokenizer_that_windows_made(change: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    plain, copied = released_tokenizer(tmp_path / "a"), released_tokenizer(tmp_path / "b", change)
+    assert copied.to_json() == plain.to_json()
+
+
+def test_a_folder_in_another_form_says_what_is_expected(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "circuitgpt", "n_layer": 8}')
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(
+        InputError, match=r"in Hugging Face form .*; allowed: .* with beeg_config.json and final_model.pt"
+    ):
+        load_openai(str(tmp_path))
+    with pytest.raises(InputError, match=r"config.json: .*'circuitgpt'.* `sweeps import`"):
+        from_pretrained(str(tmp_path))
+    with pytest.raises(InputError, match="as the paper's authors released it; `sweeps import`"):
+        from_pretrained(write(str(tmp_path / "released"), *(released("paper")[i] for i in (0, 2))))
+
+
+def test_a_key_twice_is_refused(tmp_path: Path) -> None:
+    written, _, weights = released("paper")
+    write(str(tmp_path), written, weights)
+    (tmp_path / "beeg_config.json").write_text(json.dumps(written)[:-1] + ', "n_layer": 2}')
+    with pytest.raises(InputError, match=r"beeg_config.json: key 'n_layer' is there twice"):
+        load_openai(str(tmp_path))
 
 
 def test_one_tokenizer_file_without_the_other_and_a_truncated_one(

@@ -37,6 +37,18 @@ def test_round_trip_gives_equal_logits_and_tokens(model, tokenizer, root_uri):
     assert tokenizer_again.encode("print(x)") == tokenizer.encode("print(x)")
 
 
+def test_hugging_face_reads_the_separators_name_in_a_text_as_we_do(model, tokenizer, tmp_path):
+    from transformers import AutoTokenizer  # takes a second
+
+    save_pretrained(model, tokenizer, str(tmp_path))
+    theirs = AutoTokenizer.from_pretrained(str(tmp_path))
+    plain = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    for text in ("a<|endoftext|>b", "<|endoftext|>", "for x in range(3):\n    print(x)\n", "  é\r\n"):
+        assert tokenizer.encode(text) == theirs.encode(text) == plain.encode(text).ids
+        assert theirs.decode(tokenizer.encode(text)) == text
+    assert theirs.eos_token_id == tokenizer.eot not in tokenizer.encode("a<|endoftext|>b")
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 
 from circuit.tasks import TASKS
+from sparse_model.cores import cpu_count
 from sparse_model.errors import InputError
 from sparse_model.storage.store_errors import StorageFailed, StorageUnavailable
 from sweeps import cli
@@ -254,6 +255,22 @@ def test_tasks_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert said.count("⟶") == 2 * len(TASKS)
 
 
+def test_a_terminal_without_our_characters_is_told_their_numbers() -> None:
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": "C"}
+    done = subprocess.run([sys.executable, "-m", "sweeps", "tasks"], env=environment, capture_output=True, check=True)
+    assert b"\\u27f6" in done.stdout
+    assert not done.stderr
+
+
+def test_brackets_and_colons_in_a_name_are_no_markup(
+    study_text: Text, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, store = tmp_path / "s.yaml", tmp_path / "a[bold]b :warning: 日本語"
+    path.write_text(study_text())
+    assert status_of(["doctor", str(path), "--storage", str(store)]) == 0
+    assert f"storage {store}: writable" in capsys.readouterr().out
+
+
 def test_doctor(study_text: Text, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "s.yaml"
     path.write_text(study_text())
@@ -303,7 +320,7 @@ def test_a_cluster_that_must_grow_is_said_to_lack_what_a_trial_needs() -> None:
 
 
 def test_this_machine_offers_the_resource_that_pruning_asks_for() -> None:
-    assert own_resources(ResourceConfig.model_validate({"pruning_resource": "pruner"})) == {"pruner": os.cpu_count()}
+    assert own_resources(ResourceConfig.model_validate({"pruning_resource": "pruner"})) == {"pruner": cpu_count()}
     assert own_resources(ResourceConfig.model_validate({})) == {}
 
 

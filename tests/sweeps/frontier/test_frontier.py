@@ -119,6 +119,8 @@ def test_damaged_rows_are_named(root: str) -> None:
         "CREATE SECRET s (TYPE s3)",
         "SELECT 1; SELECT 2",
         "SELECT * FROM trials; COPY trials TO '{folder}/out.csv'",
+        "PIVOT '{folder}/frontier/trials/t0.parquet' ON kind USING count(*)",
+        "PIVOT trials ON kind USING count(*); CREATE TABLE x AS SELECT 1",
     ],
 )
 def test_queries_reach_nothing_else(tmp_path: Path, query: str) -> None:
@@ -138,6 +140,9 @@ def test_queries_that_are_allowed(tmp_path: Path) -> None:
     assert found.sql("DESCRIBE trials").num_rows == len(TRIAL_SCHEMA.names)
     assert found.sql("SELECT count(*) AS n FROM Circuits").to_pylist() == [{"n": 0}]
     assert found.sql("SHOW TABLES")["name"].to_pylist() == ["circuits", "trials"]
+    assert found.sql("PIVOT trials ON kind USING sum(l0) GROUP BY seed").to_pylist() == [{"seed": 0, "sparse": 10}]
+    assert found.sql("FROM (PIVOT trials ON kind USING count(*) GROUP BY study)").num_rows == 1
+    assert found.sql("UNPIVOT trials ON l0, tokens INTO NAME figure VALUE number").num_rows > 0
 
 
 def test_misspelt_choices_are_refused(tmp_path: Path) -> None:
@@ -175,7 +180,7 @@ def test_schemas_have_what_others_rely_on(tmp_path: Path) -> None:
     trials = "study trial kind status reason seed d_model n_layer fraction l0 total_params tokens train_loss val_loss "
     trials += "tasks_solved circuit_edges flops train_seconds prune_seconds config schema_version"
     circuits = "study trial task target_loss method status nodes edges loss heldout_loss heldout_accuracy "
-    circuits += "unpruned_loss necessity_loss control_edges control_loss seconds"
+    circuits += "unpruned_loss necessity_loss subset_worst_loss adversary_loss nonsense_edges agreement backups seconds"
     assert set(trials.split()) <= set(TRIAL_SCHEMA.names)
     assert set(circuits.split()) <= set(CIRCUIT_SCHEMA.names)
     write_trial_row(str(tmp_path), trial("t0", 1.0, 4.0))

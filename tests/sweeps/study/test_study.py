@@ -34,7 +34,7 @@ def test_shipped_studies_are_sound(name: str) -> None:
 def test_quickstart_is_a_real_sweep() -> None:
     study = load_study("quickstart")
     assert study.search.trials >= 5
-    assert {source.source for source in study.corpus.sources} == {"idioms", "stdlib"}
+    assert {source.source for source in study.corpus.sources} == {"idioms", "installed:networkx"}
     assert {"model.d_model", "training.fraction", "training.anneal"} <= set(study.space.sampled("sparse"))
     assert "model.d_model" in study.space.sampled("dense")
     assert study.task_sources == load_study("quickstart").task_sources
@@ -254,3 +254,14 @@ def test_tasks_in_files_stand_beside_those_of_the_table(study_text: Text, tmp_pa
     path.write_text("{}")
     with pytest.raises(InputError, match=rf"s: tasks\[0\]: {path}:1: prompt_a is missing"):
         read_study(study_text({"tasks": [str(path)]}), "s")
+
+
+def test_a_study_file_is_utf8_with_a_mark_or_without(study_text: Text, tmp_path: Path) -> None:
+    path = tmp_path / "s.yaml"
+    text = study_text()
+    for encoding in ("utf-8", "utf-8-sig"):
+        path.write_bytes(text.replace("\n", "\r\n").encode(encoding))
+        assert load_study(str(path)).name == read_study(text, "x").name
+    path.write_bytes(text.encode("utf-16"))
+    with pytest.raises(InputError, match=r"s\.yaml: not a text file in UTF-8: .* begins as UTF-16 does"):
+        load_study(str(path))
