@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from timing import medians_ms, processor
+from timing import CLOCKS, medians_ms, processor
 from torch import Tensor, nn
 
 from sparse_model.model.abstopk import abs_topk
@@ -80,6 +80,7 @@ def plain_step(config: ModelConfig, tokens: Tensor, dtype: torch.dtype) -> Calla
 
 def our_step(config: ModelConfig, recipe: TrainConfig, tokens: Tensor) -> tuple[Callable[[], None], SparseOptimizer]:
     model = SparseTransformer(config, getattr(torch, recipe.dtype)).to(DEVICE)
+    model.bigram_by_rows = True  # as training has it on a CPU
     optimizer = SparseOptimizer(model, recipe, n_steps=1000)
 
     def step() -> None:
@@ -151,7 +152,7 @@ def adamw_step(optimizer: SparseOptimizer) -> Callable[[], None]:
     return step
 
 
-def measure(shape: str, fraction: float, rounds: int, dtype: str) -> dict[str, float]:
+def measure(shape: str, fraction: float, rounds: int, dtype: str, clock: str) -> dict[str, float]:
     """The figures of one shape, in ms, and the ratio that matters."""
     compute = getattr(torch, dtype)
     sizes = dict(SHAPES[shape])
@@ -179,6 +180,7 @@ def measure(shape: str, fraction: float, rounds: int, dtype: str) -> dict[str, f
             "adamw_ms": adamw_step(optimizer),
         },
         rounds,
+        clock=clock,
     )
     taken["projection_ms"] -= taken["restore_ms"]
     taken["projection_min_alive_ms"] -= taken.pop("restore_ms")
@@ -196,12 +198,13 @@ def main() -> None:
     parser.add_argument("--fraction", type=float, default=1 / 16, help="share of weights kept (default: 1/16)")
     parser.add_argument("--rounds", type=int, default=10, help="timed steps of each, taken in turn (default: 10)")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="of ours")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="wall, or cpu: seconds of cores")
     parser.add_argument("--json", type=Path, help="write the figures into this file as well")
     options = parser.parse_args()
     dtype = resolved(TrainConfig(dtype=options.dtype), torch.device(DEVICE)).dtype
-    figures = measure(options.shape, options.fraction, options.rounds, dtype)
+    figures = measure(options.shape, options.fraction, options.rounds, dtype, options.clock)
     print(f"{options.shape}: {SHAPES[options.shape]}, ours in {dtype}, medians")
-    print(f"{processor()}, {torch.get_num_threads()} threads")
+    print(f"{processor()}, {torch.get_num_threads()} threads, {options.clock} clock")
     for name, value in figures.items():
         share = f"{value / figures['sparse_ms']:8.0%} of sparse_ms" if name in PARTS else ""
         print(f"{name:>24} {value:9.2f}{share}")

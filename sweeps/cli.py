@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from sparse_model.errors import InputError
 from sparse_model.storage.store_errors import StorageFailed, StorageUnavailable, redacted
-from sweeps.commands import circuit, cluster, curves, data, doctor, frontier, importing, one, run, search, tasks
+from sweeps.commands import circuit, cluster, curves, data, doctor, frontier, importing, one, pages, run, search, tasks
 
 sweeps_app = typer.Typer(
     name="sweeps",
@@ -24,11 +24,14 @@ for command in (
     run.run_command,
     *(cluster.plan_command, cluster.submit_command, cluster.status_command),
     *(frontier.frontier_command, curves.curves_command, curves.baselines_command, search.search_command),
+    pages.report_command,
     *(one.train_command, one.prune_command),
     *(tasks.tasks_command, data.corpus_command, data.tokenizer_command),
     importing.import_command,
 ):
     sweeps_app.command(command.__name__.removesuffix("_command"))(command)
+circuit.circuit_app.command("page")(pages.page_command)
+circuit.circuit_app.command("compare")(pages.compare_command)
 sweeps_app.add_typer(circuit.circuit_app, name="circuit", no_args_is_help=True)
 sweeps_app.command("doctor")(doctor.doctor_command)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from importlib import import_module
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from pydantic import Field, ValidationError, model_validator
+from torch import Tensor
 
 from circuit.ablated.ablation import Means
 from circuit.ablated.compact import Edges
@@ -144,6 +146,18 @@ class Circuit(Config):
         """Read what `save` wrote; InputError where it is missing, truncated or something else."""
         return cls.from_json(read_text(uri), uri)
 
+    def page(self, model: SparseTransformer, task: Any, text: Tensor | None = None, **options: Any) -> str:
+        """The circuit as one HTML file that opens offline: `circuit.pages.circuit_page`, which has the options.
+
+        `task` is its prompts (`TaskData`), `text` (n, T) windows of pretraining tokens.
+        """
+        page: str = _pages().circuit_page(self, model, task, text, **options)
+        return page
+
+    def _repr_html_(self) -> str:
+        """A still graph and the figures, for notebooks."""
+        return str(_pages().still_html(self))
+
     def kept_edges(self, device: torch.device) -> Edges | None:
         """The edges as an `AblatedModel` takes them; None of another method than edge, where all between kept nodes
         are."""
@@ -157,6 +171,11 @@ class Circuit(Config):
     def proven(self, proofs: Proofs, summary: str, seconds: float) -> Circuit:
         """The same circuit with its proofs and all the time that it took."""
         return self.model_copy(update={"proofs": proofs, "summary": summary, "seconds": seconds})
+
+
+def _pages() -> Any:
+    """The room that draws circuits, which builds on this file."""
+    return import_module("circuit.pages")
 
 
 def _version(text: str | bytes, name: str) -> Any:

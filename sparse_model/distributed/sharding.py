@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from sparse_model.distributed.workers import rank, world_size
@@ -27,8 +27,14 @@ def sharded_model(config: ModelConfig, compute_dtype: torch.dtype, device: torch
     with torch.device("meta"):
         model = SparseTransformer(config, compute_dtype)
     mesh = init_device_mesh(device.type, (world_size(),))
+    # what a layer computes with is sent as it is used; the residual stream, and gradients on their way, stay float32
+    sent = MixedPrecisionPolicy(
+        param_dtype=None if compute_dtype is torch.float32 else compute_dtype,
+        reduce_dtype=torch.float32,
+        cast_forward_inputs=False,
+    )
     for layer in model.layers:
-        fully_shard(layer, mesh=mesh)
+        fully_shard(layer, mesh=mesh, mp_policy=sent)
     fully_shard(model, mesh=mesh)
     _allocate(model, device)
     for name, parameter in model.named_parameters():

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Literal, TypeVar
 
+import numpy as np
 import torch.distributed as dist
-from torch import Tensor, empty_like
+from torch import Tensor, cat, empty_like, from_numpy
 
 _T = TypeVar("_T")
 
@@ -55,3 +56,43 @@ def summed(tensor: Tensor) -> Tensor:
     if world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
+
+
+class Hosts:
+    """The programs of all workers, which tell each other something without asking their devices."""
+
+    def __init__(self) -> None:
+        """All workers make one alike."""
+        several = world_size() > 1
+        self._group = dist.new_group(backend="gloo") if several and dist.get_backend() != "gloo" else None
+
+    def any(self, flag: bool) -> bool:
+        """Whether it holds for any of the workers; all call this alike."""
+        if world_size() == 1:
+            return flag
+        box = np.array([flag], dtype=np.int32)
+        dist.all_reduce(from_numpy(box), group=self._group)
+        return bool(box[0])
+
+
+BUCKET = 2**23
+"""Numbers that are sent at a time: each sending has a price, and what is sent is copied."""
+
+
+def averaged(tensors: list[Tensor]) -> None:
+    """Make each tensor, in place, the mean over all workers, which hold tensors of the same shapes."""
+    if world_size() == 1:
+        return
+    bucket: list[Tensor] = []
+    for i, tensor in enumerate(tensors):
+        bucket.append(tensor)
+        if i + 1 == len(tensors) or sum(t.numel() for t in bucket) + tensors[i + 1].numel() > BUCKET:
+            _average(bucket)
+            bucket = []
+
+
+def _average(bucket: list[Tensor]) -> None:
+    flat = cat([tensor.flatten() for tensor in bucket]).div_(world_size())
+    dist.all_reduce(flat)
+    for tensor, mean in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):  # type: ignore[no-untyped-call]
+        tensor.copy_(mean.view_as(tensor))

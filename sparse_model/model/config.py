@@ -52,6 +52,11 @@ class ModelConfig(Config):
     d_position: int | None = Field(None, ge=1, description="channels of concatenated positions")
     attention_sink: bool = Field(False, description="per head, a learned logit whose value vector is zero")
     tied_embeddings: bool = Field(False, description="the unembedding is the embedding")
+    initial: Literal["fan_in", "gpt2"] = Field(
+        default="fan_in",
+        description="standard deviation of initial matrices: 1/sqrt(inputs), and 1/sqrt(d_model) of embeddings, or "
+        "GPT-2's 0.02; either way what writes to the residual stream is scaled by 1/sqrt(2 n_layer). Biases are 0",
+    )
     bigram: bool = Field(True, description="dense vocab x vocab table added to the logits")
 
     @model_validator(mode="after")
@@ -105,7 +110,7 @@ class ModelConfig(Config):
         return k if kind in self.sparse_sites and k < width else None
 
 
-RUN_ONLY = ("compile", "cuda_graph", "log_every", "eval_every", "checkpoint_every")
+RUN_ONLY = ("micro_batch", "compile", "cuda_graph", "log_every", "eval_every", "checkpoint_every")
 """Fields of a `TrainConfig` that decide how a run is done and reported, and not to which weights it leads."""
 
 
@@ -119,7 +124,10 @@ class TrainConfig(Config):
         None, gt=0, le=1, description="share for the two embeddings when it is to differ from `fraction`"
     )
     anneal: float = Field(
-        0.5, ge=0, le=1, description="share of training over which L0 falls to `fraction`; 0: at once"
+        0.5,
+        ge=0,
+        le=1,
+        description="share of training over which L0 falls to `fraction`, from the first step on; 0: at once",
     )
     min_alive: int = Field(4, ge=0, description="nonzeros kept per neuron and per attention channel (j)")
     dense_biases: bool = Field(False, description="leave biases out of the projection")
@@ -130,14 +138,28 @@ class TrainConfig(Config):
     gradient: Literal["normalize", "clip", "none"] = Field(
         "normalize", description="divide the gradient by its global RMS, clip that RMS to 1, or leave it"
     )
+    rms_over: Literal["all", "projected"] = Field(
+        "all",
+        description="whose gradients that RMS is of: all parameters, or those under a budget, so that the bigram table "
+        "(most of a small model's parameters) does not count. All are scaled by it",
+    )
     betas: tuple[Beta, Beta] = Field((0.9, 0.95), description="AdamW moment decays")
     eps: float = Field(0.1, gt=0, description="AdamW epsilon (the paper's is 0.1)")
     weight_decay: float = Field(0.1, ge=0, description="AdamW decay; not on the bigram table")
+    decay: Literal["all", "matrices"] = Field(
+        "all", description="what decays: all but the bigram table, or of those matrices and embeddings alone"
+    )
     seed: int = Field(0, ge=0, lt=2**63, description="of the initial weights and the data order")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
         description="of activations; weights stay float32. auto: bfloat16 on GPUs and on processors that have "
         "instructions for it, else float32; decided when a run starts, and kept when it is continued",
+    )
+    micro_batch: int | None = Field(
+        None,
+        ge=1,
+        description="sequences per forward pass and worker, whose gradients are added up. By default all of a "
+        "worker's, on a GPU as many as its memory is estimated to hold; halved when memory runs out all the same",
     )
     compile: bool = Field(False, description="compile the layers (torch.compile); on GPUs only, no effect elsewhere")
     cuda_graph: bool = Field(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,13 +25,21 @@ def next_token_loss(logits: Tensor, targets: Tensor, reduction: str = "mean") ->
 
 
 def unembedding_loss(
-    final: Tensor, weight: Tensor, bias: Tensor, bigram: Tensor | None, tokens: Tensor, targets: Tensor
+    final: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    bigram: Tensor | None,
+    tokens: Tensor,
+    targets: Tensor,
+    by_rows: bool = False,
 ) -> Tensor:
     """Mean of `next_token_loss` of the logits final @ weight.T + bias + bigram[tokens], and its gradient, in one go.
 
-    final (N, D) in the compute dtype; weight (V, D), bias (V) and bigram (V, V) in float32; tokens, targets (N).
+    final (N, D) in the compute dtype; weight (V, D), bias (V) and bigram (V, V) in float32; tokens, targets (N). With
+    `by_rows`, on a CPU, the bigram table's gradient is a sparse tensor of the rows of the tokens that there are.
     """
-    loss: Tensor = _UnembeddingLoss.apply(final, weight, bias, bigram, tokens, targets)  # type: ignore[no-untyped-call]
+    options = final, weight, bias, bigram, tokens, targets, by_rows
+    loss: Tensor = _UnembeddingLoss.apply(*options)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -39,14 +48,26 @@ class _UnembeddingLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, final: Tensor, weight: Tensor, bias: Tensor, bigram: Tensor | None, tokens: Tensor, targets: Tensor
+        ctx: Any,
+        final: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        bigram: Tensor | None,
+        tokens: Tensor,
+        targets: Tensor,
+        by_rows: bool,
     ) -> Tensor:
         low = weight.to(final.dtype)
         size = GPU_BLOCK if final.is_cuda else CPU_BLOCK
         ctx.grads, wanted = None, any(ctx.needs_input_grad)
         loss = torch.zeros((), device=final.device)
         grad_low = final.new_empty(len(final), len(weight)) if wanted else None
-        grad_bias, grad_bigram = torch.zeros_like(bias), None if bigram is None else torch.zeros_like(bigram)
+        grad_bias, grad_bigram, place = torch.zeros_like(bias), None, tokens
+        ctx.seen = None
+        if bigram is not None and wanted:
+            if by_rows:
+                ctx.seen, place = _distinct(tokens)
+            grad_bigram = bigram.new_zeros(len(bigram) if ctx.seen is None else len(ctx.seen), len(bigram))
         for start in range(0, len(final), size):
             rows = slice(start, start + size)
             logits = F.linear(final[rows], low).float().add_(bias)
@@ -58,7 +79,7 @@ class _UnembeddingLoss(torch.autograd.Function):
                 grad_low[rows] = grad
                 grad_bias += grad.sum(0)
                 if grad_bigram is not None:
-                    grad_bigram.index_add_(0, tokens[rows], grad)
+                    grad_bigram.index_add_(0, place[rows], grad)
         if grad_low is not None:
             grad_weight = (grad_low.T @ final).float()
             ctx.grads = (grad_low @ low, grad_weight, grad_bias, grad_bigram)
@@ -73,7 +94,19 @@ class _UnembeddingLoss(torch.autograd.Function):
             for grad in grads:
                 if grad is not None:
                     grad.mul_(upstream)
-        return *grads, None, None
+        *others, grad_bigram = grads
+        if ctx.seen is not None:
+            V = grad_bigram.shape[1]
+            grad_bigram = torch.sparse_coo_tensor(
+                ctx.seen.unsqueeze(0), grad_bigram, (V, V), is_coalesced=True, check_invariants=False
+            )
+        return *others, grad_bigram, None, None, None
+
+
+def _distinct(tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """The distinct tokens of some on a CPU, and for each of them (N) its place among these."""
+    seen, place = np.unique(tokens.numpy(), return_inverse=True)
+    return torch.from_numpy(seen), torch.from_numpy(place)
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor, share: float) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,9 @@ from sparse_model.model.loss import unembedding_loss
 from sparse_model.model.norm import rms_norm
 from sparse_model.model.sites import FINAL_SITE, SiteFunction, site_name, site_names
 
+GPT2_WIDTH = 0.02
+"""Standard deviation of GPT-2's initial matrices, at any width."""
+
 
 class SparseTransformer(nn.Module):
     """A GPT-2 style decoder with AbsTopK activations at every node site.
@@ -33,6 +36,8 @@ class SparseTransformer(nn.Module):
         super().__init__()
         self.config = config
         self.compute_dtype = compute_dtype
+        # whether the gradient of the bigram table is a sparse tensor of rows; an optimiser must know how to take it
+        self.bigram_by_rows = False
         V, D = config.vocab_size, config.d_model
         self.embedding = nn.Parameter(torch.empty(V, D))
         self.positions: nn.Parameter | None = None
@@ -54,15 +59,19 @@ class SparseTransformer(nn.Module):
     def reset(self, name: str, values: Tensor) -> None:
         """Fill a tensor with the initial values of the parameter of that name and shape.
 
-        GPT-2's; the matrices that write to the residual stream are scaled by 1/sqrt(2 * n_layer).
+        Matrices and embeddings are Gaussian, of the width that `initial` says; those that write to the residual stream
+        are scaled by 1/sqrt(2 * n_layer), as GPT-2's are. Gains are 1, all else is 0.
         """
         if name.endswith("weight"):
             residual_scale = 1 / math.sqrt(2 * self.config.n_layer) if ".out." in name or ".down." in name else 1
-            nn.init.normal_(values, std=residual_scale / math.sqrt(values.shape[1]))
+            nn.init.normal_(values, std=residual_scale * self._initial_width(values.shape[1]))
         elif name in ("embedding", "unembedding", "positions"):
-            nn.init.normal_(values, std=1 / math.sqrt(self.config.d_model))
+            nn.init.normal_(values, std=self._initial_width(self.config.d_model))
         else:
             nn.init.constant_(values, 1.0 if name.endswith("gain") else 0.0)
+
+    def _initial_width(self, inputs: int) -> float:
+        return GPT2_WIDTH if self.config.initial == "gpt2" else 1 / math.sqrt(inputs)
 
     def forward(self, tokens: Tensor, at_site: SiteFunction | None = None, targets: Tensor | None = None) -> Tensor:
         """Logits (B, T, V) for tokens (B, T); with targets (B, T), their mean cross-entropy in nats instead.
@@ -77,7 +86,8 @@ class SparseTransformer(nn.Module):
         if targets.shape != tokens.shape:
             raise InputError(f"targets of shape {tuple(targets.shape)}; allowed: {tuple(tokens.shape)}, as tokens")
         weights = self.unembedding, self.unembedding_bias, self.bigram
-        return unembedding_loss(final.flatten(0, 1), *weights, tokens.flatten(), targets.flatten())
+        flat = final.flatten(0, 1), *weights, tokens.flatten(), targets.flatten()
+        return unembedding_loss(*flat, by_rows=self.bigram_by_rows and tokens.is_cpu)
 
     def final(self, tokens: Tensor, at_site: SiteFunction | None = None) -> Tensor:
         """Activation of the last node site, final.in, (B, T, D): everything but the unembedding.
@@ -104,7 +114,7 @@ class SparseTransformer(nn.Module):
                 f"tokens of shape {tuple(tokens.shape)} with final.in {tuple(final.shape)}; allowed: the same"
             )
         dtype = final.dtype
-        logits = F.linear(final, self.unembedding.to(dtype), self.unembedding_bias.to(dtype)).float()
+        logits = F.linear(final, self.unembedding.to(dtype)).float() + self.unembedding_bias
         return logits if self.bigram is None else logits + F.embedding(tokens, self.bigram)
 
     @torch.no_grad()
@@ -244,7 +254,8 @@ class Norm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.kind == "rms":
             return rms_norm(x) if self.gain is None else rms_norm(x) * self.gain
-        return F.layer_norm(x, (self.width,), self.gain, self.offset)
+        gain, offset = (None if p is None else p.to(x.dtype) for p in (self.gain, self.offset))
+        return F.layer_norm(x, (self.width,), gain, offset)
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}

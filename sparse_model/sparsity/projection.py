@@ -55,10 +55,15 @@ def _rule(name: str, recipe: TrainConfig) -> tuple[float, int, bool]:
 
 
 def check_budget(model: ModelConfig, recipe: TrainConfig) -> None:
-    """Refuse a recipe whose minimum alive exceeds the whole budget of a matrix (METHOD 3, known trap)."""
+    """Refuse a recipe whose minimum alive exceeds the whole budget of a matrix (METHOD 3, known trap).
+
+    What stays dense has all of its weights, so it has no minimum.
+    """
     with torch.device("meta"):
         groups = projected_groups(SparseTransformer(model), recipe)
     for group in groups:
+        if group.fraction == 1:
+            continue
         keepers = group.weight.shape[1 if group.by_column else 0]
         if group.min_alive * keepers > group.budget(1):
             raise InputError(

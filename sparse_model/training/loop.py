@@ -14,11 +14,11 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import BaseModel
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from sparse_model.data.loader import TokenDataset
-from sparse_model.distributed.sharding import sharded_model
+from sparse_model.distributed.sharding import is_sharded, sharded_model
 from sparse_model.distributed.workers import Parallel, gathered, rank, summed, world_size
 from sparse_model.errors import InputError
 from sparse_model.model.config import RUN_ONLY, ModelConfig, TrainConfig
@@ -28,16 +28,20 @@ from sparse_model.training.batches import Batches
 from sparse_model.training.checkpoint import CheckpointStore, NoCheckpoints, OtherRun, RunState, Tensors
 from sparse_model.training.cuda_graph import RecordedWork, StepWork
 from sparse_model.training.measures import evaluate, flops_per_token
+from sparse_model.training.memory import rows_at_once
 from sparse_model.training.optimizer import SparseOptimizer, learning_rate
+from sparse_model.training.passes import Passes
 from sparse_model.training.precision import ComputeType, resolved
 
 Metrics = dict[str, float]
+SECTIONS: dict[str, type[BaseModel]] = {"model": ModelConfig, "training": TrainConfig}
 Report = Callable[[Metrics], None]
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What came out of a run: the model (this worker's shard of it under fsdp), how it ended, and its last figures.
+    """What came out of a run: the model (this worker's shard of it under fsdp), how it ended, its last figures, and its
+    learning curve: a point for every log, with `CURVE` in it, validation figures where they were measured.
 
     `dtype` is the type of activations, which the recipe may have left open.
     """
@@ -47,6 +51,14 @@ class TrainResult:
     reason: str
     metrics: Metrics
     dtype: ComputeType
+    curve: tuple[Metrics, ...] = ()
+
+
+CURVE = {"tokens": "tokens", "train_loss": "train_loss", "lr": "lr", "l0": "l0", "train_seconds": "seconds"}
+"""Figures of a log in a point of the learning curve, by their names there."""
+
+LONGEST_CURVE = 2000
+"""Points of a learning curve, which every checkpoint holds: of more, every second one goes."""
 
 
 def train(
@@ -116,6 +128,7 @@ class Run:
         self.step, self.seconds, self.reason = 0, 0.0, ""
         self.touched = False
         self.metrics: Metrics = {}
+        self.curve: list[Metrics] = []
         self._reset_window()
 
     def _build(self, model_config: ModelConfig, recipe: TrainConfig) -> None:
@@ -132,10 +145,14 @@ class Run:
         if recipe.compile and on_gpu:
             for layer in self.model.layers:
                 layer.compile()
-        replicated = self.kind == "ddp" and world_size() > 1
-        self.parallel = DistributedDataParallel(self.model) if replicated else self.model
+        numel = sum(p.numel() for p in self.model.parameters())
+        rows = rows_at_once(model_config, recipe, numel, self.kind, self.device)
+        # workers that add up their gradients have different rows
+        self.model.bigram_by_rows = self.device.type == "cpu" and world_size() == 1
+        self.passes = Passes(self.model, rows, sharded=is_sharded(self.model))
         as_graph = recipe.cuda_graph and on_gpu
         self.optimizer = SparseOptimizer(self.model, recipe, self.n_steps, capturable=as_graph)
+        self.optimizer.state()  # moments take their memory before any activations do
         self.work: StepWork = RecordedWork(self._learn) if as_graph else self._learn
         self.batches = Batches(self._rows, self.device)
 
@@ -165,13 +182,16 @@ class Run:
         self.metrics |= {
             "step": self.step,
             "steps": self.n_steps,
-            "tokens": self.step * self.recipe.batch_size * T,
+            "tokens": self.step * self._tokens_per_step,
             "train_loss": window / (self.window_steps * world_size()),
             "lr": learning_rate(self.step - 1, self.n_steps, self.recipe),
             "l0": self.optimizer.l0(),
             "tokens_per_second": self.window_steps * self.recipe.batch_size * T / seconds,
             "train_seconds": self.seconds,
         }
+        self.curve.append({"step": self.step} | {name: self.metrics[figure] for figure, name in CURVE.items()})
+        if len(self.curve) > LONGEST_CURVE:
+            del self.curve[:-1:2]
         self._find_divergence()
         self._reset_window()
         return self.metrics
@@ -181,6 +201,9 @@ class Run:
         if self.metrics.get("val_step") != self.step:
             with torch.compiler.set_stance("force_eager"):  # it looks at every node site
                 self.metrics |= {**evaluate(self.model, self._heldout()), "val_step": self.step}
+            if not self.curve or self.curve[-1]["step"] != self.step:
+                self.curve.append({"step": self.step, "tokens": self.step * self._tokens_per_step})
+            self.curve[-1] |= {name: self.metrics[name] for name in ("val_loss", "dead_neurons")}
         return self.metrics
 
     def result(self, metrics: Metrics) -> TrainResult:
@@ -191,7 +214,11 @@ class Run:
         }
         status: Literal["ok", "diverged"] = "diverged" if self.reason else "ok"
         dtype: ComputeType = "bfloat16" if self.model.compute_dtype is torch.bfloat16 else "float32"
-        return TrainResult(self.model, status, self.reason, metrics, dtype)
+        return TrainResult(self.model, status, self.reason, metrics, dtype, tuple(self.curve))
+
+    @property
+    def _tokens_per_step(self) -> int:
+        return self.recipe.batch_size * self.model.config.context
 
     @property
     def diverged(self) -> bool:
@@ -203,7 +230,7 @@ class Run:
         losses = gathered(self.window_loss.item())
         seconds = time.monotonic() - self.window_start if self.window_steps else 0.0
         window = {"losses": losses, "steps": self.window_steps, "seconds": seconds}
-        figures = {"step": self.step, "seconds": self.seconds, "metrics": self.metrics}
+        figures = {"step": self.step, "seconds": self.seconds, "metrics": self.metrics, "curve": self.curve}
         return {"run": self._identity(), "window": window} | figures
 
     def tensors(self) -> Tensors:
@@ -223,6 +250,7 @@ class Run:
         self.touched = True
         read(self.tensors())
         self.step, self.seconds, self.metrics = progress["step"], progress["seconds"], progress["metrics"]
+        self.curve = list(progress.get("curve", ()))  # checkpoints of earlier versions have none
         self.optimizer.continue_from(self.step)
         losses = progress["window"]["losses"]
         same = len(losses) == world_size()
@@ -238,21 +266,22 @@ class Run:
         }
 
     def _refuse_other(self, run: dict[str, Any]) -> None:
+        # what a checkpoint of an earlier version does not know was then as it is by default
+        known = {name: config.model_json_schema()["properties"] for name, config in SECTIONS.items()}
         for section, own in self._identity().items():
             theirs = run.get(section, {})
             for field, value in own.items():
-                if theirs.get(field) != value:
+                before = theirs.get(field, known.get(section, {}).get(field, {}).get("default"))
+                if before != value:
                     raise OtherRun(
-                        f"{section}.{field} {theirs.get(field)!r}, now {value!r}; "
-                        "allowed: the same run again, or an empty folder"
+                        f"{section}.{field} {before!r}, now {value!r}; allowed: the same run again, or an empty folder"
                     )
 
     def _learn(self, tokens: Tensor) -> Tensor:
         """Move the weights by the gradient of a batch (B, T + 1); gives its loss."""
-        loss: Tensor = self.parallel(tokens[:, :-1], targets=tokens[:, 1:])
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss = self.passes(tokens)
         self.optimizer.update()
-        return loss.detach()
+        return loss
 
     def _rows(self, step: int) -> npt.NDArray[np.int64]:
         recipe, T = self.recipe, self.model.config.context

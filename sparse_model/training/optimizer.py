@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -29,11 +30,13 @@ class SparseOptimizer:
         self.sharded = is_sharded(model)
         self.named = dict(model.named_parameters())
         self.held = {name: held_parameter(p) for name, p in self.named.items()}
-        decayed = [p for name, p in self.held.items() if name != "bigram"]
-        tables = [p for name, p in self.held.items() if name == "bigram"]
-        parameters: list[dict[str, Any]] = [{"params": decayed}]
-        if tables:
-            parameters.append({"params": tables, "weight_decay": 0.0})
+        vectors_too = recipe.decay == "all"
+        decays = {name for name, p in self.named.items() if name != "bigram" and (vectors_too or p.dim() > 1)}
+        self.rows = RowGradient(self.held.get("bigram"))
+        kept = [p for name, p in self.held.items() if name not in decays]
+        parameters: list[dict[str, Any]] = [{"params": [self.held[name] for name in self.named if name in decays]}]
+        if kept:
+            parameters.append({"params": kept, "weight_decay": 0.0})
         # a number would be recorded in the graph as it is at that moment
         lr = torch.tensor(recipe.lr, device=model.embedding.device) if capturable else recipe.lr
         self.adamw = torch.optim.AdamW(
@@ -66,10 +69,13 @@ class SparseOptimizer:
         """Scale the gradients, let AdamW take them, and drop them; gives their RMS before, on the device."""
         if self.sharded:
             self._take_gradients()
-        rms, divisor = gradient_scale(self.held, self.named, self.recipe, self.sharded)
+        names = [group.name for group in self.groups] if self.recipe.rms_over == "projected" else list(self.held)
+        judged = {name: self.held[name] for name in names}
+        rms, divisor = gradient_scale(judged, self.named, self.recipe, self.sharded)
         # AdamW divides by it while it reads the gradients anyway
         self.adamw.grad_scale = divisor  # type: ignore[attr-defined]
-        self.adamw.step()
+        with self.rows.filled():
+            self.adamw.step()
         self.adamw.zero_grad()
         return rms
 
@@ -108,17 +114,43 @@ class SparseOptimizer:
             p.grad = None
 
 
+class RowGradient:
+    """The gradient of a table of which a batch sees few rows: a sparse tensor, but AdamW moves the moments of all rows.
+
+    So it is put into a tensor of the whole that stays zero elsewhere, and of which only these rows are cleared again.
+    """
+
+    def __init__(self, table: torch.nn.Parameter | None) -> None:
+        self.table = table
+        self._whole: Tensor | None = None
+
+    @contextmanager
+    def filled(self) -> Iterator[None]:
+        """While it lasts the table's gradient is a whole tensor."""
+        rows = None if self.table is None else self.table.grad
+        if self.table is None or rows is None or not rows.is_sparse:
+            yield
+            return
+        rows = rows.coalesce()
+        seen = rows.indices()[0]
+        if self._whole is None:
+            self._whole = torch.zeros_like(self.table)
+        self.table.grad = self._whole.index_copy_(0, seen, rows.values())
+        yield
+        self._whole.index_fill_(0, seen, 0)
+
+
 def gradient_scale(
     held: Mapping[str, Tensor], named: Mapping[str, Tensor], recipe: TrainConfig, sharded: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """The RMS over all entries of all gradients, and what to divide them by for it to be normal or clipped.
+    """The RMS over all entries of these gradients, and what to divide all by for it to be normal or clipped.
 
     `held` are the parameters, by name, as this worker holds them, `named` as they are as a whole. Where each worker
     holds its own shards of the gradients, the RMS is that over the shards of all workers. Both stay on the device.
     """
     gradients = {name: p.grad for name, p in held.items() if p.grad is not None}
     size = sum(named[name].numel() for name in gradients)
-    norm = torch.nn.utils.get_total_norm(list(gradients.values()))
+    norm = torch.nn.utils.get_total_norm([g.coalesce().values() if g.is_sparse else g for g in gradients.values()])
     if sharded:
         norm = summed(norm.double().square()).sqrt().float()
     rms = norm / math.sqrt(size)

@@ -56,6 +56,8 @@ def plan_command(
     cores = at_once * resources.pruning_parallel * resources.cpus_per_pruning_task
     gpus = at_once * resources.pruning_parallel * resources.gpus_per_pruning_task
     sharing = f" and {gpus:g} GPUs" if gpus else ""
+    worker = "GPU" if resources.gpus_per_worker else "worker"
+    fewer = " (training.micro_batch; where a GPU has less, training takes fewer)" if worker == "GPU" else ""
     lines = {
         "trials": f"{found.trials:,} ({asked.search.trials:,} configurations × {len(asked.seeds)} seeds), "
         f"{len(asked.task_sources)} tasks × {len(asked.target_losses)} target losses each",
@@ -66,9 +68,10 @@ def plan_command(
         "devices": f"{found.device_hours:,.2f} {device} hours of training, "
         f"{found.prune_core_hours:,.2f} core hours of pruning",
         "wall clock": f"about {found.hours:,.2f} hours with {at_once} trials at a time",
-        "cluster": f"{at_once * resources.devices} {device}s and {cores} "
-        f"cores{sharing} for pruning; {found.training_gb:,.2f} GB per device for weights and optimiser of the largest "
-        "model",
+        "cluster": f"{at_once * resources.devices} {device}s and {cores} cores{sharing} for pruning",
+        "memory": f"{found.memory.gb:,.2f} GB per {worker} in training, at most: {found.memory.state_gb:,.2f} for "
+        f"weights, gradients and moments, {found.memory.activations_gb:,.2f} for activations of "
+        f"{found.memory.micro_batch} sequences at a time{fewer}",
         "sampler": f"told {asked.unsolved_edges:,} edges of a task without a circuit that counts",
         "storage": f"{found.storage_gb:,.3g} GB, and up to {found.peak_checkpoint_gb:,.3g} GB of checkpoints meanwhile",
     }

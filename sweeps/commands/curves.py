@@ -28,7 +28,17 @@ from sweeps.commands.opening import opened
 from sweeps.commands.options import StorageOption
 from sweeps.commands.parallel import on_all_cores
 from sweeps.show.curve_store import CurveStore
-from sweeps.show.curves import TARGETS, Curve, Interval, Point, mean_curves, plot_curves, rows_of_model, sizes_of
+from sweeps.show.curves import (
+    TARGETS,
+    Curve,
+    Interval,
+    Point,
+    mean_curves,
+    model_names,
+    plot_curves,
+    rows_of_model,
+    sizes_of,
+)
 from sweeps.show.plot import image_format
 from sweeps.show.progress import Show
 from sweeps.show.text import terminal
@@ -64,7 +74,8 @@ def curves_command(
     asked = load_study(study, storage_uri)
     console = terminal()
     chosen = _tasks(asked, tasks)
-    names = {"a": a, "b": b} if _name(a) == _name(b) else {_name(a): a, _name(b): b}
+    named = model_names([a, b]) if a != b else ["a", "b"]
+    names = dict(zip(named, (a, b), strict=True))
     with Show(console) as show:
         found = {name: _sizes(uri, name, asked, chosen, tasks is not None, show) for name, uri in names.items()}
     panels: dict[str, list[Point]] = {}
@@ -105,7 +116,7 @@ def baselines_command(
     console.print(_table("geometric mean of edges", points, ratio=False))
     console.print(_areas_table([by_way for by_way in faithful.values() if by_way and all(by_way.values())]))
     if plot is not None:
-        plot_curves({"node": points}, plot, f"Learned masks against baselines: {_name(model)}")
+        plot_curves({"node": points}, plot, f"Learned masks against baselines: {model_names([model])[0]}")
     return 0
 
 

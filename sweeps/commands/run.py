@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from sparse_model import storage
+from sparse_model.storage.store_errors import redacted
+from sweeps.commands.pages import say_report
+from sweeps.commands.parallel import on_all_cores
 from sweeps.engine.session import prepare_environment
 from sweeps.frontier.queries import Frontier
+from sweeps.pages.report import write_report
 from sweeps.show.plot import plot_frontier
 from sweeps.show.progress import Show, StudyProgress
 from sweeps.show.text import frontier_table, terminal
@@ -55,9 +60,23 @@ def _summary(study: Study, done: Frontier, console: Console) -> int:
         ("circuits", storage.join(study.root, "circuits")),
         ("picture", picture),
     ):
-        console.print(f"{what:>9}: {where}", soft_wrap=True)
+        console.print(f"{what:>9}: {where}", soft_wrap=True, markup=False)
+    _report(study, console)
     statuses = trials["status"].to_pylist()
     bad = len(statuses) - statuses.count("ok")
     if bad:
         console.print(f"{bad} of {len(statuses)} trials did not end well; their rows say why")
     return 0 if "ok" in statuses else 1
+
+
+def _report(study: Study, console: Console) -> None:
+    """Write the study's report, if it wants one. Results are complete without it: whatever goes wrong is only said."""
+    if study.report == "none":
+        return
+    try:
+        with Show(Console(stderr=True)) as show:
+            done = write_report([study.root], None, study.report, partial(show.stage, "report"), on_all_cores)
+        say_report(done)
+    except Exception as error:
+        why = redacted(f"{type(error).__name__}: {' '.join(str(error).split())}")
+        console.print(f"no report: {why}; `sweeps report {study.root}` tries again", markup=False, soft_wrap=True)

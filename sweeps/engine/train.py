@@ -22,6 +22,7 @@ from sparse_model.saved.pretrained import save_pretrained
 from sparse_model.training.checkpoint import Checkpoints
 from sparse_model.training.loop import train
 from sweeps.engine.crashes import is_crash
+from sweeps.frontier.rows import write_curve
 from sweeps.study.space import TrialConfig
 from sweeps.trial.outcome import Trained
 from sweeps.trial.places import Trial
@@ -68,6 +69,7 @@ def _fit(trial: Trial, scratch: str) -> Trained:
             "checkpoints_uri": trial.checkpoints_uri,
             "parallel": resources.parallel,
             "threads": resources.cpus_per_worker,
+            "curve": (trial.study.root, trial.study.name, trial.key, trial.attempt),
         },
         scaling_config=ray.train.ScalingConfig(
             num_workers=resources.workers,
@@ -111,6 +113,9 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     )
     if result.status == "ok":
         save_pretrained(result.model, data.tokenizer, config["model_uri"])
+    if ray.train.get_context().get_world_rank() == 0:
+        root, study, key, attempt = config["curve"]
+        write_curve(root, study, key, result.curve, attempt)
     return {"status": result.status, "reason": result.reason, "metrics": result.metrics, "dtype": result.dtype}
 
 

@@ -35,12 +35,14 @@ class Selection(TypedDict, total=False):
 class Frontier:
     """The rows below one or more studies' folders. Every method reads what is there now; studies may be running."""
 
-    def __init__(self, *uris: str) -> None:
-        """Studies' folders, e.g. `./results/quickstart`; InputError where no trial has a row."""
+    def __init__(self, *uris: str, may_be_empty: bool = False) -> None:
+        """Studies' folders, e.g. `./results/quickstart`; InputError where no trial has a row, unless that `may_be` and
+        it is a study's."""
         self.uris = uris
         self._read: dict[tuple[Any, ...], tuple[dict[str, str], Any]] = {}
         for i, uri in enumerate(uris):
-            if not row_files(uri, "trials"):
+            begun = may_be_empty and storage.exists(storage.join(uri, "study.yaml"))
+            if not row_files(uri, "trials") and not begun:
                 raise InputError(f"{uri}: no frontier here{_hint(uri)}")
             if uri in uris[:i]:
                 raise InputError(f"{uri}: is there twice")
@@ -62,6 +64,10 @@ class Frontier:
         """One row per trial, task, target loss and method (`rows.CIRCUIT_SCHEMA`) as a `pyarrow.Table`."""
         order = [(name, "ascending") for name in ("study", "trial", "task") if columns is None or name in columns]
         return self._table("circuits", columns).sort_by(order)
+
+    def curves(self) -> Any:
+        """Learning curves: a row per trial and logged step (`sweeps.rows.CURVE_SCHEMA`) as a `pyarrow.Table`."""
+        return self._table("curves").sort_by([(name, "ascending") for name in ("study", "trial", "step")])
 
     def where(self, condition: str) -> Any:
         """Trials for which an SQL condition holds, e.g. `kind = 'sparse' AND val_loss < 2`."""

@@ -134,7 +134,23 @@ CIRCUIT_SCHEMA = _schema(
     }
 )
 
-TABLES = {"trials": TRIAL_SCHEMA, "circuits": CIRCUIT_SCHEMA}
+CURVE_SCHEMA = _schema(
+    {
+        "study": (TEXT, "the study's name"),
+        "trial": (TEXT, "the trial's key"),
+        "step": (INT, "optimiser steps done"),
+        "tokens": (INT, "training tokens seen"),
+        "train_loss": (FLOAT, "nats per token, over the steps since the last row"),
+        "val_loss": (FLOAT, "nats per token on held-out text, where it was measured at this step"),
+        "lr": (FLOAT, "learning rate of this step"),
+        "l0": (FLOAT, "nonzero weights"),
+        "dead_neurons": (FLOAT, "share of MLP neurons never active on held-out text, where measured"),
+        "seconds": (FLOAT, "spent in training steps so far"),
+        "schema_version": (INT, "of this table"),
+    }
+)
+
+TABLES = {"trials": TRIAL_SCHEMA, "circuits": CIRCUIT_SCHEMA, "curves": CURVE_SCHEMA}
 
 
 def table_uri(root: str, table: str) -> str:
@@ -157,6 +173,11 @@ def write_trial_row(root: str, row: Mapping[str, Any]) -> None:
 def write_circuit_rows(root: str, trial: str, rows: Sequence[Mapping[str, Any]], attempt: int = 0) -> None:
     """Write all circuit rows of a trial's attempt; none of them leaves an empty table."""
     _write(root, "circuits", trial, rows, attempt)
+
+
+def write_curve(root: str, study: str, trial: str, points: Sequence[Mapping[str, Any]], attempt: int = 0) -> None:
+    """Write a trial's learning curve, as `sparse_model.training.TrainResult.curve` has it."""
+    _write(root, "curves", trial, [{"study": study, "trial": trial, **point} for point in points], attempt)
 
 
 def read_rows(uri: str) -> list[dict[str, Any]]:

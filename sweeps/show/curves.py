@@ -87,15 +87,33 @@ def mean_curves(curves: Mapping[str, Sizes], targets: Sequence[float]) -> list[P
     return points
 
 
-def rows_of_model(model_uri: str) -> list[dict[str, Any]]:
-    """Circuit rows of a trial whose model is at <study>/models/<trial>; none where it is not a trial's, or where they
-    are of an earlier schema, which had other tasks and other words for what is solved."""
+def rows_of_model(model_uri: str, table: str = "circuits") -> list[dict[str, Any]]:
+    """Rows of a trial whose model is at <study>/models/<trial>; none where it is not a trial's, or where they are of an
+    earlier schema, which had other tasks and other words for what is solved."""
     parts = model_uri.split("?")[0].rstrip("/").rsplit("/", 2)
     if len(parts) != 3 or parts[1] != "models" or "?" in model_uri:
         return []
     root, trial = parts[0], parts[2]
-    rows: list[dict[str, Any]] = read_table(root, "circuits").to_pylist()
+    rows: list[dict[str, Any]] = read_table(root, table).to_pylist()
     return [row for row in rows if row["trial"] == trial and row["schema_version"] == SCHEMA_VERSION]
+
+
+def model_names(uris: Sequence[str]) -> list[str]:
+    """What models are, e.g. `sparse · 128 · 0.06` (width, share of weights kept), as far as a trial's row tells; else
+    the name of the folder. Names that would be the same have the folder's beside them, and then the whole address."""
+    keys = [uri.split("?")[0].rstrip("/").rsplit("/", 1)[-1] for uri in uris]
+    names = [_described(rows_of_model(uri, "trials")) or key for uri, key in zip(uris, keys, strict=True)]
+    for others in (keys, list(uris)):
+        names = [f"{n} · {o}" if names.count(n) > 1 and o != n else n for n, o in zip(names, others, strict=True)]
+    return names
+
+
+def _described(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    if not rows or rows[0]["kind"] is None or rows[0]["d_model"] is None:
+        return None
+    row = rows[0]
+    share = f" · {row['fraction']:.2g}" if row["kind"] == "sparse" and row["fraction"] is not None else ""
+    return f"{row['kind']} · {row['d_model']}{share}"
 
 
 def plot_curves(panels: Mapping[str, Sequence[Point]], uri: str, title: str) -> None:

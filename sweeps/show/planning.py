@@ -14,6 +14,7 @@ from sparse_model.errors import InputError
 from sparse_model.model.config import ModelConfig
 from sparse_model.model.transformer import SparseTransformer
 from sparse_model.training.measures import flops_per_token
+from sparse_model.training.memory import activation_bytes, state_bytes
 from sweeps.frontier.queries import Frontier
 from sweeps.search.sampling import BoundedStudy
 from sweeps.study.space import TrialConfig
@@ -26,8 +27,8 @@ CPU_CORE_FLOPS, GPU_FLOPS = 4e10, 3e13
 promises in bfloat16 (small models do not fill it)."""
 PRUNE_SECONDS = 4.0
 """Seconds per circuit (task, target loss and method) assumed unless stated; they grow with the model."""
-BYTES_PER_WEIGHT = {"model": 4, "checkpoint": 12, "in training": 20}
-"""Float32 weights; with two Adam moments; with gradients and a working copy."""
+BYTES_PER_WEIGHT = {"model": 4, "checkpoint": 12}
+"""Float32 weights; with two Adam moments."""
 CIRCUIT_BYTES = 60_000
 ROW_BYTES = 15_000
 """Measured sizes, of a circuit file and of the rows of a trial."""
@@ -43,6 +44,19 @@ class Throughput:
 
 
 @dataclass(frozen=True)
+class Memory:
+    """What training takes of one device: weights, gradients and moments; activations of so many sequences at a time."""
+
+    state_gb: float
+    activations_gb: float
+    micro_batch: int
+
+    @property
+    def gb(self) -> float:
+        return self.state_gb + self.activations_gb
+
+
+@dataclass(frozen=True)
 class Plan:
     """The cost of a study. Devices are GPUs, or CPU cores where trials ask for none."""
 
@@ -54,7 +68,7 @@ class Plan:
     prune_core_hours: float
     hours: float
     storage_gb: float
-    training_gb: float
+    memory: Memory
     peak_checkpoint_gb: float
 
 
@@ -101,9 +115,19 @@ def plan_study(study: Study, throughput: Throughput) -> Plan:
         prune_core_hours=prune_hours * study.resources.cpus_per_pruning_task,
         hours=device_hours / devices + prune_hours / pruning,
         storage_gb=(trials * (fmean(sizes) * BYTES_PER_WEIGHT["model"] + ROW_BYTES) + circuits * CIRCUIT_BYTES) / 1e9,
-        training_gb=max(sizes) * BYTES_PER_WEIGHT["in training"] / 1e9,
+        memory=max((training_memory(config, study) for config in configs), key=lambda taken: taken.gb),
         peak_checkpoint_gb=2 * at_once * max(sizes) * BYTES_PER_WEIGHT["checkpoint"] / 1e9,
     )
+
+
+def training_memory(config: TrialConfig, study: Study) -> Memory:
+    """Of one trial: activations of `micro_batch` sequences, or else of all that a worker has of a batch."""
+    resources, recipe = study.resources, config.training
+    rows = max(1, recipe.batch_size // resources.workers)
+    at_once = min(rows, recipe.micro_batch or rows)
+    low = recipe.dtype == "bfloat16" or (recipe.dtype == "auto" and resources.gpus_per_worker > 0)
+    state = state_bytes(count_parameters(config.model), resources.parallel, resources.workers)
+    return Memory(state / 1e9, at_once * activation_bytes(config.model, 2 if low else 4) / 1e9, at_once)
 
 
 def sample(study: Study) -> Sequence[TrialConfig]:

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import textalloc
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from sparse_model import storage
@@ -87,6 +88,21 @@ def _labels(figure: Figure, axes: Axes, rows: list[dict[str, Any]], shown: list[
         x_scatter=every_x, y_scatter=every_y, min_distance=0.02, max_distance=0.1,
         x_lines=[xs for xs, _ in stairs], y_lines=[ys for _, ys in stairs], linecolor=FAINT, linewidth=0.6,
     )  # fmt: skip
+    for text in axes.texts:
+        text.set_in_layout(False)  # else one outside moves the axes
+    figure.draw_without_rendering()
+    for text in axes.texts:
+        _inside(axes, text)
+
+
+def _inside(axes: Axes, text: Text) -> None:
+    """Move a label that leaves the axes, as those beside the outermost trials may, back to their edge."""
+    label, box = text.get_window_extent(), axes.get_window_extent()
+    right = min(0.0, box.x1 - label.x1) + max(0.0, box.x0 - label.x0)
+    up = min(0.0, box.y1 - label.y1) + max(0.0, box.y0 - label.y0)
+    if right or up:
+        x, y = axes.transData.transform(text.get_position())
+        text.set_position(tuple(axes.transData.inverted().transform((x + right, y + up))))
 
 
 def _points(rows: list[dict[str, Any]]) -> tuple[list[float], list[float]]:

@@ -49,7 +49,9 @@ def check_storage(study: Study) -> None:
 
 def _identity(study: Study) -> dict[str, Any]:
     """What makes results those of one study; the rest may differ from run to run."""
-    return study.model_dump(mode="json", exclude={"storage": True, "resources": True, "search": {"trials"}})
+    return study.model_dump(
+        mode="json", exclude={"storage": True, "resources": True, "report": True, "search": {"trials"}}
+    )
 
 
 def differences(before: Any, now: Any, path: str = "") -> list[tuple[str, Any, Any]]:

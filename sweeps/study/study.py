@@ -64,7 +64,7 @@ class ResourceConfig(Config):
     workers: int = Field(1, ge=1, description="data-parallel training workers of a trial")
     cpus_per_worker: int = Field(1, ge=1, description="CPU cores of a training worker")
     gpus_per_worker: float = Field(
-        0, ge=0, description="GPUs of a training worker: a whole number, or a part of one below 1"
+        0, ge=0, description="GPUs of a training worker: a whole number, or with one worker a part of one below 1"
     )
     parallel: Parallel = Field(
         "ddp",
@@ -103,6 +103,15 @@ class ResourceConfig(Config):
         if gpus > 1 and gpus != int(gpus):
             raise ValueError(f"{gpus:g}; allowed: whole numbers, and parts of one GPU below 1")
         return gpus
+
+    @model_validator(mode="after")
+    def _check_shared_gpu(self) -> Self:
+        if 0 < self.gpus_per_worker < 1 and self.workers > 1:
+            raise ValueError(
+                f"gpus_per_worker {self.gpus_per_worker:g} with {self.workers} workers; "
+                "allowed: part of a GPU with one worker, or whole GPUs"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_pruning(self) -> Self:
@@ -165,6 +174,11 @@ class Study(Config):
     )
     target_losses: tuple[float, ...] = Field(
         (0.15,), min_length=1, description="task losses to find circuits at, in nats; the first is the study's target"
+    )
+    report: Literal["front", "all", "none"] = Field(
+        "front",
+        description="pages of circuits in the report that a run ends with: of the trials on the front, of all trials; "
+        "none: no report",
     )
     min_tasks_solved: int = Field(
         1, ge=1, description="a trial that solves fewer tasks stays off the frontier: its mean is over too few circuits"

@@ -107,6 +107,14 @@ def test_smoke_leaves_everything_it_promises(undisturbed: tuple[Path, str]) -> N
         assert model.config.d_model == row["d_model"]
         for task in study.task_sources:
             assert Circuit.load(str(folder / "circuits" / row["trial"] / f"{task}.json")).task == task
+    curves = found.curves().to_pylist()
+    steps = [point["step"] for point in curves if point["trial"] == trials[0]["trial"]]
+    assert steps == sorted(set(steps))
+    assert {point["trial"] for point in curves} == {row["trial"] for row in trials}
+    assert "report/index.html" in said
+    drawn = {path.parent.name for path in (folder / "report" / "circuits").glob("*/*.html")}
+    assert drawn
+    assert drawn <= set(found.pareto()["trial"].to_pylist())
     assert (folder / "frontier.png").read_bytes().startswith(b"\x89PNG")
     assert yaml.safe_load((folder / "study.yaml").read_text())["name"] == "smoke"
     assert str(folder / "frontier.png") in said

@@ -15,6 +15,7 @@ from waits import Waits
 from sparse_model.data import TokenDataset
 from sparse_model.distributed.sharding import gathered_whole, held, sharded_model
 from sparse_model.distributed.workers import rank, world_size
+from sparse_model.errors import InputError
 from sparse_model.model.config import ModelConfig, TrainConfig
 from sparse_model.model.transformer import SparseTransformer
 from sparse_model.saved.pretrained import save_pretrained
@@ -63,6 +64,7 @@ def two_workers(data: TokenDataset, out: Path) -> None:
     keep("fsdp-damaged", data, out, parallel="fsdp", checkpoints=damaged)
     (out / f"warned-{rank()}.json").write_text(json.dumps(warned))
     keep_waits(data, out)
+    keep_out_of_memory(data, out)
 
 
 def four_workers(data: TokenDataset, out: Path) -> None:
@@ -82,15 +84,39 @@ def copy_of(checkpoints: Path, target: Path) -> Checkpoints:
     return Checkpoints(str(target))
 
 
-def keep(name: str, data: TokenDataset, out: Path, **options) -> TrainResult:
+def keep(name: str, data: TokenDataset, out: Path, recipe: TrainConfig = RECIPE, **options) -> TrainResult:
     """Train, and keep the final weights and every report."""
     reports = []
-    result = train(MODEL, RECIPE, data, report=lambda metrics: reports.append(dict(metrics)), **options)
+    result = train(MODEL, recipe, data, report=lambda metrics: reports.append(dict(metrics)), **options)
     weights = {n: gathered_whole(p).contiguous() for n, p in result.model.state_dict().items()}
     if rank() == 0:
         save_file(weights, out / f"{name}-{world_size()}.safetensors")
         (out / f"{name}-{world_size()}.json").write_text(json.dumps([*reports, result.metrics]))
     return result
+
+
+def keep_out_of_memory(data: TokenDataset, out: Path) -> None:
+    """Runs whose second worker has less memory than it needs: from the sixth step on one sequence fits, or none."""
+    whole = SparseTransformer.forward
+    calls, fits = [0], [1]
+
+    def small(model, tokens, at_site=None, targets=None):
+        calls[0] += targets is not None
+        loss = whole(model, tokens, at_site, targets)
+        if rank() == 1 and targets is not None and calls[0] > 5 and len(tokens) > fits[0]:
+            raise torch.OutOfMemoryError("planted")
+        return loss
+
+    SparseTransformer.forward = small
+    keep("oom", data, out, parallel="ddp")
+    calls[0], fits[0] = 0, 0
+    try:
+        train(MODEL, RECIPE, data, parallel="ddp")
+    except InputError as error:
+        (out / f"oom-{rank()}.txt").write_text(str(error))
+    SparseTransformer.forward = whole
+    for parallel in ("ddp", "fsdp"):
+        keep(f"micro-{parallel}", data, out, recipe=RECIPE.model_copy(update={"micro_batch": 3}), parallel=parallel)
 
 
 def keep_waits(data: TokenDataset, out: Path) -> None:

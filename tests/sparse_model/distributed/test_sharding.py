@@ -88,7 +88,7 @@ def check_same(one, other, tolerance: float = 1e-5) -> None:
                 assert report[key] == pytest.approx(other_report[key], rel=1e-4), key
 
 
-@pytest.mark.parametrize("name", ["fsdp-2", "fsdp-4", "ddp-4"])
+@pytest.mark.parametrize("name", ["fsdp-2", "fsdp-4", "ddp-4", "oom-2", "micro-ddp-2", "micro-fsdp-2"])
 def test_workers_train_the_model_that_one_trains(out, alone, name):
     check_same(found(out, name), alone)
 
@@ -98,6 +98,11 @@ def test_steps_of_two_workers_wait_for_nothing_of_the_device(out):
         found = json.loads((out / f"waits-{rank}.json").read_text())
         assert found.pop("type") == "float32"  # the first worker decides, and its processor has no bfloat16
         assert found == {f"{parallel} {layers}": [] for parallel in ("ddp", "fsdp") for layers in (1, 2)}
+
+
+def test_where_not_one_sequence_fits_all_workers_say_so(out):
+    for rank in range(2):
+        assert (out / f"oom-{rank}.txt").read_text().startswith("micro_batch 1: 1 sequences at a time do not fit")
 
 
 def test_gradients_are_averaged_over_workers_not_summed(out):

@@ -187,3 +187,26 @@ def test_bfloat16_activations_stay_close_to_float32():
 def test_impossible_models_are_refused_by_name(field, options):
     with pytest.raises(ValidationError, match=field):
         ModelConfig(**(TINY | options))
+
+
+@pytest.mark.parametrize(("initial", "expected"), [("fan_in", 1 / math.sqrt(64)), ("gpt2", 0.02)])
+def test_initial_values_have_the_width_that_is_asked_for(initial, expected):
+    torch.manual_seed(0)
+    model = SparseTransformer(ModelConfig(vocab_size=500, n_layer=2, d_model=64, initial=initial))
+    up, down = model.layers[0].mlp.up.weight, model.layers[0].mlp.down.weight
+    assert float(model.embedding.detach().std()) == pytest.approx(expected, rel=0.05)
+    assert float(up.detach().std()) == pytest.approx(expected, rel=0.05)
+    fan_in = 1 / math.sqrt(256) if initial == "fan_in" else 0.02
+    assert float(down.detach().std()) == pytest.approx(fan_in / math.sqrt(2 * 2), rel=0.05)
+    assert not model.layers[0].mlp.up.bias.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_training_and_evaluation_add_the_bias_in_one_precision(dtype):
+    torch.manual_seed(0)
+    model = SparseTransformer(ModelConfig(vocab_size=50, n_layer=1, d_model=32), dtype)
+    torch.nn.init.normal_(model.unembedding_bias, std=30)  # in bfloat16 it would be off by a tenth
+    tokens = torch.randint(0, 50, (4, 17))
+    in_training = model(tokens[:, :-1], targets=tokens[:, 1:])
+    in_evaluation = next_token_loss(model(tokens[:, :-1]), tokens[:, 1:])
+    torch.testing.assert_close(in_training, in_evaluation, rtol=1e-5, atol=1e-5)

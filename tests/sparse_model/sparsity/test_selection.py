@@ -74,7 +74,7 @@ def worked(*workers: list[str | Path]) -> None:
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(WORKER.parents[1])}
     running = [subprocess.Popen([sys.executable, WORKER, *options], env=environment) for options in workers]
     try:
-        assert [worker.wait(120) for worker in running] == [0] * len(running)
+        assert [worker.wait(280) for worker in running] == [0] * len(running)
     finally:
         for worker in running:
             worker.kill()

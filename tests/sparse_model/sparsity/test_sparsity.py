@@ -60,3 +60,10 @@ def test_the_known_trap_of_small_widths_is_refused_with_the_figures():
     with pytest.raises(InputError, match=r"min_alive 4: .* would keep .* fraction 0\.01 allows .* at most 2"):
         check_budget(model, TrainConfig(fraction=0.01, min_alive=4))
     check_budget(model, TrainConfig(fraction=0.01, min_alive=1))
+
+
+def test_a_minimum_alive_never_refuses_what_stays_dense():
+    model = ModelConfig(vocab_size=20, d_model=2, d_head=2, n_layer=1, activation_fraction=1)
+    check_budget(model, TrainConfig(fraction=1, min_alive=4))
+    with pytest.raises(InputError, match="min_alive 4"):
+        check_budget(model, TrainConfig(fraction=0.9, min_alive=4))

@@ -57,6 +57,27 @@ def test_five_steps_equal_the_written_out_reference():
             assert torch.allclose(p.double(), weights[name], atol=1e-5), (step, name)
 
 
+@pytest.mark.parametrize("passes", [1, 3])
+@pytest.mark.parametrize("rms_over", ["all", "projected"])
+def test_the_bigram_tables_gradient_by_rows_gives_the_same_weights(passes, rms_over):
+    recipe = TrainConfig(fraction=0.3, min_alive=0, lr=0.05, rms_over=rms_over)
+    found = []
+    for by_rows in (False, True):
+        torch.manual_seed(0)
+        model = SparseTransformer(TINY)
+        model.bigram_by_rows = by_rows
+        optimizer = SparseOptimizer(model, recipe, n_steps=8)
+        for step in range(5):
+            for part in torch.randint(0, 30, (3, 9)).split(-(-3 // passes)):  # of 30 tokens few are seen
+                model(part[:, :-1], targets=part[:, 1:]).backward()
+            assert model.bigram.grad.is_sparse == by_rows
+            rms = optimizer.step(step)
+        found.append({"rms": rms} | {name: p.detach() for name, p in model.named_parameters()})
+    for name, weight in found[0].items():
+        assert torch.allclose(weight, found[1][name], atol=1e-6), name
+    assert found[0]["bigram"].count_nonzero() > 100
+
+
 def test_a_zeroed_weight_can_return():
     model = SparseTransformer(TINY)
     optimizer = SparseOptimizer(model, TrainConfig(fraction=0.3, min_alive=0, anneal=0, lr=0.5), n_steps=10)
@@ -123,3 +144,44 @@ def test_the_bigram_table_does_not_decay_but_weights_do(fraction):
     assert torch.equal(model.bigram, torch.ones_like(model.bigram))
     kept = model.embedding != 0
     assert (model.embedding[kept].abs() < embedding[kept].abs()).all()
+
+
+@pytest.mark.parametrize(("rms_over", "table"), [("all", 100.0), ("projected", 100.0), ("projected", 0.0)])
+def test_the_bigram_table_may_be_left_out_of_the_rms_but_is_scaled_by_it(rms_over, table):
+    model = SparseTransformer(TINY)
+    recipe = TrainConfig(
+        fraction=0.5, min_alive=0, lr=0.1, weight_decay=0, betas=(0.0, 0.0), eps=10.0, rms_over=rms_over
+    )
+    for name, p in model.named_parameters():
+        p.grad = torch.full_like(p, table if name == "bigram" else 2.0)
+    rms = float(SparseOptimizer(model, recipe, n_steps=4).step(0))
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    others = sum(sizes.values()) - sizes["bigram"]
+    expected = (
+        2.0 if rms_over == "projected" else math.sqrt((4 * others + table**2 * sizes["bigram"]) / sum(sizes.values()))
+    )
+    assert rms == pytest.approx(expected)
+    step = table / expected / (table / expected + 10)  # of Adam without moments
+    assert float(model.bigram[0, 0]) == pytest.approx(-learning_rate(0, 4, recipe) * step, rel=1e-4)
+
+
+@pytest.mark.parametrize(("decay", "vectors"), [("all", 0.95), ("matrices", 1.0)])
+def test_vectors_decay_or_not(decay, vectors):
+    model = SparseTransformer(TINY)
+    torch.nn.init.ones_(model.layers[0].mlp.up.bias)
+    torch.nn.init.ones_(model.layers[0].mlp.up.weight)
+    recipe = TrainConfig(fraction=1, weight_decay=0.5, lr=0.1, warmup=0, decay=decay)
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    SparseOptimizer(model, recipe, n_steps=4).step(0)
+    assert model.layers[0].mlp.up.bias.tolist() == pytest.approx([vectors] * 64)
+    assert torch.allclose(model.layers[0].mlp.up.weight, torch.tensor(0.95))
+
+
+def test_the_anneal_begins_with_the_first_step_warm_up_or_not():
+    for warmup in (0.0, 0.2):
+        recipe = TrainConfig(fraction=0.2, min_alive=0, anneal=0.5, warmup=warmup)
+        model = SparseTransformer(TINY)
+        optimizer = SparseOptimizer(model, recipe, n_steps=10)
+        optimizer.project(0)
+        assert int(model.embedding.count_nonzero()) == round((1 - 0.8 / 5) * model.embedding.numel())

@@ -16,7 +16,7 @@ from sparse_model.errors import InputError
 from sparse_model.model.config import ModelConfig, TrainConfig
 from sparse_model.model.transformer import SparseTransformer
 from sparse_model.saved.pretrained import save_pretrained
-from sparse_model.training import precision
+from sparse_model.training import memory, precision
 from sparse_model.training.checkpoint import Checkpoints
 from sparse_model.training.loop import Run, train
 from sparse_model.training.measures import evaluate
@@ -124,6 +124,64 @@ def test_a_run_that_is_continued_keeps_the_type_it_began_with(data, tmp_path, mo
     assert json.loads((tmp_path / "model" / "config.json").read_text())["compute_dtype"] == began
 
 
+@pytest.mark.parametrize("size", [1, 3, 8])
+def test_in_several_passes_a_batch_gives_the_same_weights(data, size):
+    model = MODEL.model_copy(update={"activation_fraction": 1.0})  # a tie of activations would be chosen otherwise
+    parts = train(model, RECIPE.model_copy(update={"micro_batch": size}), data)
+    whole = train(model, RECIPE, data)
+    for name, weight in weights(whole.model).items():
+        assert torch.allclose(weights(parts.model)[name], weight, atol=1e-5), name
+    assert parts.metrics["train_loss"] == pytest.approx(whole.metrics["train_loss"], rel=1e-5)
+
+
+def test_a_run_may_be_continued_in_smaller_passes(data, tmp_path):
+    train(MODEL, RECIPE, data, checkpoints=Checkpoints(str(tmp_path)))
+    shutil.rmtree(max(tmp_path.glob("step-*")))
+    smaller = RECIPE.model_copy(update={"micro_batch": 2})
+    assert train(MODEL, smaller, data, checkpoints=Checkpoints(str(tmp_path))).metrics["step"] == 40
+
+
+@pytest.mark.parametrize("fits", [5, 1])
+def test_out_of_memory_halves_the_passes_and_changes_nothing_else(data, monkeypatch, fits):
+    whole, seen = SparseTransformer.forward, []
+
+    def small(model, tokens, at_site=None, targets=None):
+        loss = whole(model, tokens, at_site, targets)
+        if targets is not None:
+            seen.append(len(tokens))
+            if len(tokens) > fits:
+                raise torch.OutOfMemoryError("planted")
+        return loss
+
+    model = MODEL.model_copy(update={"activation_fraction": 1.0})
+    expected = weights(train(model, RECIPE, data).model)
+    monkeypatch.setattr(SparseTransformer, "forward", small)
+    found = weights(train(model, RECIPE, data).model)
+    assert seen[:3] == ([8, 4, 4] if fits == 5 else [8, 4, 2])
+    assert all(torch.allclose(found[name], weight, atol=1e-5) for name, weight in expected.items())
+
+
+def test_rows_per_pass_by_a_devices_memory():
+    assert [memory.fitting(512, room, 10) for room in (1e9, 5119, 2560, 2559, 15, 0)] == [512, 256, 256, 171, 1, 1]
+    paper = ModelConfig(n_layer=8, d_model=2048, context=256)
+    needed = 512 * memory.activation_bytes(paper, 2)
+    assert 80e9 < needed < 110e9  # a batch of the paper's does not fit an H100
+
+
+def test_a_checkpoint_of_an_earlier_version_goes_on_with_what_was_not_yet_a_choice(data, tmp_path):
+    train(MODEL, RECIPE, data, checkpoints=Checkpoints(str(tmp_path)))
+    shutil.rmtree(max(tmp_path.glob("step-*")))
+    manifest = max(tmp_path.glob("step-*")) / "manifest.json"
+    content = json.loads(manifest.read_text())
+    for section, field in (("training", "decay"), ("training", "rms_over"), ("model", "initial")):
+        del content["progress"]["run"][section][field]
+    manifest.write_text(json.dumps(content))
+    other = RECIPE.model_copy(update={"decay": "matrices"})
+    with pytest.raises(InputError, match=r"training\.decay 'all', now 'matrices'"):
+        train(MODEL, other, data, checkpoints=Checkpoints(str(tmp_path)))
+    assert train(MODEL, RECIPE, data, checkpoints=Checkpoints(str(tmp_path))).metrics["step"] == 40
+
+
 class Killed(Exception):
     pass
 
@@ -147,6 +205,10 @@ def test_a_run_broken_off_anywhere_continues_to_the_same_weights_and_figures(dat
     assert same(weights(resumed.model), weights(whole.model))
     for key in ("train_loss", "val_loss", "l0", "tokens", "kurtosis"):
         assert resumed.metrics[key] == whole.metrics[key], key
+    for run in (whole, resumed):  # a learning curve goes on where it was, no step twice
+        assert [point["step"] for point in run.curve] == list(range(5, 41, 5))
+        assert [point["step"] for point in run.curve if "val_loss" in point] == [20, 40]
+    assert [p["train_loss"] for p in resumed.curve] == pytest.approx([p["train_loss"] for p in whole.curve])
 
 
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(data, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ import pytest
 
 from sparse_model.errors import InputError
 from sweeps.cli import status_of
+from sweeps.frontier.queries import Frontier
 from sweeps.frontier.rows import write_circuit_rows, write_trial_row
 from sweeps.search.objectives import bootstrap_interval
-from sweeps.show.curves import TARGETS, Point, draw_curves, mean_curves, plot_curves, sizes_of
+from sweeps.show.curves import TARGETS, Point, draw_curves, mean_curves, model_names, plot_curves, sizes_of
+from sweeps.show.plot import draw
 
 
 def row(trial: str, task: str, target: float, edges: int | None, method: str = "node") -> dict[str, Any]:
@@ -82,6 +85,16 @@ def test_the_names_of_the_curves_hide_none_and_no_word_leaves_the_picture(method
         extent = text.get_window_extent()
         assert inside.contains(extent.x0, extent.y0), text.get_text()
         assert inside.contains(extent.x1, extent.y1), text.get_text()
+
+
+def test_models_are_named_by_what_they_are(tmp_path: Path) -> None:
+    sparse = {"kind": "sparse", "d_model": 128, "fraction": 0.0601}
+    for trial, more in (("a", sparse), ("b", {"kind": "dense", "d_model": 32, "fraction": 1.0}), ("c", sparse)):
+        write_trial_row(str(tmp_path), {"study": "s", "trial": trial, "status": "ok", **more})
+    a, b, c = (str(tmp_path / "models" / trial) for trial in "abc")
+    assert model_names([a, b]) == ["sparse · 128 · 0.06", "dense · 32"]
+    assert model_names([a, c]) == ["sparse · 128 · 0.06 · a", "sparse · 128 · 0.06 · c"]
+    assert model_names(["x/one", "y/one", "y/two"]) == ["one · x/one", "one · y/one", "two"]
 
 
 def test_nothing_to_draw_and_bad_endings_are_input_errors(tmp_path: Path) -> None:
@@ -172,3 +185,23 @@ def test_a_ratios_interval_pairs_the_tasks() -> None:
     assert ratio == pytest.approx(4)
     assert interval == pytest.approx((4, 4))
     assert (point.intervals["a"] or (0, 0))[0] < 5
+
+
+@pytest.mark.parametrize("seed", [2, 13, 15])  # labels of these left the axes
+def test_labels_of_trials_never_leave_the_axes_of_a_frontier(tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    for i in range(rng.choice([1, 2, 5, 12])):
+        kind, near = rng.choice(["sparse", "dense"]), 1.5 + rng.random() * 0.01
+        loss, edges = rng.choice([1.5, near, rng.uniform(1, 3)]), 10 ** rng.uniform(0, 4)
+        shown = {"kind": kind, "val_loss": loss, "circuit_edges": edges, "d_model": 1024, "fraction": 0.000123}
+        row = {"study": "s", "trial": f"t{i}", "status": "ok", "eligible": True, "tasks_solved": 17, "tasks_tried": 20}
+        write_trial_row(str(tmp_path), row | shown)
+    figure = draw(Frontier(str(tmp_path)).compared())
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    box = axes.get_window_extent().padded(1)
+    assert axes.texts
+    for text in axes.texts:
+        extent = text.get_window_extent()
+        assert box.contains(extent.x0, extent.y0), text.get_text()
+        assert box.contains(extent.x1, extent.y1), text.get_text()

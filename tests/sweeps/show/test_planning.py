@@ -11,6 +11,7 @@ import pytest
 
 from sparse_model.model.transformer import SparseTransformer
 from sparse_model.training.measures import flops_per_token
+from sparse_model.training.memory import activation_bytes
 from sweeps.cli import status_of
 from sweeps.frontier.rows import write_circuit_rows, write_trial_row
 from sweeps.show.planning import assumed_throughput, count_parameters, measured_throughput, plan_study, sample
@@ -36,6 +37,25 @@ def test_plan_by_hand(study_text: Text) -> None:
     assert found.prune_core_hours == pytest.approx(2 * 12 * 2 * 10 / 3600)  # by node and by edge
     # three trials at a time, each on 2 x 2 cores, which prune four circuits at a time
     assert found.hours == pytest.approx(found.device_hours / 12 + 2 * 24 * 10 / 3600 / 12)
+
+
+@pytest.mark.parametrize(("micro_batch", "rows"), [(None, 256), (64, 64), (1000, 256)])
+def test_a_plan_tells_the_memory_of_a_device(study_text: Text, micro_batch: int | None, rows: int) -> None:
+    changes = {
+        "trial.kind": "sparse",
+        "trial.model.d_model": 2048,
+        "trial.model.n_layer": 8,
+        "trial.model.context": 256,
+    }
+    changes |= {"trial.training.batch_size": 512, "trial.training.lr": 0.01, "trial.sparse.training.fraction": 0.1}
+    changes |= {"trial.training.micro_batch": micro_batch} if micro_batch else {}
+    changes |= {"resources": {"workers": 2, "gpus_per_worker": 1, "parallel": "fsdp"}}
+    study = read_study(study_text(changes), "s")
+    (config, *_) = sample(study)
+    found = plan_study(study, assumed_throughput(study, 1e14, 10.0)).memory
+    assert found.micro_batch == rows
+    assert found.state_gb == pytest.approx(20 * count_parameters(config.model) / 2 / 1e9)
+    assert found.activations_gb == pytest.approx(rows * activation_bytes(config.model, 2) / 1e9)
 
 
 def test_a_plan_names_the_gpus_that_searches_share(study_text: Text, tmp_path: Path, capsys: Any) -> None:

@@ -77,6 +77,7 @@ def test_a_study_survives_being_stored(study_text: Text) -> None:
         ({"trial.model.d_model": 10**9}, "trial.model.d_model", "1048576"),
         ({"min_tasks_solved": 99}, "min_tasks_solved", "99"),
         ({"resources.gpus_per_worker": 1.5}, "resources.gpus_per_worker", "1.5"),
+        ({"resources": {"gpus_per_worker": 0.5, "workers": 2}}, "resources", "with one worker"),
         ({"resources.gpus_per_pruning_task": 2}, "resources.gpus_per_pruning_task", "2"),
         (
             {"resources.gpus_per_pruning_task": 0.5, "resources.pruning_resource": "pruner"},
