@@ -172,8 +172,8 @@ def test_elimination_leaves_the_planted_edges_of_all(planted: Any) -> None:
 @pytest.mark.parametrize("edges", [False, True])
 def test_what_is_left_is_minimal(planted: Any, edges: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even where estimates say nothing."""
-    monkeypatch.setattr("circuit.search.targets.targets.targets.targets.elimination.ROUNDS", 1000)
-    monkeypatch.setattr("circuit.search.targets.targets.targets.targets.elimination.AT_ONCE", 1)
+    monkeypatch.setattr("circuit.search.elimination.ROUNDS", 1000)
+    monkeypatch.setattr("circuit.search.elimination.AT_ONCE", 1)
     noise, prompts = torch.Generator().manual_seed(0), 2 * planted.task.train.n_pairs
     monkeypatch.setattr(
         Branches, "changes", lambda self, keep, singles: torch.randn(len(singles), prompts, generator=noise)
@@ -202,8 +202,8 @@ def test_tries_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _tried(monkeypatch: pytest.MonkeyPatch, rounds: int) -> Any:
     """Which of three parts are left."""
-    monkeypatch.setattr("circuit.search.targets.targets.targets.targets.elimination.AT_ONCE", 1)
-    monkeypatch.setattr("circuit.search.targets.targets.targets.targets.elimination.ROUNDS", rounds)
+    monkeypatch.setattr("circuit.search.elimination.AT_ONCE", 1)
+    monkeypatch.setattr("circuit.search.elimination.ROUNDS", rounds)
 
     class Circuit(_Circuit):
         def __init__(self, judge: Any, parts: Any, keep: torch.Tensor, target: float) -> None:
@@ -228,7 +228,7 @@ def _tried(monkeypatch: pytest.MonkeyPatch, rounds: int) -> Any:
         def checked(self) -> torch.Tensor:
             return self.keep
 
-    monkeypatch.setattr("circuit.search.targets.targets.targets.targets.elimination._Circuit", Circuit)
+    monkeypatch.setattr("circuit.search.elimination._Circuit", Circuit)
     judge: Any = SimpleNamespace(worlds=[None])
     return eliminate(judge, judge, torch.tensor([True] * 3), 0.5).tolist()
 

@@ -139,7 +139,7 @@ def test_candidates_that_branch_off_are_those_judged_alone(
     variant: str, edges: bool, memory: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Several at once, and one after the other, with residual streams kept before all sublayers, some, or the first."""
-    monkeypatch.setattr("circuit.search.targets.targets.branches.STREAM_BYTES", memory)
+    monkeypatch.setattr("circuit.search.branches.STREAM_BYTES", memory)
     model = random_model(variant)
     means = mean_activations(model, [torch.randint(0, 30, (8, 16))])
     judge = Judge(model, means, random_pairs())
@@ -169,7 +169,7 @@ def test_candidates_that_branch_off_are_those_judged_alone(
 @pytest.mark.parametrize("edges", [False, True])
 def test_changes_are_the_derivatives_of_every_margin(edges: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against small steps of each gate from 1 towards 0, and whole ones where margins are linear in a gate."""
-    monkeypatch.setattr("circuit.search.targets.targets.branches.CELLS", 3000)  # a few prompts at a time
+    monkeypatch.setattr("circuit.search.branches.CELLS", 3000)  # a few prompts at a time
     model = random_model("dense")
     means = mean_activations(model, [torch.randint(0, 30, (8, 16))])
     judge = Judge(model, means, random_pairs())

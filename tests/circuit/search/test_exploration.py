@@ -73,7 +73,7 @@ def test_the_smallest_of_all_searches_is_kept(planted: Any, monkeypatch: Any) ->
         learned.append(1)
         return learn_masks(*args)
 
-    monkeypatch.setattr("circuit.search.targets.targets.targets.learn_masks", counted)
+    monkeypatch.setattr("circuit.search.targets.learn_masks", counted)
     sizes: list[list[tuple[int, int]]] = []
 
     def watched(candidates: list[targets.Solution]) -> targets.Solution:

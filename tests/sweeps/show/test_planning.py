@@ -85,7 +85,7 @@ def test_plan_like_a_finished_study(study_text: Text, tmp_path: Path, capsys: py
 def test_the_study_of_the_scale_plan_is_sound_and_costs_what_the_plan_says() -> None:
     root = Path(__file__).parents[3]
     study = read_study((root / "deploy" / "paper.yaml").read_text(), "paper")
-    found = plan_study(study, assumed_throughput(study, 1e14, 1200.0))
+    found = plan_study(study, assumed_throughput(study, 4e14, 1200.0))
     text = (root / "docs" / "scale.md").read_text()
     assert f"{found.trials} models" in text
     assert f"{found.device_hours:,.0f} GPU hours" in text
