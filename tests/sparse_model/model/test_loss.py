@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from sparse_model.model.loss import next_token_loss, unembedding_loss
-from sparse_model.model.transformer import loss
+from sparse_model.model import loss
 
 N, D, V = 37, 6, 19
 
