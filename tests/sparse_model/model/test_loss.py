@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from sparse_model.model.loss import next_token_loss, unembedding_loss
 from sparse_model.model import loss
+from sparse_model.model.loss import next_token_loss, unembedding_loss
 
 N, D, V = 37, 6, 19
 
