@@ -16,7 +16,7 @@ from circuit.graph.record import Circuit, Node
 from circuit.tasks import PairBatch
 from sparse_model.model.transformer import SparseTransformer
 
-WINDOWS_AT_ONCE = 16
+_WINDOWS_AT_ONCE = 16
 
 
 @torch.no_grad()
@@ -27,15 +27,15 @@ def activations(model: SparseTransformer, nodes: Sequence[Node], text: Tensor) -
         channels.setdefault(node.site, []).append((place, node.channel))
     found = torch.zeros(*text.shape, len(nodes))
     with float32_activations(model):
-        for start in range(0, len(text), WINDOWS_AT_ONCE):
-            part = found[start : start + WINDOWS_AT_ONCE]
+        for start in range(0, len(text), _WINDOWS_AT_ONCE):
+            part = found[start : start + _WINDOWS_AT_ONCE]
 
             def look(site: str, x: Tensor, part: Tensor = part) -> Tensor:
                 if here := channels.get(site):
                     part[..., [place for place, _ in here]] = x[..., [channel for _, channel in here]].cpu()
                 return x
 
-            model.final(text[start : start + WINDOWS_AT_ONCE].to(model.embedding.device), look)
+            model.final(text[start : start + _WINDOWS_AT_ONCE].to(model.embedding.device), look)
     return found
 
 

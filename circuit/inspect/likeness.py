@@ -30,14 +30,14 @@ from sparse_model.errors import InputError
 from sparse_model.model.sites import site_kind, site_name, site_width
 from sparse_model.model.transformer import SparseTransformer
 
-PAIRS = 32
+_PAIRS = 32
 """Pairs of prompts on which circuits are compared."""
 DRAWS = 10
 """Sets of random nodes of the null."""
 MATCHED = 0.5
 """Least correlation of activations, in magnitude, of two nodes that count as matched."""
 
-Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+_Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
 
 class Figure(NamedTuple):
@@ -86,7 +86,7 @@ def likenesses(members: Sequence[Member], data: PairBatch, seed: int = 0) -> lis
         check_model(circuit, model)
         if circuit.status != "ok":
             raise InputError(f"circuit of {circuit.task} is {circuit.status}: there are no nodes to compare")
-    some = data.first(PAIRS)
+    some = data.first(_PAIRS)
     return [_pair(members, i, j, some, seed) for i in range(len(members)) for j in range(i + 1, len(members))]
 
 
@@ -155,11 +155,11 @@ def _jaccard_edges(a: Member, b: Member, draws: Sequence[Sequence[Node]]) -> Fig
     return _figure(jaccard(set(own), set(theirs)), [jaccard(set(own), between(nodes)) for nodes in draws])
 
 
-def correlations(a: Tensor, b: Tensor) -> Array:
+def correlations(a: Tensor, b: Tensor) -> _Array:
     """(K, L) of the columns of a (P, K) and b (P, L); 0 where one does not vary."""
     (a, b) = (x.double() - x.double().mean(0) for x in (a, b))
     norms = a.norm(dim=0)[:, None] * b.norm(dim=0)
-    found: Array = torch.where(norms > 1e-12, a.T @ b / norms.clamp_min(1e-12), 0.0).numpy()
+    found: _Array = torch.where(norms > 1e-12, a.T @ b / norms.clamp_min(1e-12), 0.0).numpy()
     return found
 
 

@@ -14,17 +14,17 @@ from torch import Tensor
 from circuit.ablated.compact import layers_of
 from circuit.graph.record import Circuit
 from circuit.inspect.activity import answer_pattern, kept_heads
+from circuit.inspect.runs import Seen
 from circuit.pages.packing import packed, scale_of
 from circuit.pages.roles import Places
-from circuit.pages.runs import Seen
 from circuit.pages.shown import TokenTable
 from circuit.tasks import PairBatch
 from sparse_model.model.sites import site_name
 from sparse_model.model.transformer import SparseTransformer
 
-PAIRS = 6
+_PAIRS = 6
 """Pairs whose patterns are shown at most, and"""
-BYTES = 260_000
+_BYTES = 260_000
 """of a page for them."""
 
 
@@ -41,7 +41,7 @@ def attention_data(
     """Every kept head: q and k on the `shown` rows, and its mean pattern on all of them, by run."""
     heads = kept_heads(circuit, model.config.d_head)
     per_pair = 2 * 2 * 2 * 2 * data.tokens.shape[1] * model.config.d_head * max(1, len(heads))
-    pairs = max(1, min(PAIRS, BYTES // per_pair, len(shown) // 2))
+    pairs = max(1, min(_PAIRS, _BYTES // per_pair, len(shown) // 2))
     # an even sample of the shown pairs, which are sorted by margin
     chosen = sorted({round(i * (len(shown) // 2 - 1) / max(1, pairs - 1)) for i in range(pairs)}) if shown else []
     rows = [index for pair in chosen for index in (2 * pair, 2 * pair + 1)]
@@ -82,7 +82,7 @@ def _head(
         found["runs"][name] = (
             {"channels": live.tolist()}
             | _packed(q[..., live], k[..., live], data, rows)
-            | summary(q, k, data, places, logit, table, part.start)
+            | _summary(q, k, data, places, logit, table, part.start)
         )
     return found
 
@@ -97,7 +97,7 @@ def _packed(q: Tensor, k: Tensor, data: PairBatch, rows: list[int]) -> dict[str,
     return parts
 
 
-def summary(
+def _summary(
     q: Tensor, k: Tensor, data: PairBatch, places: Places, sink: float | None, table: TokenTable, first: int
 ) -> dict[str, Any]:
     """Over all prompts, of the answer position: mean share on the cue, on itself and on the sink, tokens with the

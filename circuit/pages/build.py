@@ -11,37 +11,37 @@ from torch import Tensor
 from circuit.graph.checks import check_model
 from circuit.graph.record import Circuit, Node
 from circuit.inspect.activity import activations, kept_heads
-from circuit.inspect.running import nodes_of
-from circuit.pages.attention import attention_data
-from circuit.pages.head import example, head_data
-from circuit.pages.importance import (
+from circuit.inspect.importance import (
     FEW_PAIRS,
     MANY_PARTS,
     MOST_DOSED,
     MOST_EDGES,
     MOST_STEPPED,
     PAIRED,
+    ablation_effects,
     doses,
-    effects,
     paired,
     shrinking,
     steps,
 )
+from circuit.inspect.probe import Probe
+from circuit.inspect.running import nodes_of
+from circuit.inspect.runs import Seen, seen_on
+from circuit.pages.attention import attention_data
+from circuit.pages.head import example_pair, head_data
 from circuit.pages.notes import Notes
 from circuit.pages.packing import rounded
 from circuit.pages.passages import passages
 from circuit.pages.picture import picture_data
-from circuit.pages.probe import Probe
 from circuit.pages.prompts import calibrated, prompts_data
 from circuit.pages.render import asset, html
-from circuit.pages.roles import Places, alike, figures, places_of, tokens_at, words
-from circuit.pages.runs import Seen, seen_on
-from circuit.pages.shown import Decoder, TokenTable
+from circuit.pages.roles import Places, alike, figures, places_of, role_words, tokens_at
+from circuit.pages.shown import TokenDecoder, TokenTable
 from circuit.tasks import TaskData
 from sparse_model.model.transformer import SparseTransformer
 
-FORMAT = "circuit-sweeps/page"
-LARGEST = 2_000_000
+_FORMAT = "circuit-sweeps/page"
+LARGEST_PAGE = 2_000_000
 """Bytes of a page."""
 SCRIPTS = ("base.js", "graph.js", "panel.js", "prompts.js", "attention.js", "tables.js", "circuit.js")
 
@@ -58,7 +58,7 @@ def circuit_page(
     task: TaskData,
     text: Tensor | None = None,
     *,
-    tokenizer: Decoder | None = None,
+    tokenizer: TokenDecoder | None = None,
     origin: Mapping[str, str] | None = None,
     relatives: Sequence[Circuit] = (),
     notes: Notes | None = None,
@@ -73,13 +73,13 @@ def circuit_page(
     check_model(circuit, model)
     (notes or Notes.none_on(circuit)).require(circuit)
     data = page_data(circuit, model, task, text, tokenizer, origin or {}, relatives, notes, remarks)
-    page = rendered(data)
-    while len(page.encode()) > LARGEST and _shortened(data):
-        page = rendered(data)
+    page = _rendered(data)
+    while len(page.encode()) > LARGEST_PAGE and _shortened(data):
+        page = _rendered(data)
     return page
 
 
-def rendered(data: dict[str, Any]) -> Page:
+def _rendered(data: dict[str, Any]) -> Page:
     """The page of its data."""
     scripts = SCRIPTS if data["head"]["status"] == "ok" else ("base.js",)
     styles, assets = [asset("base.css"), asset("circuit.css")], [asset(name) for name in (*scripts, "ready.js")]
@@ -109,7 +109,7 @@ def page_data(
     model: SparseTransformer,
     task: TaskData,
     text: Tensor | None,
-    tokenizer: Decoder | None,
+    tokenizer: TokenDecoder | None,
     origin: Mapping[str, str],
     relatives: Sequence[Circuit],
     notes: Notes | None,
@@ -123,7 +123,7 @@ def page_data(
         "made with": f"circuit-sweeps {_version()}, circuit schema {circuit.schema_version}",
     }
     data: dict[str, Any] = {
-        "format": FORMAT,
+        "format": _FORMAT,
         "version": 1,
         "head": head_data(circuit, made),
         "omitted": omitted,
@@ -158,7 +158,7 @@ def _measured(
     picture = picture_data(model, circuit, prompts, places, table, omitted)
     ablations = _ablations(circuit, model, task, omitted)
     return {
-        "example": example(prompts, margins, places, table),
+        "example": example_pair(prompts, margins, places, table),
         "graph": picture,
         "nodes": _nodes(circuit, model, task, text, runs, places, ablations, table, omitted),
         "prompts": shown,
@@ -174,10 +174,10 @@ def _ablations(circuit: Circuit, model: SparseTransformer, task: TaskData, omitt
     few = Probe(model, circuit, task.heldout.first(FEW_PAIRS))
     many = circuit.n_nodes + circuit.n_edges > MANY_PARTS
     probe = few if many else Probe(model, circuit, task.heldout)
-    of_nodes = effects(probe, nodes)
+    of_nodes = ablation_effects(probe, nodes)
     edges = list(circuit.edges)
     by_weight = sorted(range(len(edges)), key=lambda i: -abs(edges[i].weight))[:MOST_EDGES]
-    measured = dict(zip(by_weight, effects(probe, [edges[i] for i in by_weight]), strict=True))
+    measured = dict(zip(by_weight, ablation_effects(probe, [edges[i] for i in by_weight]), strict=True))
     if len(edges) > MOST_EDGES:
         omitted.append(f"Effects of edges: the {MOST_EDGES:,} of the largest weights, of {len(edges):,}")
     strongest = sorted(range(len(nodes)), key=lambda i: (-of_nodes[i][0], i))[:PAIRED]
@@ -234,7 +234,7 @@ def _node(
     values = {name: run.values[..., number] for name, run in runs.items()}
     found = {name: figures(value, places) for name, value in values.items()}
     return {
-        "words": words(node, found["circuit"], values["circuit"][places.answer]),
+        "words": role_words(node, found["circuit"], values["circuit"][places.answer]),
         "circuit": found["circuit"] | tokens_at(values["circuit"], task.heldout, places, table.of),
         "model": found["model"],
         "alike": alike(values["circuit"][places.real], values["model"][places.real]),
@@ -251,7 +251,7 @@ def _shortened(data: dict[str, Any]) -> bool:
     done = {line.split(":")[0] for line in data["omitted"]}
     for name in ("contexts of nodes", "attention patterns", "pairs of nodes"):
         if (line := f"Left out {name}") not in done:
-            data["omitted"].append(f"{line}: the page would be larger than {LARGEST / 1e6:.0f} MB")
+            data["omitted"].append(f"{line}: the page would be larger than {LARGEST_PAGE / 1e6:.0f} MB")
             break
     else:
         return False

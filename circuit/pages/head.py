@@ -101,7 +101,7 @@ def _reason(circuit: Circuit) -> str:
     return ""
 
 
-def example(data: PairBatch, margins: torch.Tensor, places: Places, table: TokenTable) -> dict[str, Any]:
+def example_pair(data: PairBatch, margins: torch.Tensor, places: Places, table: TokenTable) -> dict[str, Any]:
     """The shortest pair of which both prompts are answered right, else the shortest: its tokens, cue and answers."""
     worst, length = margins.view(-1, 2).amin(1), data.length.view(-1, 2).sum(1)
     pair = min(range(data.n_pairs), key=lambda i: (bool(worst[i] <= 0), int(length[i]), i))

@@ -29,12 +29,12 @@ PAIR = 26.0
 """Between a query channel and the key channel it meets."""
 
 HEAD_KINDS = ("attn.q", "attn.k", "attn.v")
-Key = tuple[str, int]
+_Key = tuple[str, int]
 """What stands in an order: ("lane", channel), a channel of a head as ("q", channel), k or v, ("neuron", channel)."""
 
 
 @dataclass(frozen=True)
-class Row:
+class _Row:
     """One row of the picture: a node site, or q, k and v of a layer together."""
 
     name: str
@@ -60,7 +60,7 @@ class Layout:
 
     width: float
     height: float
-    rows: tuple[Row, ...]
+    rows: tuple[_Row, ...]
     lanes: Mapping[int, float]
     boxes: tuple[Box, ...]
     place: Mapping[Node, tuple[float, float]]
@@ -96,8 +96,8 @@ class Orders:
     def __init__(self, circuit: Circuit, d_head: int, extra_lanes: Sequence[int]) -> None:
         self.d_head = d_head
         lanes = {node.channel for node in nodes_of(circuit) if is_lane(node.site)} | set(extra_lanes)
-        self.lanes: list[Key] = [("lane", channel) for channel in sorted(lanes)]
-        self.free: dict[str, list[Key]] = {}
+        self.lanes: list[_Key] = [("lane", channel) for channel in sorted(lanes)]
+        self.free: dict[str, list[_Key]] = {}
         for node in nodes_of(circuit):
             if not is_lane(node.site):
                 self.free.setdefault(row_name(node.site), []).append(self.key(node))
@@ -107,7 +107,7 @@ class Orders:
         self.edges = [(row_name(e.source.site), self.key(e.source), row_name(e.target.site), self.key(e.target))
                       for e in circuit.edges]  # fmt: skip
 
-    def key(self, node: Node) -> Key:
+    def key(self, node: Node) -> _Key:
         """What decides a node's place in its row."""
         if is_lane(node.site):
             return ("lane", node.channel)
@@ -133,16 +133,16 @@ class Orders:
             between.setdefault((source_row, target_row), []).append(ends)
         return sum(inversions(ends) for ends in between.values())
 
-    def _state(self) -> tuple[list[Key], dict[str, list[Key]]]:
+    def _state(self) -> tuple[list[_Key], dict[str, list[_Key]]]:
         return list(self.lanes), {row: list(keys) for row, keys in self.free.items()}
 
-    def _rank(self, row: str, key: Key) -> float:
+    def _rank(self, row: str, key: _Key) -> float:
         keys = self.lanes if key[0] == "lane" else self.free[row]
         return (keys.index(key) + 0.5) / len(keys)
 
-    def _sorted(self, keys: list[Key], row: str | None) -> list[Key]:
+    def _sorted(self, keys: list[_Key], row: str | None) -> list[_Key]:
         """Keys by the mean rank of what edges join them to; a key without edges stays where it was."""
-        neighbours: dict[Key, list[float]] = {key: [] for key in keys}
+        neighbours: dict[_Key, list[float]] = {key: [] for key in keys}
         for source_row, source, target_row, target in self.edges:
             if source in neighbours and row in (None, source_row):
                 neighbours[source].append(self._rank(target_row, target))
@@ -159,15 +159,15 @@ class Orders:
             key=lambda key: (heads[self.head(key)], self.head(key), meetings[self.meeting(key)], mean[key], old[key]),
         )
 
-    def head(self, key: Key) -> int:
+    def head(self, key: _Key) -> int:
         return key[1] // self.d_head
 
-    def meeting(self, key: Key) -> Key:
+    def meeting(self, key: _Key) -> _Key:
         """A query and the key channel it meets stand together."""
         return ("v" if key[0] == "v" else "qk", key[1])
 
 
-def _means_of(mean: Mapping[Key, float], group: Callable[[Key], Any]) -> dict[Any, float]:
+def _means_of(mean: Mapping[_Key, float], group: Callable[[_Key], Any]) -> dict[Any, float]:
     """Mean over the members of each group."""
     members: dict[Any, list[float]] = {}
     for key, value in mean.items():
@@ -215,7 +215,7 @@ def _placed(circuit: Circuit, orders: Orders, crossings: int) -> Layout:
     rows = []
     for i, name in enumerate(names):
         y = height - MARGIN - row_height * (i + 1.6)
-        rows.append(Row(name, _label(name), y))
+        rows.append(_Row(name, _label(name), y))
         if name in orders.free:
             x = _free_places(orders, members[name], circuit.edges, lanes)
             place |= {node: (at, y) for node, at in x.items()}
@@ -269,11 +269,11 @@ def _free_places(
     """x of the nodes of a row of heads or neurons: near the lanes they are joined to, in their order; a head's nodes
     side by side."""
 
-    def group(node: Node) -> Key:
+    def group(node: Node) -> _Key:
         key = orders.key(node)
         return key if key[0] == "neuron" else ("head", orders.head(key))
 
-    reach: dict[Key, list[float]] = {group(node): [] for node in nodes}
+    reach: dict[_Key, list[float]] = {group(node): [] for node in nodes}
     inside = set(nodes)
     for edge in edges:
         for node, other in ((edge.source, edge.target), (edge.target, edge.source)):

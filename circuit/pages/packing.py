@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-STEPS = 32767
+_STEPS = 32767
 
 
 def packed(values: Tensor, scale: float) -> str:
     """Values of at most `scale` in magnitude as 16-bit little-endian numbers of steps of scale / 32767, in base64."""
-    steps = (values.double() / (scale or 1.0) * STEPS).round().clamp(-STEPS, STEPS)
+    steps = (values.double() / (scale or 1.0) * _STEPS).round().clamp(-_STEPS, _STEPS)
     return base64.b64encode(steps.to(torch.int16).numpy().astype("<i2").tobytes()).decode()
 
 

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from circuit.pages.shown import TokenTable
 
-BEFORE, AFTER = 12, 5
+_BEFORE, _AFTER = 12, 5
 """Tokens shown around the one at which a node has its value."""
-ENDS, QUANTILES = 4, (0.1, 0.5, 0.9)
+ENDS, _QUANTILES = 4, (0.1, 0.5, 0.9)
 """Passages shown at either end, and places in the order of the values other than zero at which one more is."""
-BINS = 24
+_BINS = 24
 
 
 def passages(values: Tensor, text: Tensor, table: TokenTable) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def _histogram(values: Tensor) -> dict[str, Any]:
     if not len(values) or float(values.min()) == float(values.max()):
         return {"low": float(values[0]) if len(values) else 0.0, "high": float(values[0]) if len(values) else 0.0,
                 "counts": [len(values)]}  # fmt: skip
-    counts = torch.histc(values, BINS)
+    counts = torch.histc(values, _BINS)
     return {"low": float(values.min()), "high": float(values.max()), "counts": counts.long().tolist()}
 
 
@@ -55,18 +55,18 @@ def _ends(values: Tensor, highest: bool) -> list[tuple[int, int]]:
 def _between(values: Tensor) -> list[tuple[float, tuple[int, int]]]:
     """Places of quantiles among the values that are not zero."""
     places = values.ne(0).nonzero()
-    if len(places) < 2 * ENDS + len(QUANTILES):
+    if len(places) < 2 * ENDS + len(_QUANTILES):
         return []
     order = values[places[:, 0], places[:, 1]].argsort(stable=True)
-    chosen = [(quantile, places[order[round(quantile * (len(order) - 1))]]) for quantile in QUANTILES]
+    chosen = [(quantile, places[order[round(quantile * (len(order) - 1))]]) for quantile in _QUANTILES]
     return [(quantile, (int(window), int(position))) for quantile, (window, position) in chosen]
 
 
 def _passage(name: str, values: Tensor, text: Tensor, place: tuple[int, int], table: TokenTable) -> list[Any]:
     """[name, value, place among the tokens, tokens, values]."""
     window, position = place
-    start = max(0, position - BEFORE)
-    part = slice(start, position + 1 + AFTER)
+    start = max(0, position - _BEFORE)
+    part = slice(start, position + 1 + _AFTER)
     shown = [float(f"{value:.3g}") for value in values[window, part].tolist()]
     value = float(f"{float(values[window, position]):.5g}")
     return [name, value, position - start, table.all(text[window, part].tolist()), shown]

@@ -19,7 +19,7 @@ from circuit.tasks import PairBatch
 from sparse_model.model.sites import FINAL_SITE
 from sparse_model.model.transformer import SparseTransformer
 
-MOST_TOKENS = 10
+_MOST_TOKENS = 10
 """Tokens below the graph: those of the cue first, then those that weigh most."""
 
 
@@ -141,7 +141,7 @@ def _feet(
     cue = Counter(data.tokens[places.cue].tolist())
     writes = [(int(t), int(n)) for t, n in zip(ids, counts, strict=True) if float(weights[t]) > 0]
     ranked = sorted(writes, key=lambda found: (-cue[found[0]], -found[1] * float(weights[found[0]]), found[0]))
-    return [(token, token in cue) for token, _ in ranked[:MOST_TOKENS]], len(writes)
+    return [(token, token in cue) for token, _ in ranked[:_MOST_TOKENS]], len(writes)
 
 
 def _tokens(

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from circuit.graph.record import Circuit
+from circuit.inspect.runs import Seen
 from circuit.pages.packing import packed, scale_of
 from circuit.pages.roles import Places
-from circuit.pages.runs import Seen
 from circuit.pages.shown import TokenTable
 from circuit.tasks import PairBatch
 
-PAIRS = 24
+_PAIRS = 24
 """Pairs shown at most, and"""
-BYTES = 420_000
+_BYTES = 420_000
 """of a page for their values; where nodes are many, pairs are fewer."""
 
 
@@ -48,7 +48,7 @@ def prompts_data(
     """The shown pairs: tokens, cue, answers, margins and node values of both runs."""
     margins = calibrated(circuit, data, inside.margins)
     per_pair = 4 * 2 * data.tokens.shape[1] * max(1, circuit.n_nodes)
-    shown = chosen_pairs(margins, max(2, min(PAIRS, BYTES // per_pair)))
+    shown = chosen_pairs(margins, max(2, min(_PAIRS, _BYTES // per_pair)))
     if len(shown) < data.n_pairs:
         omitted.append(
             f"Prompts: {len(shown)} of {data.n_pairs} held-out pairs, the worst ones and an even sample of the others"

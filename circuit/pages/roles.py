@@ -17,11 +17,11 @@ from circuit.tasks import PairBatch
 
 STEADY = 0.1
 """Standard deviation over mean below which a value counts as constant, and over another spread as nothing."""
-APART = 2.0
+_APART = 2.0
 """Distance of the means on A and B, in pooled standard deviations, from which a node tells A from B."""
-SMALL = 0.25
+_SMALL = 0.25
 """Distance of two means, in standard deviations of all of a node's values, up to which they count as the same."""
-MOST_TOKENS = 3
+_MOST_TOKENS = 3
 """Tokens named as those a node is highest or lowest at."""
 
 
@@ -72,7 +72,7 @@ def _apart(a: Tensor, b: Tensor, deviation: float) -> float | None:
     if not len(a) or not len(b):
         return None
     distance = abs(float(a.mean() - b.mean()))
-    if distance <= SMALL * deviation:
+    if distance <= _SMALL * deviation:
         return 0.0
     pooled = float(((a.var(correction=0) + b.var(correction=0)) / 2).sqrt())
     return min(99.0, distance / pooled) if pooled > 0 else 99.0
@@ -91,11 +91,11 @@ def tokens_at(values: Tensor, data: PairBatch, places: Places, name: Callable[[i
     ids, inverse, counts = torch.unique(tokens, return_inverse=True, return_counts=True)
     means = torch.zeros(len(ids), dtype=torch.float64).index_add(0, inverse, seen) / counts
     order = means.argsort(stable=True).tolist()
-    chosen = {"highest": order[::-1][:MOST_TOKENS], "lowest": order[:MOST_TOKENS]}
+    chosen = {"highest": order[::-1][:_MOST_TOKENS], "lowest": order[:_MOST_TOKENS]}
     return {end: [[name(int(ids[i])), float(means[i])] for i in places] for end, places in chosen.items()}
 
 
-def words(node: Node, found: dict[str, Any], answer_values: Tensor) -> list[str]:
+def role_words(node: Node, found: dict[str, Any], answer_values: Tensor) -> list[str]:
     """What the figures of a node in the circuit say of it; `answer_values` (R,) are those at the answers."""
     said = []
     kind = node.site.rsplit(".", 1)[-1]
@@ -107,11 +107,11 @@ def words(node: Node, found: dict[str, Any], answer_values: Tensor) -> list[str]
         said.append("constant key: nearly the same at every token")
     elif kind != "q" and _steady(answer_values):
         said.append("the same at the answer of every prompt")
-    if (found["answer_apart"] or 0) >= APART:
+    if (found["answer_apart"] or 0) >= _APART:
         said.append(f"tells A from B at the answer: {_sides(found['answer'])}")
-    elif (found["cue_apart"] or 0) >= APART:
+    elif (found["cue_apart"] or 0) >= _APART:
         said.append(f"tells A from B at the cue: {_sides(found['cue'])}")
-    elif (found["marks_cue"] or 0) >= APART:
+    elif (found["marks_cue"] or 0) >= _APART:
         at = [value for value in found["cue"] if value is not None]
         said.append(f"marks the cue: {sum(at) / len(at):+.2f} there, {found['elsewhere']:+.2f} elsewhere")
     if 0 < found["active"] <= 0.25:

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from difflib import SequenceMatcher
 from typing import Protocol
 
-LONGEST = 60
+_LONGEST = 60
 """Characters of a token that are shown."""
 
 SIGNS = {"\n": "↵", "\r": "␍", "\t": "⇥", " ": " "}
 
 
-class Decoder(Protocol):
+class TokenDecoder(Protocol):
     """The only part of a tokenizer that a page needs."""
 
     def decode(self, ids: Sequence[int]) -> str: ...
@@ -22,7 +22,7 @@ class Decoder(Protocol):
 class TokenTable:
     """Texts of the tokens a page speaks of, each once; `of` gives the place of a token in `texts`."""
 
-    def __init__(self, tokenizer: Decoder | None) -> None:
+    def __init__(self, tokenizer: TokenDecoder | None) -> None:
         self.tokenizer = tokenizer
         self.texts: list[str] = []
         self._places: dict[int, int] = {}
@@ -38,7 +38,7 @@ class TokenTable:
         return [self.of(token) for token in tokens]
 
 
-def visible(text: str, longest: int = LONGEST) -> str:
+def visible(text: str, longest: int = _LONGEST) -> str:
     """A text on one line: control characters, marks of direction and other unseen ones by their code point."""
     cut = "".join(_sign(character) for character in text[:longest])
     return cut if len(text) <= longest else f"{cut}… ({len(text):,} characters)"

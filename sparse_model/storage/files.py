@@ -56,6 +56,11 @@ def join(uri: str, *parts: str) -> str:
     """
     if not uri:
         raise InputError("storage: ''; allowed: a folder or an fsspec URI")
+    protocol, found, place = uri.partition("://")
+    if found and protocol not in ("file", "local", "memory") and not place.partition("?")[0].strip("/"):
+        raise InputError(
+            f"storage: {uri!r} names no bucket; allowed: {protocol}://bucket or {protocol}://bucket/prefix"
+        )
     location, separator, query = uri.partition("?") if _has_query(uri) else (uri, "", "")
     for part in parts:
         if any(component in ("", ".", "..") for component in part.split("/")) or "\\" in part:

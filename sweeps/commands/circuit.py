@@ -35,7 +35,7 @@ from sweeps.show.text import terminal
 from sweeps.study.study import load_study
 from sweeps.trial.task_circuits import RESAMPLED_WINDOWS, harder_prompts, settings
 
-BEFORE, AFTER = 12, 4
+_BEFORE, _AFTER = 12, 4
 """Tokens shown before and after the one at which a node has its value."""
 
 circuit_app = typer.Typer(help="Look at one circuit: what it is, when its nodes are active, which of its parts matter.")
@@ -207,7 +207,7 @@ def _assigned(text: str) -> tuple[str, float | None]:
 def _shown(place: Place, text: Tensor, tokenizer: Tokenizer) -> str:
     """The tokens around a place, the one itself in brackets, on one line."""
     window, at = text[place.window].tolist(), place.position
-    parts = (window[max(0, at - BEFORE) : at], [window[at]], window[at + 1 : at + 1 + AFTER])
+    parts = (window[max(0, at - _BEFORE) : at], [window[at]], window[at + 1 : at + 1 + _AFTER])
     before, here, after = (escape(repr(tokenizer.decode(part))[1:-1]) for part in parts)
     return f"{before}[bold]⟦{here}⟧[/bold]{after}"
 

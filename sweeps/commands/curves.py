@@ -26,7 +26,7 @@ from sparse_model.errors import InputError
 from sparse_model.saved.pretrained import from_pretrained
 from sweeps.commands.opening import opened
 from sweeps.commands.options import StorageOption
-from sweeps.commands.parallel import on_all_cores
+from sweeps.engine.parallel import on_all_cores
 from sweeps.show.curve_store import CurveStore
 from sweeps.show.curves import (
     TARGETS,

@@ -21,10 +21,10 @@ from sparse_model.errors import InputError
 from sparse_model.saved.pretrained import from_pretrained
 from sweeps.commands.opening import opened_with_text
 from sweeps.commands.options import StorageOption
-from sweeps.commands.parallel import on_all_cores
-from sweeps.pages.compare import FIGURES, comparison_data, comparison_page
-from sweeps.pages.one_circuit import CONTEXT_WINDOWS, drawn, prompts_of, study_of
-from sweeps.pages.report import Drawn, Report, write_report
+from sweeps.engine.parallel import on_all_cores
+from sweeps.pages.compare import COMPARED_FIGURES, comparison_data, comparison_page
+from sweeps.pages.one_circuit import CONTEXT_WINDOWS, drawn, prompts_named, study_of
+from sweeps.pages.report import DrawnPages, ToldReport, write_report
 from sweeps.show.progress import Show
 from sweeps.show.text import terminal
 from sweeps.study.study import Study, load_study
@@ -88,7 +88,7 @@ def compare_command(
     tokenizers = {tokenizer.to_json() for _, tokenizer in opened.values()}
     if len(tokenizers) > 1:
         raise InputError("the models have different tokenizers; allowed: models that read the same prompts")
-    prompts = prompts_of(circuits[0], study_for(uris[0], study, storage_uri), opened[uris[0]][1], task)
+    prompts = prompts_named(circuits[0], study_for(uris[0], study, storage_uri), opened[uris[0]][1], task)
     found = likenesses(members, prompts.heldout)
     names = _short(files)
     data = comparison_data(names, circuits, found)
@@ -134,7 +134,7 @@ def _likeness_table(data: Mapping[str, Any]) -> Table:
         table.add_column(heading, justify="left" if heading in ("circuits", "likeness") else "right", overflow="fold")
     for pair in data["pairs"]:
         names = iter([pair["first"], pair["second"]])
-        for field, heading in FIGURES.items():
+        for field, heading in COMPARED_FIGURES.items():
             if (figure := pair[field]) is not None:
                 cells = ("–" if figure[key] is None else f"{figure[key]:.2f}" for key in ("value", "null", "null_most"))
                 table.add_row(escape(next(names, "")), heading, *cells)
@@ -149,7 +149,7 @@ def report_command(
     out: Annotated[
         str | None, typer.Option(help="folder or URI of the report; default: `report` in the study's")
     ] = None,
-    circuits: Annotated[Drawn, typer.Option(help="of which trials circuits get pages")] = "front",
+    circuits: Annotated[DrawnPages, typer.Option(help="of which trials circuits get pages")] = "front",
 ) -> int:
     """Write a report of studies: an index.html that opens offline, and pages of circuits."""
     with Show(Console(stderr=True)) as show:
@@ -158,7 +158,7 @@ def report_command(
     return 0
 
 
-def say_report(done: Report) -> None:
+def say_report(done: ToldReport) -> None:
     """Where the report is, and what could not be drawn."""
     console = terminal()
     for problem in done.problems[:10]:

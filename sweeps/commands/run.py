@@ -11,7 +11,7 @@ from rich.console import Console
 from sparse_model import storage
 from sparse_model.storage.store_errors import redacted
 from sweeps.commands.pages import say_report
-from sweeps.commands.parallel import on_all_cores
+from sweeps.engine.parallel import on_all_cores
 from sweeps.engine.session import prepare_environment
 from sweeps.frontier.queries import Frontier
 from sweeps.pages.report import write_report

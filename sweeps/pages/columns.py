@@ -9,24 +9,24 @@ from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, Any]
+ColumnArray = np.ndarray[Any, Any]
 
 MOST_AXES = 12
 """Parameters of a report's parallel coordinates: those with the most values among the trials."""
 
 
-def floats(values: Sequence[float | None] | Array) -> dict[str, str]:
+def floats(values: Sequence[float | None] | ColumnArray) -> dict[str, str]:
     """32-bit floats; None is NaN."""
     array = np.array([np.nan if value is None else value for value in values], dtype="<f4")
     return {"f4": base64.b64encode(array.tobytes()).decode()}
 
 
-def shorts(values: Array) -> dict[str, str]:
+def shorts(values: ColumnArray) -> dict[str, str]:
     """16-bit numbers from 0 to 65535."""
     return {"u2": base64.b64encode(np.asarray(values, dtype="<u2").tobytes()).decode()}
 
 
-def words(values: Sequence[str | None]) -> dict[str, Any]:
+def column_words(values: Sequence[str | None]) -> dict[str, Any]:
     """Texts, each once, and 16-bit numbers of them; those beyond 65,535 different ones are left out."""
     places: dict[str, int] = {}
     for value in values:
@@ -35,7 +35,7 @@ def words(values: Sequence[str | None]) -> dict[str, Any]:
     return {"words": list(places)[:65536], **shorts(numbers)}
 
 
-def thinned(count: int, most: int) -> Array:
+def thinned(count: int, most: int) -> ColumnArray:
     """At most so many places out of `count`, first and last among them, evenly between."""
     return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)) if count else np.zeros(0, int)
 
@@ -85,4 +85,4 @@ def axis(name: str, configs: Sequence[Mapping[str, Any]], owned: Sequence[bool])
     there = [value for value in values if value is not None]
     if all(isinstance(value, int | float) and not isinstance(value, bool) for value in there):
         return {"name": name, **floats(values)}
-    return {"name": name, **words([None if value is None else json.dumps(value) for value in values])}
+    return {"name": name, **column_words([None if value is None else json.dumps(value) for value in values])}

@@ -14,7 +14,7 @@ from circuit.pages.packing import rounded
 from circuit.pages.render import asset, html
 from circuit.pages.still import still_svg
 
-FIGURES = {
+COMPARED_FIGURES = {
     "nodes": "Jaccard of nodes",
     "edges": "Jaccard of edges",
     "matched": f"share of nodes matched (|r| ≥ {MATCHED:g})",
@@ -33,7 +33,7 @@ def comparison_data(names: Sequence[str], circuits: Sequence[Circuit], found: Se
     ]  # fmt: skip
     pairs = [
         {"first": names[like.first], "second": names[like.second]}
-        | {field: _spelled(getattr(like, field)) for field in FIGURES}
+        | {field: _spelled(getattr(like, field)) for field in COMPARED_FIGURES}
         | {"matches": [match._asdict() for match in like.matches]}
         for like in found
     ]
@@ -60,5 +60,5 @@ def comparison_page(
         for name, circuit, d_head in zip(names, circuits, d_heads, strict=True)
     ]
     styles, scripts = [asset("base.css"), asset("compare.css", "sweeps.pages")], [asset("ready.js")]
-    values = {"task": data["task"], "stills": stills, "pairs": data["pairs"], "figures": FIGURES}
+    values = {"task": data["task"], "stills": stills, "pairs": data["pairs"], "figures": COMPARED_FIGURES}
     return html(asset("compare.html", "sweeps.pages"), data, styles, scripts, **values)

@@ -35,7 +35,7 @@ def study_of(model_uri: str) -> Study | None:
     return study_at(trial[0]).model_copy(update={"storage": storage.parent(trial[0])})
 
 
-def prompts_of(circuit: Circuit, study: Study, tokenizer: object, source: str | None) -> TaskData:
+def prompts_named(circuit: Circuit, study: Study, tokenizer: object, source: str | None) -> TaskData:
     """The prompts of a circuit, drawn as the study draws them; InputError where its task is not known."""
     named = {name.rsplit("/", 1)[-1].removesuffix(".jsonl"): name for name in study.task_sources}
     source = source or (circuit.task if circuit.task in TASKS else named.get(circuit.task))
@@ -102,7 +102,7 @@ def drawn(
 ) -> Page:
     """The same of what is loaded already, its figures of at most so many pairs of prompts."""
     check_model(circuit, model)
-    prompts, remarks = prompts_of(circuit, study, tokenizer, task), []
+    prompts, remarks = prompts_named(circuit, study, tokenizer, task), []
     if most_pairs is not None and prompts.heldout.n_pairs > most_pairs:
         remarks = [
             f"Figures are of {most_pairs} of {prompts.heldout.n_pairs} held-out pairs; `sweeps circuit page` takes all"

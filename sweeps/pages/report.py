@@ -23,11 +23,11 @@ from sweeps.trial.task_circuits import training_windows
 MOST_PAIRS = 64
 """Pairs of prompts of a page that a report draws: there may be hundreds of pages."""
 
-Drawn = Literal["front", "all", "none"]
+DrawnPages = Literal["front", "all", "none"]
 """Of which trials the circuits get pages: those on the front, all, none."""
 
 
-class Job(NamedTuple):
+class _Job(NamedTuple):
     """A trial whose circuits are to be drawn: the study's folder, its key, the key of its text."""
 
     root: str
@@ -36,17 +36,17 @@ class Job(NamedTuple):
     data: str
 
 
-Draw = Callable[[Job], list[str]]
-Spread = Callable[[Draw, Sequence[Job]], Iterator[tuple[Job, list[str]]]]
+_Draw = Callable[[_Job], list[str]]
+Spread = Callable[[_Draw, Sequence[_Job]], Iterator[tuple[_Job, list[str]]]]
 """Carries out a function over jobs, and gives each with its result as they end."""
 
 
-def in_turn(work: Draw, jobs: Sequence[Job]) -> Iterator[tuple[Job, list[str]]]:
+def _in_turn(work: _Draw, jobs: Sequence[_Job]) -> Iterator[tuple[_Job, list[str]]]:
     """One after the other, in this process."""
     yield from ((job, work(job)) for job in jobs)
 
 
-class Report(NamedTuple):
+class ToldReport(NamedTuple):
     """Where a report is, how many pages of circuits it has, and why others could not be drawn."""
 
     address: str
@@ -57,10 +57,10 @@ class Report(NamedTuple):
 def write_report(
     uris: Sequence[str],
     out: str | None = None,
-    draw: Drawn = "front",
+    draw: DrawnPages = "front",
     tell: Callable[[float, str], None] = lambda share, words: None,
     spread: Spread | None = None,
-) -> Report:
+) -> ToldReport:
     """Write `index.html` and pages of circuits below `out`, the only study's folder `report` if left out.
 
     `spread` carries out a function over jobs, in turn if left out. Pages that are there are kept. What cannot be drawn
@@ -71,14 +71,14 @@ def write_report(
     frontier = Frontier(*uris, may_be_empty=True)
     several, problems = len(uris) > 1, []
     jobs = _jobs(frontier, uris, draw)
-    for done, (job, found) in enumerate((spread or in_turn)(partial(draw_trial, where, several), jobs), start=1):
+    for done, (job, found) in enumerate((spread or _in_turn)(partial(draw_trial, where, several), jobs), start=1):
         problems += [f"{job.trial}: {problem}" for problem in found]
         tell(done / len(jobs), f"{done}/{len(jobs)} trials")
     made = {name: name for name in _there(where, frontier, several)}
     data = report_data(uris, made) | {"out": where}
     index = storage.join(where, "index.html")
     storage.write_bytes_atomic(index, rendered(data).encode())
-    return Report(index, len(made), problems)
+    return ToldReport(index, len(made), problems)
 
 
 def rendered(data: dict[str, Any]) -> str:
@@ -96,7 +96,7 @@ def rendered(data: dict[str, Any]) -> str:
     )
 
 
-def _jobs(frontier: Frontier, uris: Sequence[str], draw: Drawn) -> list[Job]:
+def _jobs(frontier: Frontier, uris: Sequence[str], draw: DrawnPages) -> list[_Job]:
     """The trials whose circuits get pages, those that have models."""
     if draw == "none":
         return []
@@ -104,7 +104,7 @@ def _jobs(frontier: Frontier, uris: Sequence[str], draw: Drawn) -> list[Job]:
     chosen = frontier.pareto() if draw == "front" else trials.filter(pc.equal(trials["status"], "ok"))
     with_models = {uri: set(storage.listdir(storage.join(uri, "models"))) for uri in uris}
     return [
-        Job(uri, row["study"] or "", row["trial"], row["data"] or "")
+        _Job(uri, row["study"] or "", row["trial"], row["data"] or "")
         for row in chosen.to_pylist()
         for uri in uris
         if row["trial"] in with_models[uri] and (len(uris) == 1 or _is_of(uri, row["study"]))
@@ -115,7 +115,7 @@ def _is_of(uri: str, study: str | None) -> bool:
     return uri.split("?")[0].rstrip("/").rsplit("/", 1)[-1] == study
 
 
-def draw_trial(where: str, several: bool, job: Job) -> list[str]:
+def draw_trial(where: str, several: bool, job: _Job) -> list[str]:
     """Draw the circuits of a trial that have no page yet; what could not be drawn."""
     folder = storage.join(job.root, "circuits", job.trial)
     names = [name.removesuffix(".json") for name in storage.listdir(folder) if name.endswith(".json")]

@@ -19,19 +19,19 @@ from sparse_model import storage
 from sparse_model.errors import InputError
 from sweeps.frontier.comparison import Comparison, places
 from sweeps.frontier.queries import Frontier
-from sweeps.pages.columns import Array, axis, flat_configs, floats, shorts, thinned, varied, words
+from sweeps.pages.columns import ColumnArray, axis, column_words, flat_configs, floats, shorts, thinned, varied
 from sweeps.search.importances import importances, optuna_study
 from sweeps.study.folder import study_at
 from sweeps.study.study import Study
 
-FORMAT = "circuit-sweeps/report"
+_FORMAT = "circuit-sweeps/report"
 CURVE_POINTS = 24
 """Points of a trial's learning curve that are kept."""
 MOST_CURVES = 10_000
 HYPERVOLUME_POINTS = 400
 MOST_REASONS = 300
 """Characters of the reason of a trial that failed."""
-FIGURES = (
+_FIGURES = (
     "val_loss", "train_loss", "l0", "total_params", "tokens", "tasks_solved", "circuit_edges", "circuit_edges_low",
     "circuit_edges_high", "dead_neurons", "kurtosis", "active", "flops", "train_seconds", "prune_seconds", "seed",
     "d_model", "n_layer", "fraction",
@@ -51,7 +51,7 @@ def report_data(uris: Sequence[str], made: Mapping[str, str]) -> dict[str, Any]:
         omitted.append(f"The trials have {len(targets)} targets; shown is {targets[0]:g}")
     target = targets[0] if targets else None
     return {
-        "format": FORMAT,
+        "format": _FORMAT,
         "version": 1,
         "made_with": f"circuit-sweeps {version('circuit-sweeps')}",
         "uris": [visible(uri, 400) for uri in uris],
@@ -88,14 +88,14 @@ def _trials(trials: Any) -> dict[str, Any]:
     return {
         "n": len(trials),
         "trial": [visible(str(key), 100) for key in columns["trial"]],
-        "study": words([visible(name or "", 100) for name in columns["study"]]),
-        "kind": words(columns["kind"]),
-        "status": words(columns["status"]),
-        "reason": words([visible(reason or "", MOST_REASONS) for reason in columns["reason"]]),
+        "study": column_words([visible(name or "", 100) for name in columns["study"]]),
+        "kind": column_words(columns["kind"]),
+        "status": column_words(columns["status"]),
+        "reason": column_words([visible(reason or "", MOST_REASONS) for reason in columns["reason"]]),
         "tasks_tried": floats(columns["tasks_tried"]),
         "start": start,
         "finished": floats([None if at is None else at - start for at in finished]),
-        **{name: floats(columns[name]) for name in FIGURES},
+        **{name: floats(columns[name]) for name in _FIGURES},
     }
 
 
@@ -168,12 +168,12 @@ def _method(method: str, comparison: Comparison | None, note: str, trials: Any, 
         "front": np.flatnonzero(comparison.on_front).tolist() if comparison else [],
         "tasks": [visible(task, 80) for task in tasks],
         "cells": shorts(edges),
-        "status": words(status),
-        "summary": words(summaries),
+        "status": column_words(status),
+        "summary": column_words(summaries),
     }
 
 
-def _matrix(trials: Any, circuits: Any, tasks: Sequence[str]) -> tuple[Array, list[str], list[str]]:
+def _matrix(trials: Any, circuits: Any, tasks: Sequence[str]) -> tuple[ColumnArray, list[str], list[str]]:
     """(N × K) edges, 65535 where there is no circuit (and at most 65534), and the summaries and statuses."""
     n, k = len(trials), len(tasks)
     edges = np.full(n * k, 65535, dtype=np.int64)

@@ -11,8 +11,8 @@ import torch
 
 from circuit.graph.record import Circuit
 from circuit.inspect.activity import answer_pattern
+from circuit.inspect.runs import seen_on
 from circuit.pages import Notes
-from circuit.pages.runs import seen_on
 from pages.conftest import Open
 from pages.stories import Story, Tokens, changed_to
 

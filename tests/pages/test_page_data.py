@@ -17,9 +17,9 @@ from circuit.graph.record import Circuit, Edge
 from circuit.inspect.binarise import binarise
 from circuit.inspect.contexts import contexts
 from circuit.inspect.running import CircuitModel, changed, effects, nodes_of
+from circuit.inspect.runs import seen_on
 from circuit.pages import Notes
 from circuit.pages.head import loss_curves, losses, proofs
-from circuit.pages.runs import seen_on
 from circuit.pages.shown import visible
 from circuit.tasks import TaskData
 from pages.stories import ANSWERS, CUES, HOSTILE, QUESTION, Story, Tokens
@@ -178,7 +178,7 @@ def test_pages_and_their_code_are_small(told_page: Any) -> None:
 
 
 def test_what_is_too_large_is_left_out_and_said(told: Story, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("circuit.pages.build.LARGEST", 60_000)
+    monkeypatch.setattr("circuit.pages.build.LARGEST_PAGE", 60_000)
     page: Any = told.circuit.page(told.model, told.task, told.text, tokenizer=Tokens())
     assert any(line.startswith("Left out contexts of nodes") for line in page.data["omitted"])
     assert "Left out contexts of nodes" in page.split("<script")[0]

@@ -148,7 +148,7 @@ def _nothing_is_searched_twice(
 
     search.__name__ = "_methods"
     monkeypatch.setattr("sweeps.commands.curves._methods", search)
-    monkeypatch.setattr("sweeps.commands.parallel.cpu_count", lambda: 1)
+    monkeypatch.setattr("sweeps.engine.parallel.cpu_count", lambda: 1)
     both = ["curves", model, model, *common, "--tasks", "else_elif,with_as"]
     assert status_of(both) == 0
     assert searched == ["with_as"]

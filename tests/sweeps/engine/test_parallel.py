@@ -12,7 +12,7 @@ from multiprocessing import active_children
 import pytest
 
 from sweeps.commands import parallel
-from sweeps.commands.parallel import on_all_cores
+from sweeps.engine.parallel import on_all_cores
 
 
 @pytest.fixture(autouse=True)

@@ -10,8 +10,8 @@ import torch
 
 from circuit.graph.record import Circuit, Edge, Node
 from circuit.inspect.binarise import binarise
+from circuit.inspect.probe import Outcome, Probe, outcome_of
 from circuit.inspect.running import nodes_of
-from circuit.pages.probe import Outcome, Probe, outcome_of
 from circuit.tasks import TaskData
 from sparse_model.model.transformer import SparseTransformer
 
@@ -28,9 +28,9 @@ MOST_STEPPED, MOST_DOSED = 48, 40
 PAIRED = 12
 """Nodes, those of the largest effects, that are ablated two by two."""
 DOSES = 9
-CURVE = 24
+_CURVE = 24
 """Points of the curve of loss against size."""
-APART = 0.1
+_APART = 0.1
 """Interaction over the smaller effect of two nodes below which they count as independent."""
 
 
@@ -39,7 +39,7 @@ def effect(before: Outcome, after: Outcome) -> list[float]:
     return [after.loss - before.loss, before.margin - after.margin, after.accuracy]
 
 
-def effects(probe: Probe, parts: Sequence[Node | Edge]) -> list[list[float]]:
+def ablation_effects(probe: Probe, parts: Sequence[Node | Edge]) -> list[list[float]]:
     """Of the ablation of each part alone."""
     before = probe.outcome()
     return [effect(before, probe.outcome([part])) for part in parts]
@@ -58,7 +58,7 @@ def paired(probe: Probe, nodes: Sequence[Node], numbers: Sequence[int]) -> list[
         both = before - probe.outcome([nodes[i], nodes[j]]).margin
         excess = both - alone[i] - alone[j]
         least = min(abs(alone[i]), abs(alone[j]))
-        word = "independent" if abs(excess) <= APART * least else "redundant" if excess > 0 else "synergistic"
+        word = "independent" if abs(excess) <= _APART * least else "redundant" if excess > 0 else "synergistic"
         found.append([i, j, alone[i], alone[j], both, word])
     return sorted(found, key=lambda row: -abs(row[4] - row[2] - row[3]))
 
@@ -66,7 +66,7 @@ def paired(probe: Probe, nodes: Sequence[Node], numbers: Sequence[int]) -> list[
 def shrinking(probe: Probe, nodes: Sequence[Node], rises: Sequence[float]) -> list[list[float]]:
     """[nodes left, loss]: nodes ablated one after the other, those of the least effect first, without recalibration."""
     order = sorted(range(len(nodes)), key=lambda i: (rises[i], i))
-    counts = sorted({round(i * len(order) / CURVE) for i in range(CURVE + 1)})
+    counts = sorted({round(i * len(order) / _CURVE) for i in range(_CURVE + 1)})
     return [[len(order) - n, probe.outcome([nodes[i] for i in order[:n]]).loss] for n in counts]
 
 

@@ -20,7 +20,7 @@ from circuit.tasks import PairBatch
 from sparse_model.model.sites import site_width
 from sparse_model.model.transformer import SparseTransformer
 
-POSITIONS = 16384
+_POSITIONS = 16384
 """Positions per batch: what is left of a model is small."""
 
 
@@ -43,7 +43,7 @@ class Probe:
         self.widths = {site: site_width(model.config, site) for site in circuit.means}
         self.blocks = {between.target: between for between in self.running.compact.projections()}
         self.order = data.length.argsort(stable=True)  # so that little of a batch is padding
-        at_once = max(1, POSITIONS // int(data.length.max()))
+        at_once = max(1, _POSITIONS // int(data.length.max()))
         self.batches = [answer_batch(data, rows, self.device) for rows in torch.split(self.order, at_once)]
 
     @torch.no_grad()

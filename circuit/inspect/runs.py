@@ -24,7 +24,7 @@ from circuit.tasks import PairBatch
 from sparse_model.model.sites import site_names, site_width
 from sparse_model.model.transformer import SparseTransformer
 
-ROWS_AT_ONCE = 64
+_ROWS_AT_ONCE = 64
 
 
 class Seen(NamedTuple):
@@ -45,8 +45,8 @@ def seen_on(
     held = None if whole else Held(model, circuit)
     parts = []
     with float32_activations(model):
-        for start in range(0, len(data.length), ROWS_AT_ONCE):
-            parts.append(_batch(model, circuit, data, slice(start, start + ROWS_AT_ONCE), held, layers))
+        for start in range(0, len(data.length), _ROWS_AT_ONCE):
+            parts.append(_batch(model, circuit, data, slice(start, start + _ROWS_AT_ONCE), held, layers))
     return Seen(
         torch.cat([part.values for part in parts]),
         torch.cat([part.margins for part in parts]),
