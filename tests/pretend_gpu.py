@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -223,5 +224,8 @@ def pretend_gpu() -> Iterator[torch.device]:
         patch.setattr("sparse_model.model.attention._has_kernel", lambda x, d_head: False)
         patch.setattr("circuit.ablated.compact._by_products", lambda x: False)
         patch.setattr("sparse_model.sparsity.projection._project_on_gpu", project_whole)
+        # of a real one it would ask these
+        patch.setattr(Tensor, "pin_memory", lambda rows: rows)
+        patch.setattr("torch.cuda.get_device_properties", lambda device: SimpleNamespace(total_memory=80 * 2**30))
         patch.setattr(Optimizer, "_group_tensors_by_device_and_dtype", staticmethod(_grouped))
         yield GPU

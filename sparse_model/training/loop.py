@@ -34,7 +34,7 @@ from sparse_model.training.passes import Passes
 from sparse_model.training.precision import ComputeType, resolved
 
 Metrics = dict[str, float]
-SECTIONS: dict[str, type[BaseModel]] = {"model": ModelConfig, "training": TrainConfig}
+_SECTIONS: dict[str, type[BaseModel]] = {"model": ModelConfig, "training": TrainConfig}
 Report = Callable[[Metrics], None]
 
 
@@ -267,7 +267,7 @@ class Run:
 
     def _refuse_other(self, run: dict[str, Any]) -> None:
         # what a checkpoint of an earlier version does not know was then as it is by default
-        known = {name: config.model_json_schema()["properties"] for name, config in SECTIONS.items()}
+        known = {name: config.model_json_schema()["properties"] for name, config in _SECTIONS.items()}
         for section, own in self._identity().items():
             theirs = run.get(section, {})
             for field, value in own.items():

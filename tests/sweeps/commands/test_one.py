@@ -126,8 +126,11 @@ def released(folder: Path, tokenizer_folder: Path, model: SparseTransformer, tok
     flags = {"rms_norm": True, "afrac": None, "tied_unembed": False, "enable_bigram_table": True}
     ours, ones = {name: p.detach() for name, p in model.named_parameters()}, torch.ones(config.d_model)
     vocabulary = json.loads(tokenizer.to_json())["model"]
-    rolled = {token: (i + 1) % config.vocab_size for token, i in vocabulary["vocab"].items()}
-    moved = torch.arange(-1, config.vocab_size - 1) % config.vocab_size
+    letters = sorted((token for token in vocabulary["vocab"] if len(token) == 1), key=lambda s: (ord(s) > 255, ord(s)))
+    released_order = [*letters, *map("".join, vocabulary["merges"])]
+    released_order += [token for token in vocabulary["vocab"] if token not in set(released_order)]
+    rolled = {token: i for i, token in enumerate(released_order)}
+    moved = torch.tensor([vocabulary["vocab"][token] for token in released_order])
     weights = {
         "transformer.wte.weight": ours["embedding"][moved],
         "transformer.wpe.weight": torch.zeros(config.context, config.d_model),

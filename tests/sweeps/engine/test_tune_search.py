@@ -9,11 +9,11 @@ from ray.tune.search.searcher import Searcher
 
 from sweeps.engine.tune_search import TuneSearch
 from sweeps.search.draws import StudySearch
-from sweeps.search.objectives import METRICS, PENALTIES
+from sweeps.search.objectives import TOLD, PENALTIES
 from sweeps.study.study import read_study
 from sweeps.trial.places import StudyRun, Trial
 
-GOOD = dict(zip(METRICS, (2.0, 30.0), strict=True))
+GOOD = dict(zip(TOLD, (2.0, 30.0), strict=True))
 
 
 @pytest.fixture
