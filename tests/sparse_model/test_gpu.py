@@ -92,4 +92,7 @@ def test_steps_ask_a_gpu_nothing(data: TokenDataset, layers: int) -> None:
 
 def assert_same_weights(a: SparseTransformer, b: SparseTransformer) -> None:
     for (name, one), other in zip(a.named_parameters(), b.parameters(), strict=True):
-        assert torch.equal(one.detach().cpu(), other.detach().cpu()), name
+        a, b = one.detach().cpu(), other.detach().cpu()
+        assert torch.equal(a == 0, b == 0), name
+        # the norm of the gradients of the bigram table is summed in another order, by rows, on a CPU alone
+        assert torch.allclose(a, b, rtol=0, atol=2e-6), name

@@ -11,7 +11,7 @@ from multiprocessing import active_children
 
 import pytest
 
-from sweeps.commands import parallel
+from sweeps.engine import parallel
 from sweeps.engine.parallel import on_all_cores
 
 
