@@ -9,7 +9,7 @@ from ray.tune.search.searcher import Searcher
 
 from sweeps.engine.tune_search import TuneSearch
 from sweeps.search.draws import StudySearch
-from sweeps.search.objectives import TOLD, PENALTIES
+from sweeps.search.objectives import PENALTIES, TOLD
 from sweeps.study.study import read_study
 from sweeps.trial.places import StudyRun, Trial
 
