@@ -269,6 +269,7 @@ class TestIdentity:
         inputs = [source_inputs(source, corpus) for source in corpus.sources]
         return dataset_key(corpus, TokenizerConfig(), inputs, 1000)
 
+    @pytest.mark.parametrize("root_uri", ["path", "memory", "s3"], indirect=True)
     def test_the_same_files_elsewhere_are_the_same_dataset(self, root_uri: str, tmp_path: Path) -> None:
         rows = jsonl([{"text": f"x = {n}\n" * 9} for n in range(100)])
         one, two = (written(tmp_path / name / "d", a__jsonl=rows, b__txt="b") for name in ("one", "two"))
