@@ -122,7 +122,7 @@ class _Actor:
 @pytest.mark.cluster
 def test_what_ray_raises_when_processes_die() -> None:
     """A real Ray whose tasks and actors are killed, or raise."""
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
     try:
         kinds = {}
         for name, reference in {
