@@ -18,11 +18,13 @@ import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal
 
 import yaml
 from rich.console import Console
 from s3_process import S3Process
+from timing import processor
 
 from circuit.tasks import TASKS
 from sparse_model import storage
@@ -32,6 +34,8 @@ from sweeps.engine.lease import holding_lease
 from sweeps.engine.session import prepare_environment, ray_session
 from sweeps.engine.trial import run_trial
 from sweeps.search.draws import Assignment, StudySearch
+from sweeps.search.sampling import OptunaSearch
+from sweeps.search.suggestions import Suggestions
 from sweeps.show.progress import Show, StudyProgress
 from sweeps.study.study import Study, read_study
 from sweeps.trial.outcome import TableRow, Trained
@@ -48,11 +52,14 @@ def main() -> None:
     parser.add_argument(
         "--local", action="store_true", help="a folder instead of an S3 server; requests are not counted"
     )
+    parser.add_argument("--history", type=int, help="only the seconds of a suggestion after so many results")
     parser.add_argument("--json", help="write the figures to this file")
     parser.add_argument("--inside", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.inside:
         return run_inside(arguments.inside, arguments.trials[0], arguments.sampler)
+    if arguments.history:
+        return print_suggestions(arguments.history, arguments.sampler)
     print("trials  driver s/trial  search s/trial  replay s/trial  memory MB  (+kB/trial)  files/trial  requests/trial")
     figures = [measured(n, arguments.sampler, arguments.local) for n in arguments.trials]
     if arguments.json:
@@ -87,7 +94,7 @@ def run_inside(root: str, trials: int, sampler: str) -> None:
     prepare_environment()
     study = planted_study(root, trials, sampler)
     runner.run_trial = instant_trial
-    search = TimedSearch(study, {})
+    search = TimedSearch(study, {}, (), Suggestions(study))
     with ExitStack() as stack:
         show = stack.enter_context(Show(Console(file=io.StringIO())))
         capacity = stack.enter_context(ray_session(study.resources, None))
@@ -100,7 +107,7 @@ def run_inside(root: str, trials: int, sampler: str) -> None:
     start = time.perf_counter()
     known, _ = runner.known_results(study, "data", retry_failed=False)
     assert len(known) == trials, f"{len(known)} of {trials} trials have rows"
-    assert StudySearch(study, known).is_finished()
+    assert StudySearch(study, known, (), Suggestions(study)).is_finished()
     replay = time.perf_counter() - start
     figures = {
         "driver_s": seconds / trials,
@@ -110,6 +117,25 @@ def run_inside(root: str, trials: int, sampler: str) -> None:
         "memory_kb_per_trial": 1e3 * (after - before) / trials,
     }
     print(json.dumps(figures))
+
+
+def print_suggestions(history: int, sampler: str) -> None:
+    """Processor seconds of single suggestions of a search that knows so many results."""
+    study = planted_study("unused", 2 * history, sampler)
+    drawn = OptunaSearch(study.name, study.space, study.search)
+    at_random = study.search.model_copy(update={"sampler": "random"})
+    blind = OptunaSearch(study.name, study.space, at_random)
+    for number in range(history):
+        params, notes = blind.draw(number)
+        config = study.space.config(params, 0)
+        drawn.add(number, params, notes)
+        drawn.tell(number, (2 + abs(math.log(config.training.lr / 0.05)), 1e4 * config.training.fraction))
+    seconds = []
+    for attempt in range(20):
+        start = time.process_time()
+        drawn.draw(history, attempt)
+        seconds.append(time.process_time() - start)
+    print(f"{history} results: {median(seconds):.3f} s of processor time a suggestion, at most {max(seconds):.3f} ({processor()})")
 
 
 def planted_study(root: str, trials: int, sampler: str) -> Study:

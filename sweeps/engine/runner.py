@@ -25,6 +25,7 @@ from sweeps.frontier.queries import Frontier
 from sweeps.frontier.rows import SCHEMA_VERSION, table_uri, write_circuit_rows, write_trial_row
 from sweeps.search.draws import Objectives, StudySearch
 from sweeps.search.objectives import FINAL, TOLD, objectives
+from sweeps.search.suggestions import Suggestions
 from sweeps.search.warmstart import warm_trials
 from sweeps.show.progress import StudyProgress
 from sweeps.study.folder import check_storage, earlier_study, keep_study
@@ -56,7 +57,7 @@ def _run_held(study: Study, progress: StudyProgress, lease: Lease, address: str 
     progress.replayed(len(known))
     warm = warm_trials(study, data.manifest.key)
     progress.learnt(len(warm))
-    search = StudySearch(study, known, warm)
+    search = StudySearch(study, known, warm, Suggestions(study))
     if not search.is_finished():
         with ray_session(study.resources, address) as capacity, remembered_interrupts() as interrupts:
             if capacity.lacking:

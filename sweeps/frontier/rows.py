@@ -43,7 +43,7 @@ TRIAL_SCHEMA = _schema(
         "status": (TEXT, "ok, failed or diverged"),
         "reason": (TEXT, "why the status is not ok"),
         "attempt": (INT, "0, or how often the trial was run again after a failure"),
-        "retried": (BOOL, "run again after a failure, which is what the search was told"),
+        "retried": (BOOL, "run again after a failure, whose penalty this row replaces"),
         "eligible": (BOOL, "may stand on the frontier: ok, at least min_tasks_solved tasks solved, and one counted"),
         "seed": (INT, "of weights and data order"),
         "d_model": (INT, "width of the residual stream"),

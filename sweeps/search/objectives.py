@@ -64,9 +64,9 @@ def bootstrap_interval(values: Sequence[float]) -> tuple[float, float] | None:
 def objectives(row: Mapping[str, Any], unsolved_edges: int) -> tuple[float, float]:
     """What the search is told of a trial's row, in the order of `TOLD`.
 
-    A trial that failed or diverged is told at the penalties, any other at its loss and its charged edges. A trial
-    that was run again after a failure stays told as failed: what came after it was drawn knowing that.
+    A trial that failed or diverged is told at the penalties, any other at its loss and its charged edges. What a trial
+    comes to that is run again replaces what it was told at before: what was drawn meanwhile is stored and stays.
     """
-    if row["status"] != "ok" or row["retried"]:
+    if row["status"] != "ok":
         return PENALTIES
     return row["val_loss"], charged_edges(row, unsolved_edges)

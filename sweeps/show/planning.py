@@ -16,7 +16,7 @@ from sparse_model.model.transformer import SparseTransformer
 from sparse_model.training.measures import flops_per_token
 from sparse_model.training.memory import activation_bytes, state_bytes
 from sweeps.frontier.queries import Frontier
-from sweeps.search.sampling import BoundedStudy
+from sweeps.search.sampling import OptunaSearch
 from sweeps.study.space import TrialConfig
 from sweeps.study.study import SearchConfig, Study
 
@@ -136,8 +136,8 @@ def sample(study: Study) -> Sequence[TrialConfig]:
     search = SearchConfig.model_validate(
         {"trials": SAMPLE, "sampler": "random", "seed": study.search.seed, "try_first": study.search.try_first}
     )
-    drawn = BoundedStudy(study.name, study.space, search)
-    return [study.space.config(drawn.ask(str(i)), 0) for i in range(min(SAMPLE, study.search.trials))]
+    drawn = OptunaSearch(study.name, study.space, search)
+    return [study.space.config(drawn.draw(i)[0], 0) for i in range(min(SAMPLE, study.search.trials))]
 
 
 def count_parameters(config: ModelConfig) -> int:

@@ -40,8 +40,8 @@ class SearchConfig(Config):
     in_flight: int = Field(
         2,
         ge=1,
-        description="a configuration is drawn from the results of all but the last `in_flight - 1` before it, in "
-        "whatever order trials finish: the same study always draws the same ones",
+        description="configurations without a result yet, at most; each is drawn from all results that are in by "
+        "then, and stored: a study that goes on tries what it has drawn",
     )
     try_first: tuple[dict[str, Any], ...] = Field((), description="trials, or parts of them, to begin with")
     warm_start: tuple[str, ...] = Field(

@@ -22,7 +22,7 @@ from sweeps.engine.runner import TrialEvents, known_results
 from sweeps.engine.trial import run_trial
 from sweeps.frontier.queries import Frontier
 from sweeps.search.draws import Assignment, StudySearch
-from sweeps.search.objectives import PENALTIES, TOLD, charged_edges
+from sweeps.search.objectives import PENALTIES, TOLD, charged_edges, objectives
 from sweeps.show.progress import StudyProgress
 from sweeps.study.study import Study, read_study
 from sweeps.trial.outcome import Trained
@@ -195,14 +195,14 @@ def test_a_validation_loss_is_shown_with_the_step_it_is_of(study: Study) -> None
 
 
 def test_retrying_failed_trials(study: Study, monkeypatch: pytest.MonkeyPatch, reported: list[dict[str, Any]]) -> None:
-    """A failed trial is run again when asked for; the search stays told of the failure, so that later trials stay."""
+    """A failed trial is run again when asked for, and what it comes to replaces the penalty."""
     key = play(study, monkeypatch, ValueError("once"), [])["trial"]
     assert known_results(study, "data", retry_failed=False) == ({key: PENALTIES}, {})
     known, again = known_results(study, "data", retry_failed=True)
     assert (known, again) == ({}, {key: 1})
     row = play(study, monkeypatch, Trained("ok", "", FIGURES), [circuit("a", "ok", 4)] * 2, again)
     assert (row["trial"], row["status"], row["eligible"], row["retried"]) == (key, "ok", True, True)
-    assert known_results(study, "data", retry_failed=True) == ({key: PENALTIES}, {})
+    assert known_results(study, "data", retry_failed=True) == ({key: objectives(row, study.unsolved_edges)}, {})
     assert Frontier(study.root).pareto().num_rows == 1
 
 

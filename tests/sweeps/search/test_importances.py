@@ -1,4 +1,4 @@
-"""Bounded history, warm starts, and rows as an Optuna study."""
+"""Warm starts, and rows as an Optuna study."""
 
 from __future__ import annotations
 
@@ -7,16 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import optuna
 import pytest
 
 from sparse_model.errors import InputError
 from sweeps.frontier.rows import write_trial_row
-from sweeps.search import sampling
 from sweeps.search.draws import Assignment, StudySearch
 from sweeps.search.importances import importances, optuna_study
 from sweeps.search.objectives import METRICS
-from sweeps.search.sampling import BoundedStudy, finished_trial, most_telling
+from sweeps.search.sampling import OptunaSearch, finished_trial
 from sweeps.search.warmstart import warm_trials
 from sweeps.show.slices import plot_slices
 from sweeps.study.space import TrialConfig
@@ -45,56 +43,6 @@ def run(study: Study, **more: Any) -> list[str]:
         search.take_result(drawn.key, figures(config))
         keys.append(drawn.key)
     return keys
-
-
-@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
-def test_history_is_bounded_and_still_reproducible(
-    study_text: Text, monkeypatch: pytest.MonkeyPatch, sampler: str
-) -> None:
-    monkeypatch.setattr(sampling, "MOST", 12)
-    monkeypatch.setattr(sampling, "KEPT", 6)
-    study = read_study(study_text({"search.sampler": sampler}), "s")
-
-    def draw() -> tuple[list[Any], int]:
-        bounded, drawn, longest = BoundedStudy("s", study.space, study.search), [], 0
-        in_flight: list[tuple[str, dict[str, Any]]] = []
-        for i in range(40):
-            in_flight.append((str(i), bounded.ask(str(i))))
-            drawn.append(in_flight[-1][1])
-            if len(in_flight) == 3:  # told after a cut that came after they were asked
-                name, params = in_flight.pop(0)
-                values = figures(study.space.config(params, 0))
-                bounded.tell(name, values)
-                assert any(trial.values == list(values) for trial in bounded._study.trials), "told, and forgotten"
-            longest = max(longest, len(bounded._study.trials))
-        return drawn, longest
-
-    first, longest = draw()
-    assert longest <= 12 + 3
-    assert draw()[0] == first
-
-
-def test_a_cut_keeps_the_best_and_the_latest() -> None:
-    trials = [
-        optuna.trial.create_trial(values=[loss, edges])
-        for loss, edges in [(1, 9), (9, 9), (5, 5), (9, 9), (2, 8), (9, 9), (8, 8), (9, 9)]
-    ]
-    kept = most_telling(trials, 4)
-    assert [tuple(trial.values) for trial in kept] == [(1, 9), (5, 5), (8, 8), (9, 9)]
-
-
-def test_learning_goes_on_after_a_cut(study_text: Text, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draws near the optimum (lr low, width 32) become usual although most of the history was dropped."""
-    monkeypatch.setattr(sampling, "MOST", 20)
-    monkeypatch.setattr(sampling, "KEPT", 10)
-    study = read_study(study_text({"trial.kind": "dense"}), "s")
-    bounded = BoundedStudy("s", study.space, study.search)
-    losses = []
-    for i in range(60):
-        values = figures(study.space.config(bounded.ask(str(i)), 0))
-        bounded.tell(str(i), values)
-        losses.append(values[0])
-    assert sum(losses[-20:]) < sum(losses[:20])
 
 
 def test_rows_as_an_optuna_study(study_text: Text, tmp_path: Path) -> None:
@@ -163,9 +111,9 @@ def test_what_is_not_comparable_is_not_learnt_from(
 
 def test_a_configuration_and_its_parameters_are_one_to_one(study_text: Text) -> None:
     study = read_study(study_text(), "s")
-    bounded = BoundedStudy("s", study.space, study.search)
+    drawn = OptunaSearch("s", study.space, study.search)
     for i, seed in itertools.product(range(10), (0, 7)):
-        params = bounded.ask(f"{i}.{seed}")
+        params, _ = drawn.draw(i)
         config = study.space.config(params, seed)
         assert study.space.params_of(config) == params
         trial = finished_trial(study.space, config, (1.0, 2.0))
