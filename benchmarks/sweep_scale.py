@@ -135,7 +135,8 @@ def print_suggestions(history: int, sampler: str) -> None:
         start = time.process_time()
         drawn.draw(history, attempt)
         seconds.append(time.process_time() - start)
-    print(f"{history} results: {median(seconds):.3f} s of processor time a suggestion, at most {max(seconds):.3f} ({processor()})")
+    figures = f"{median(seconds):.3f} s of processor time a suggestion, at most {max(seconds):.3f}"
+    print(f"{history} results: {figures} ({processor()})")
 
 
 def planted_study(root: str, trials: int, sampler: str) -> Study:

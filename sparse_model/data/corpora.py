@@ -38,11 +38,15 @@ Item = TypeVar("Item", PythonFile, TextPiece)
 
 @dataclass(frozen=True)
 class SourceInputs:
-    """What a source is made of now: a hash that changes with it, roughly how many bytes it will give, its files."""
+    """What a source is made of now: a hash that changes with it, roughly how many bytes it will give, its files.
+
+    `text` is the hash of the text alone, where the other has the version of the program that reads it as well.
+    """
 
     source: SourceConfig
     fingerprint: str
     expected_bytes: int
+    text: str
     python: tuple[PythonFile, ...] = ()
     texts: tuple[TextFile, ...] = ()
     left_out: Mapping[str, int] = field(default_factory=dict)
@@ -83,17 +87,18 @@ def source_inputs(source: SourceConfig, corpus: CorpusConfig) -> SourceInputs:
     limit = math.inf if source.megabytes is None else source.megabytes * MEGABYTE
     if source.source == GENERATED:
         first = [f"{GENERATED} {IDIOMS_VERSION}", *islice(programs(corpus.seed), FINGERPRINT_PROGRAMS)]
-        return SourceInputs(source, _hash(first), int(limit))
+        return SourceInputs(source, _hash(first), int(limit), _hash(first))
     if source.is_python:
         python = tuple(python_files(source.source))
         version = "" if PACKAGE.fullmatch(source.source) else platform.python_version()
-        entries = [version, *(f"{file.name} {file.digest}" for file in python)]
+        files = [f"{file.name} {file.digest}" for file in python]
         size = min(limit, sum(file.size for file in python))
-        return SourceInputs(source, _hash(entries), max(1, int(size)), python=python)
+        return SourceInputs(source, _hash([version, *files]), max(1, int(size)), _hash(files), python=python)
     found = listed(source.source)
     entries = [f"{file.name} {file.stored} {file.content_hash()}" for file in found.files]
     size = min(limit, sum(file.size for file in found.files))
-    return SourceInputs(source, _hash(entries), max(1, int(size)), texts=found.files, left_out=found.left_out)
+    text = _hash(entries)
+    return SourceInputs(source, text, max(1, int(size)), text, texts=found.files, left_out=found.left_out)
 
 
 def parts(corpus: CorpusConfig, inputs: Sequence[SourceInputs], part_bytes: int = PART_BYTES) -> list[Part]:

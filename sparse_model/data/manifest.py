@@ -61,6 +61,8 @@ class Manifest(BaseModel):
     tokenizer: File = Field(description="tokenizer.json")
     train: SplitManifest = Field(description="training tokens")
     heldout: SplitManifest = Field(description="held-out tokens")
+    text: str = Field("", description="hash of what was asked and of the text alone; unknown of earlier versions'")
+    made_by: dict[str, str] = Field({}, description="versions of what the tokens depend on besides")
     sources: tuple[SourceReport, ...] = Field(
         (), description="what each source gave and what not; unknown of datasets of earlier versions"
     )

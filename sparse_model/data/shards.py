@@ -8,6 +8,7 @@ one after the other, the bytes are the same.
 
 import hashlib
 import logging
+import platform
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 
@@ -27,7 +28,7 @@ from sparse_model.data.corpora import (
     split_of,
 )
 from sparse_model.data.loader import TOKENIZER_FILE, TokenDataset
-from sparse_model.data.manifest import File, Manifest, is_complete, write_manifest
+from sparse_model.data.manifest import File, Manifest, is_complete, read_manifest, write_manifest
 from sparse_model.data.parts import Document, PartRecord, Tokenising, file_of, finished_parts, merged
 from sparse_model.data.processes import Execute, in_processes, in_turn
 from sparse_model.data.readers.long_texts import LONGEST
@@ -51,6 +52,7 @@ def prepare(
     *,
     execute: Execute | None = None,
     part_bytes: int = PART_BYTES,
+    begun: str | None = None,
 ) -> TokenDataset:
     """The token dataset of a corpus below `root` (any fsspec URI), made now unless it is there already.
 
@@ -61,10 +63,15 @@ def prepare(
     `progress` is told the stage ("corpus", "tokenizer", "tokens") and the share of it done, in [0, 1]. A changed
     input or configuration makes a new dataset. Raises InputError for unusable input, too little text, or a root that
     cannot be written.
+
+    `begun` is the key of the dataset that is to be gone on with: it is opened if it is of the same text, whatever
+    version of a library made it; InputError, saying what has changed, if not.
     """
     report = progress or _silent
     inputs = _inspect(corpus, report)
     key = dataset_key(corpus, tokenizer, inputs, part_bytes)
+    if begun not in (None, key):
+        return _begun(root, str(begun), key, text_key(corpus, tokenizer, inputs))
     folder = join(root, "data", key)
     if not is_complete(folder):
         check_writable(root)
@@ -81,6 +88,8 @@ def prepare(
             tokenizer=vocabulary,
             train=merged(records, "train"),
             heldout=merged(records, "heldout"),
+            text=text_key(corpus, tokenizer, inputs),
+            made_by=made_by(),
             sources=_reports(inputs, records),
         )
         write_manifest(folder, manifest)
@@ -111,17 +120,51 @@ def dataset_key(
     corpus: CorpusConfig, tokenizer: TokenizerConfig, inputs: Sequence[SourceInputs], part_bytes: int
 ) -> str:
     """The name of a dataset: what its tokens follow from, and nothing else. Where files are is not in it."""
-    entries = [
-        f"{DATASET_FORMAT} {part_bytes}",
-        tokenizers.__version__,
-        corpus.model_dump_json(include={"seed", "heldout_fraction"}),
-        tokenizer.model_dump_json(),
-    ]
-    for given in inputs:
+    entries = [f"{DATASET_FORMAT} {part_bytes}", tokenizers.__version__]
+    return _hashed([*entries, *_asked(corpus, tokenizer, inputs, [given.fingerprint for given in inputs])])
+
+
+def text_key(corpus: CorpusConfig, tokenizer: TokenizerConfig, inputs: Sequence[SourceInputs]) -> str:
+    """The same of what was asked and of the text alone: no version of a program is in it."""
+    return _hashed(_asked(corpus, tokenizer, inputs, [given.text for given in inputs]))
+
+
+def made_by() -> dict[str, str]:
+    """Versions that tokens of the same text may depend on."""
+    versions = {"tokenizers": tokenizers.__version__, "Python": platform.python_version()}
+    return versions | {"how text is cut": str(DATASET_FORMAT)}
+
+
+def _asked(
+    corpus: CorpusConfig, tokenizer: TokenizerConfig, inputs: Sequence[SourceInputs], hashes: Sequence[str]
+) -> list[str]:
+    entries = [corpus.model_dump_json(include={"seed", "heldout_fraction"}), tokenizer.model_dump_json()]
+    for given, of_source in zip(inputs, hashes, strict=True):
         source = given.source
         field = f" {source.text_field or corpus.text_field}" if source.is_files else ""
-        entries += [f"{'files' if source.is_files else source.source} {source.megabytes}{field}", given.fingerprint]
+        entries += [f"{'files' if source.is_files else source.source} {source.megabytes}{field}", of_source]
+    return entries
+
+
+def _hashed(entries: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(entries).encode("utf-8")).hexdigest()[:16]
+
+
+def _begun(root: str, key: str, now: str, text: str) -> TokenDataset:
+    """The dataset of an earlier run, where it is of the same text as there is now."""
+    folder = join(root, "data", key)
+    which = f"(dataset {key}, now {now})"
+    if not is_complete(folder):
+        raise InputError(f"corpus: the tokens it was begun with are gone from {join(root, 'data')} {which}")
+    manifest = read_manifest(folder)
+    if not manifest.text:
+        raise InputError(f"corpus: its text has changed, or a library, which the earlier version did not note {which}")
+    if manifest.text != text:
+        raise InputError(f"corpus: its text has changed since {which}; go back to that text, or begin under a new name")
+    then, today = manifest.made_by, made_by()
+    changed = ", ".join(f"{name} {then[name]} → {today.get(name)}" for name in then if then[name] != today.get(name))
+    _log.warning("corpus: the text is the same, a library is not (%s): going on with the tokens there are", changed)
+    return TokenDataset.open(folder)
 
 
 class Reading:

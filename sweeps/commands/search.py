@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from sweeps.search.export import export_journal
 from sweeps.search.importances import importances, optuna_study
 from sweeps.show.slices import plot_slices
 from sweeps.show.text import Format, any_table, encoded, terminal
@@ -19,13 +20,21 @@ def search_command(
         str | None,
         typer.Option("--slice", help="draw loss and edges over each parameter into this .png, .svg or .pdf"),
     ] = None,
+    export: Annotated[
+        str | None, typer.Option(help="write every trial into this file, a journal that optuna-dashboard opens")
+    ] = None,
 ) -> int:
     """Show what share of the spread of loss and of circuit size each parameter explains by itself, by kind of trial.
 
     \b
     sweeps search results/quickstart
     sweeps search results/quickstart --slice slices.png
+    sweeps search results/quickstart --export quickstart.log && optuna-dashboard quickstart.log
     """
+    if export is not None:
+        count = export_journal(uri, export)
+        terminal().print(f"{count} trials in {export}", markup=False, soft_wrap=True)
+        return 0
     study = optuna_study(uri)
     if slice_ is not None:
         plot_slices(study, slice_)

@@ -21,6 +21,7 @@ from sweeps.engine.session import Capacity, ray_session
 from sweeps.engine.tokens import on_ray
 from sweeps.engine.trial import run_trial
 from sweeps.engine.tune_search import TuneSearch
+from sweeps.frontier.parquet import read_table
 from sweeps.frontier.queries import Frontier
 from sweeps.frontier.rows import SCHEMA_VERSION, table_uri, write_circuit_rows, write_trial_row
 from sweeps.search.draws import Objectives, StudySearch
@@ -50,10 +51,12 @@ def run_study(study: Study, progress: StudyProgress, *, address: str | None, ret
 
 def _run_held(study: Study, progress: StudyProgress, lease: Lease, address: str | None, retry_failed: bool) -> Frontier:
     on_any_machine = on_ray(study.resources, address)
-    data = prepare(study.corpus, study.tokenizer, study.storage, progress.data, execute=on_any_machine)
+    data = prepare(
+        study.corpus, study.tokenizer, study.storage, progress.data, execute=on_any_machine, begun=begun_with(study)
+    )
     check_tasks(study, data)
     known, attempts = known_results(study, data.manifest.key, retry_failed)
-    keep_study(study)
+    study = keep_study(study)
     progress.replayed(len(known))
     warm = warm_trials(study, data.manifest.key)
     progress.learnt(len(warm))
@@ -86,6 +89,14 @@ def check_tasks(study: Study, data: TokenDataset) -> None:
             raise InputError(
                 f"trial.model.context: {shortest}; prompts of task {task.name} have up to {longest} tokens"
             )
+
+
+def begun_with(study: Study) -> str | None:
+    """Key of the tokens that the study's trials were trained on; None before the first has a row."""
+    if not storage.listdir(table_uri(study.root, "trials")):
+        return None
+    rows = read_table(study.root, "trials", ["data"])
+    return next((key for key in rows["data"].to_pylist() if key), None)
 
 
 def known_results(study: Study, data_key: str, retry_failed: bool) -> tuple[dict[str, Objectives], dict[str, int]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 
 from sparse_model import storage
 from sparse_model.data import corpora, loader, parts
@@ -206,3 +207,27 @@ def test_the_tokenizer_never_sees_heldout_text(tmp_path: Path) -> None:
     dataset = prepare(corpus, TokenizerConfig(vocab_size=270), str(tmp_path / "root"))
     assert len(dataset.tokenizer.encode("xxxxxxxx")) == 1
     assert len(dataset.tokenizer.encode("yyyyyyyy")) == 8
+
+
+def test_a_dataset_that_was_begun_with_is_gone_on_with_under_other_libraries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What has changed is said: a library, or the text."""
+
+    def prepared(begun: str | None = None) -> TokenDataset:
+        return prepare(IDIOMS, TOKENIZER, str(tmp_path / "root"), begun=begun)
+
+    first = prepared()
+    monkeypatch.setattr(tokenizers, "__version__", "99")
+    assert prepared(first.manifest.key).manifest == first.manifest
+    assert "a library is not (tokenizers" in caplog.text
+    assert prepared().manifest.key != first.manifest.key, "a study of its own has tokens of its own"
+    other = corpus_of("idioms", megabytes=0.1, seed=9)
+    with pytest.raises(InputError, match="its text has changed"):
+        prepare(other, TOKENIZER, str(tmp_path / "root"), begun=first.manifest.key)
+    with pytest.raises(InputError, match="are gone"):
+        prepare(IDIOMS, TOKENIZER, str(tmp_path / "elsewhere"), begun=first.manifest.key)
+    path = tmp_path / "root" / "data" / first.manifest.key / "manifest.json"
+    path.write_text(path.read_text().replace(first.manifest.text, ""))
+    with pytest.raises(InputError, match="its text has changed, or a library"):
+        prepared(first.manifest.key)

@@ -7,14 +7,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 
 from sparse_model.errors import InputError
+from sweeps.cli import status_of
 from sweeps.frontier.rows import write_trial_row
 from sweeps.search.draws import Assignment, StudySearch
 from sweeps.search.importances import importances, optuna_study
 from sweeps.search.objectives import METRICS
 from sweeps.search.sampling import OptunaSearch, finished_trial
+from sweeps.search.suggestions import Suggestions
 from sweeps.search.warmstart import warm_trials
 from sweeps.show.slices import plot_slices
 from sweeps.study.space import TrialConfig
@@ -119,3 +124,29 @@ def test_a_configuration_and_its_parameters_are_one_to_one(study_text: Text) -> 
         trial = finished_trial(study.space, config, (1.0, 2.0))
         assert trial is not None
         assert trial.params == params
+
+
+def test_an_exported_journal_is_a_study_of_optunas_own(study_text: Text, tmp_path: Path) -> None:
+    """Complete, failed and running trials, with their parameters; `sweeps search --export` writes it."""
+    study = read_study(study_text({"search.trials": 6, "search.in_flight": 6}), "s")
+    Path(study.root).mkdir(parents=True)
+    (Path(study.root) / "study.yaml").write_text(study.to_yaml())
+    search = StudySearch(study, {}, (), Suggestions(study))
+    drawn = [one for _ in range(6) if isinstance(one := search.next_assignment(), Assignment)]
+    for one in drawn[:4]:
+        row = {"study": "tiny", "trial": one.key, "kind": one.config.kind, "suggestion": one.index, "status": "ok"}
+        row |= {"eligible": True} | dict(zip(METRICS, figures(one.config), strict=True))
+        if one is drawn[3]:
+            row |= {"status": "failed", "reason": "why", "eligible": False}
+        write_trial_row(study.root, row | {"seed": 0, "config": one.config.canonical_json()})
+    path = str(tmp_path / "out" / "journal.log")
+    assert status_of(["search", study.root, "--export", path]) == 0
+    found = optuna.load_study(study_name="tiny", storage=JournalStorage(JournalFileBackend(path)))
+    assert [trial.state.name for trial in found.trials] == ["COMPLETE"] * 3 + ["FAIL"] + ["RUNNING"] * 2
+    assert found.metric_names == list(METRICS)
+    for trial, one in zip(found.trials, drawn, strict=True):
+        assert study.space.config(trial.params, 0) == one.config
+        assert trial.user_attrs["trial"] == one.key
+    assert found.trials[0].values == pytest.approx(figures(drawn[0].config))
+    assert found.trials[3].user_attrs["reason"] == "why"
+    assert found.best_trials
