@@ -4,7 +4,6 @@ The cache is shared by all processes of a machine and by all datasets. A shard i
 process while the others wait for it; those used longest ago make room. Locks are `flock`s: they end with their process.
 """
 
-import errno
 import fcntl
 import hashlib
 import os
@@ -13,7 +12,7 @@ import threading
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Protocol
@@ -23,15 +22,14 @@ import numpy.typing as npt
 
 from sparse_model.data.manifest import File, Shard
 from sparse_model.errors import InputError
-from sparse_model.storage.files import filesystem, join, refusing
+from sparse_model.storage.files import filesystem, join
+from sparse_model.storage.store_errors import persistently, refusing
 
 Tokens = npt.NDArray[np.uint16]
 
 CACHE_BYTES = 20_000_000_000
 DOWNLOADS = 4
 """Shards copied ahead at a time."""
-RETRY_SECONDS = (1.0, 4.0, 16.0)
-"""Waits between attempts at a download. The drivers retry requests; this is for a store that is away for a while."""
 STRIPES = 64
 """Lock files; a shard's is chosen by its name."""
 WAIT_SECONDS = 0.05
@@ -136,7 +134,8 @@ class CachedShards:
         partial.unlink(missing_ok=True)  # of a process that was killed: we hold the shard's lock
         try:
             with self._reserved(partial, shard.bytes):
-                _persistently(lambda: download_checked(join(self._uri, shard.name), shard, partial))
+                uri = join(self._uri, shard.name)
+                persistently("copy", uri, lambda: download_checked(uri, shard, partial))
                 os.replace(partial, target)
         finally:
             partial.unlink(missing_ok=True)
@@ -205,20 +204,6 @@ def _is_whole(path: Path, file: File) -> bool:
         return path.stat().st_size == file.bytes
     except FileNotFoundError:
         return False
-
-
-def _persistently(download: Callable[[], None]) -> None:
-    """Try again, a few times and some seconds later, what may have failed for a passing reason."""
-    for seconds in RETRY_SECONDS:
-        try:
-            return download()
-        except InputError as error:
-            cause = error.__cause__
-            lasting = cause is None or isinstance(cause, FileNotFoundError | PermissionError)
-            if lasting or getattr(cause, "errno", None) == errno.ENOSPC:
-                raise
-        time.sleep(seconds)
-    download()
 
 
 @contextmanager

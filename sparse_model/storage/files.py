@@ -6,6 +6,7 @@ pyarrow, by `s3://bucket/key?endpoint_override=http://host:port`. Every failure 
 pass (no connection, overload, a time limit) is waited out first (`sparse_model.storage.store_errors`).
 """
 
+import errno
 import glob
 import os
 import re
@@ -206,8 +207,9 @@ def write_bytes_atomic(uri: str, data: bytes, patience: float | None = None) -> 
 def create(uri: str, data: bytes) -> bool:
     """Write a small file unless it exists; whether it was written. Of several writers at once one succeeds.
 
-    Two of them may on a store that knows no exclusive writes, none where an answer got lost: read it back. On a local
-    disk, a reader may see the file before its content. Raises InputError if the place cannot be written.
+    Two of them may on a store that knows no exclusive writes, none where an answer got lost: read it back. Readers see
+    it whole or not at all (on a local disk without hard links, perhaps before its content). Raises InputError if the
+    place cannot be written.
     """
     fs, path = filesystem(uri)
 
@@ -334,10 +336,7 @@ def _replace_local(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial_name(path)
     try:
-        with open(partial, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        _write_through(partial, data)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -345,12 +344,36 @@ def _replace_local(path: Path, data: bytes) -> None:
 
 def _create_local(path: Path, data: bytes) -> bool:
     path.parent.mkdir(parents=True, exist_ok=True)
+    partial = _partial_name(path)
+    try:
+        _write_through(partial, data)
+        os.link(partial, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+            raise
+        return _create_in_place(path, data)
+    finally:
+        partial.unlink(missing_ok=True)
+    return True
+
+
+def _create_in_place(path: Path, data: bytes) -> bool:
+    """Where a file can have one name only."""
     try:
         with open(path, "xb") as file:
             file.write(data)
     except FileExistsError:
         return False
     return True
+
+
+def _write_through(path: Path, data: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _partial_name(path: Path) -> Path:

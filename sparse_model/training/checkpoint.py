@@ -111,6 +111,17 @@ class Checkpoints:
             raise InputError(f"storage: {problem}")
         return names[0][::-1]
 
+    def newest_step(self) -> int:
+        """Steps of the newest whole checkpoint, 0 where there is none. For a process that trains nothing itself."""
+        whole = [name for name in self._listed() if self._has_manifest(name)]
+        return max((int(name.split("-")[1]) for name in whole), default=0)
+
+    def remove_partial(self) -> None:
+        """Drop checkpoints that were broken off, while nobody trains: some may never be followed by a whole one."""
+        for name in self._listed():
+            if not self._has_manifest(name):
+                storage.remove(storage.join(self.uri, name))
+
     def _listed(self) -> list[str]:
         return [name for name in storage.listdir(self.uri) if name.startswith("step-")]
 

@@ -15,17 +15,29 @@ from sweeps.trial.outcome import TableRow
 from sweeps.trial.places import Trial
 from sweeps.trial.task_circuits import prune_task, settings, summarise_published
 
-TASK_RETRIES = 20
-"""Times a pruning task is started again after its process or machine was lost."""
+TASK_RETRIES = 5
+"""Times a pruning task is started again after its process or machine was lost. One that is lost each time (it needs
+more memory than there is, say) costs a trial that task's circuits, not the others'."""
+
+LOST = (
+    ray.exceptions.WorkerCrashedError,
+    ray.exceptions.OutOfMemoryError,
+    ray.exceptions.NodeDiedError,
+    ray.exceptions.LocalRayletDiedError,
+)
+"""What Ray raises of a task whose process died once more than it may."""
 
 
 def prune_model(trial: Trial, report: Callable[[int, int], None]) -> list[TableRow]:
-    """Circuit rows of every task and target loss. A task whose search raises has rows of status failed."""
+    """Circuit rows of every task and target loss. A task whose search raises, or whose process keeps dying, has rows of
+    status failed. Whatever ends this early, no search goes on without it."""
     resources = trial.study.resources
     threads = resources.cpus_per_pruning_task
     device = "cuda" if resources.gpus_per_pruning_task else "cpu"
     measured = remote(summarise_published, resources)
     known = measured.remote(trial.model_uri, trial.run.data, resources.cache_bytes, threads, device)
+    ray.wait([known])
+    ray.get(known)  # what it raises is no single task's
     prune = remote(prune_task, resources)
     sources, config, targets = trial.study.task_sources, settings(trial.study), trial.study.target_losses
     proofs = trial.study.proofs
@@ -73,17 +85,27 @@ def _failed(study: Study, task: str, error: Exception) -> list[TableRow]:
 
 
 def _bounded(jobs: dict[str, tuple[Any, ...]], submit: Callable[..., Any], parallel: int) -> Iterator[tuple[str, Any]]:
-    """(name, result or the exception our code raised) of jobs as they end, at most `parallel` at a time."""
+    """(name, result or what came in its place) of jobs as they end, at most `parallel` at a time.
+
+    A store that is down is no task's fault: that is raised, and the trial tried again. So is what is raised here.
+    """
     waiting, running = list(jobs), dict[Any, str]()
-    while waiting or running:
-        while waiting and len(running) < parallel:
-            name = waiting.pop(0)
-            running[submit(*jobs[name])] = name
-        (done, *_), _ = ray.wait(list(running), num_returns=1)
-        try:
-            outcome = ray.get(done)
-        except ray.exceptions.RayTaskError as error:  # a worker that died raises something else, and is tried again
-            if is_crash(error):
-                raise
-            outcome = error
-        yield running.pop(done), outcome
+    try:
+        while waiting or running:
+            while waiting and len(running) < parallel:
+                name = waiting.pop(0)
+                running[submit(*jobs[name])] = name
+            (done, *_), _ = ray.wait(list(running), num_returns=1)
+            name = running.pop(done)
+            try:
+                outcome = ray.get(done)
+            except ray.exceptions.RayTaskError as error:
+                if is_crash(error):
+                    raise
+                outcome = error
+            except LOST as error:  # after `TASK_RETRIES`
+                outcome = error
+            yield name, outcome
+    finally:
+        for left in running:
+            ray.cancel(left, force=True)

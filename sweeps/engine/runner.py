@@ -14,6 +14,7 @@ from sparse_model.data.loader import TokenDataset
 from sparse_model.data.shards import prepare
 from sparse_model.errors import InputError
 from sweeps.engine.crashes import one_line
+from sweeps.engine.failures import Failures
 from sweeps.engine.interrupts import Interrupts, remembered_interrupts
 from sweeps.engine.lease import Lease, holding_lease
 from sweeps.engine.orphans import Orphans
@@ -163,7 +164,7 @@ class TrialEvents(tune.Callback):  # type: ignore[misc]
 
     def __init__(self, run: StudyRun, progress: StudyProgress, interrupts: Interrupts, lease: Lease) -> None:
         self.run, self.progress, self.interrupts, self.lease = run, progress, interrupts, lease
-        self.orphans = Orphans()
+        self.orphans, self.failures = Orphans(), Failures(run.study.pause_after)
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune stores its callbacks beside its state, from which we never restore."""
@@ -172,6 +173,7 @@ class TrialEvents(tune.Callback):  # type: ignore[misc]
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self.interrupts.check()
         self.lease.check()
+        self.failures.check()
         self.orphans.remove()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -188,6 +190,7 @@ class TrialEvents(tune.Callback):  # type: ignore[misc]
         elif stage == "pruning":
             self.progress.pruning(key, result["tasks_done"], result["tasks"])
         elif stage == "done":
+            self.failures.take(result["row"])
             self.progress.finished(key, result["row"])
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -202,9 +205,11 @@ class TrialEvents(tune.Callback):  # type: ignore[misc]
         error = trial.get_error()
         row = written_row(crashed)
         if row is None:
+            self.lease.check()
             row = failed_row(crashed, one_line(error) if error is not None else "its process died")
             write_circuit_rows(self.run.study.root, crashed.key, [], crashed.attempt)
             write_trial_row(self.run.study.root, row)
+        self.failures.take(row)
         self.progress.finished(crashed.key, row)
         forget(trial)
 

@@ -27,6 +27,7 @@ _QUIET = {
     # an exit takes down what it uses, a study that has ended well ends with a segmentation fault (Ray 2.60).
     "RAY_enable_metrics_collection": "0",
     "RAY_DEDUP_LOGS_SKIP_REGEX": "PYTHON worker processes have been started",  # a trial has several, mostly asleep
+    "RAY_task_oom_retries": "5",  # for ever by default: of a task that needs more memory than there is
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # our rows are the record
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # reports of progress carry no objective
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # and its cost grows with the number of trials

@@ -16,7 +16,6 @@ from ray.train import TrainingFailedError
 from ray.train.torch import TorchTrainer, get_device
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from sparse_model import storage
 from sparse_model.data.loader import TokenDataset
 from sparse_model.saved.pretrained import save_pretrained
 from sparse_model.training.checkpoint import Checkpoints
@@ -26,6 +25,7 @@ from sweeps.frontier.rows import write_curve
 from sweeps.study.space import TrialConfig
 from sweeps.trial.outcome import Trained
 from sweeps.trial.places import Trial
+from sweeps.trial.stored import keep_training, stored_training
 
 POLL_SECONDS = "0.5"
 """Ray Train's controller fetches one progress report per poll, and the next one blocks till then (2 s by default)."""
@@ -37,18 +37,23 @@ WORKER_RETRIES = 3
 def train_model(trial: Trial) -> Trained:
     """Train and publish the model; a run of the same key that was interrupted continues from its last checkpoint.
 
-    Machines may vanish as often as they like, as long as training gets to a later checkpoint in between.
+    Nothing is trained again of a model that is published. Machines may vanish as often as they like, as long as
+    training gets to a later whole checkpoint in between.
     """
+    if (trained := stored_training(trial)) is not None:
+        return trained
     for name, value in _TRAIN_SETTINGS.items():
         os.environ.setdefault(name, value)
-    reached: list[str] | None = None
+    checkpoints = Checkpoints(trial.checkpoints_uri)
+    reached: int | None = None
     while True:
+        checkpoints.remove_partial()
         try:
             with tempfile.TemporaryDirectory(prefix="circuit-sweeps-") as scratch:
                 return _fit(trial, scratch)
         except TrainingFailedError as error:
-            before, reached = reached, storage.listdir(trial.checkpoints_uri)
-            if reached == before or not is_crash(error):
+            before, reached = reached, checkpoints.newest_step()
+            if not is_crash(error) or (before is not None and reached <= before):
                 raise
 
 
@@ -69,6 +74,7 @@ def _fit(trial: Trial, scratch: str) -> Trained:
             "checkpoints_uri": trial.checkpoints_uri,
             "parallel": resources.parallel,
             "threads": resources.cpus_per_worker,
+            "trained": (trial.trained_uri, trial.trained_from),
             "curve": (trial.study.root, trial.study.name, trial.key, trial.attempt),
         },
         scaling_config=ray.train.ScalingConfig(
@@ -113,10 +119,14 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     )
     if result.status == "ok":
         save_pretrained(result.model, data.tokenizer, config["model_uri"])
+    summary = {"status": result.status, "reason": result.reason, "metrics": result.metrics, "dtype": result.dtype}
     if ray.train.get_context().get_world_rank() == 0:
         root, study, key, attempt = config["curve"]
         write_curve(root, study, key, result.curve, attempt)
-    return {"status": result.status, "reason": result.reason, "metrics": result.metrics, "dtype": result.dtype}
+        if result.status == "ok":
+            trained, made_from = config["trained"]
+            keep_training(trained, made_from, summary)
+    return summary
 
 
 def _report(metrics: dict[str, float]) -> None:

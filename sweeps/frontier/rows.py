@@ -165,19 +165,22 @@ def row_uri(root: str, table: str, trial: str, attempt: int = 0) -> str:
     return storage.join(table_uri(root, table), f"{stem}.parquet")
 
 
-def write_trial_row(root: str, row: Mapping[str, Any]) -> None:
-    """Write a trial's row below the study's folder `root`. Columns left out are null; `finished` is now by default."""
-    _write(root, "trials", row["trial"], [{"finished": datetime.now(UTC), **row}], row.get("attempt") or 0)
+def write_trial_row(root: str, row: Mapping[str, Any]) -> bool:
+    """Write a trial's row below the study's folder `root`, unless this attempt of it has one, which stays.
+
+    Columns left out are null; `finished` is now by default. Whether it was written.
+    """
+    return _write(root, "trials", row["trial"], [{"finished": datetime.now(UTC), **row}], row.get("attempt") or 0)
 
 
-def write_circuit_rows(root: str, trial: str, rows: Sequence[Mapping[str, Any]], attempt: int = 0) -> None:
-    """Write all circuit rows of a trial's attempt; none of them leaves an empty table."""
-    _write(root, "circuits", trial, rows, attempt)
+def write_circuit_rows(root: str, trial: str, rows: Sequence[Mapping[str, Any]], attempt: int = 0) -> bool:
+    """Write all circuit rows of a trial's attempt, unless they are there; none of them leaves an empty table."""
+    return _write(root, "circuits", trial, rows, attempt)
 
 
-def write_curve(root: str, study: str, trial: str, points: Sequence[Mapping[str, Any]], attempt: int = 0) -> None:
-    """Write a trial's learning curve, as `sparse_model.training.TrainResult.curve` has it."""
-    _write(root, "curves", trial, [{"study": study, "trial": trial, **point} for point in points], attempt)
+def write_curve(root: str, study: str, trial: str, points: Sequence[Mapping[str, Any]], attempt: int = 0) -> bool:
+    """Write a trial's learning curve, as `sparse_model.training.TrainResult.curve` has it, unless it is there."""
+    return _write(root, "curves", trial, [{"study": study, "trial": trial, **point} for point in points], attempt)
 
 
 def read_rows(uri: str) -> list[dict[str, Any]]:
@@ -186,14 +189,16 @@ def read_rows(uri: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _write(root: str, table: str, trial: str, rows: Sequence[Mapping[str, Any]], attempt: int) -> None:
+def _write(root: str, table: str, trial: str, rows: Sequence[Mapping[str, Any]], attempt: int) -> bool:
+    """Create a file of rows: a driver that was taken for dead, or a process of its, replaces nothing that holds."""
     schema = TABLES[table]
     unknown = {name for row in rows for name in row} - set(schema.names)
     assert not unknown, unknown
     content = pa.Table.from_pylist([{**row, "schema_version": SCHEMA_VERSION} for row in rows], schema=schema)
-    storage.write_bytes_atomic(row_uri(root, table, trial, attempt), parquet_bytes(content))
+    written = storage.create(row_uri(root, table, trial, attempt), parquet_bytes(content))
     for earlier in range(attempt):  # readers know better already, but other Parquet tools do not
         storage.remove(row_uri(root, table, trial, earlier))
+    return written
 
 
 def parquet_bytes(table: Any) -> bytes:

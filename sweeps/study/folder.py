@@ -85,7 +85,8 @@ def _identity(study: Study) -> dict[str, Any]:
     What is in files of text is seen to by their tokens' key.
     """
     asked = study.model_dump(
-        mode="json", exclude={"storage": True, "resources": True, "report": True, "search": {"trials"}}
+        mode="json",
+        exclude={"storage": True, "resources": True, "report": True, "pause_after": True, "search": {"trials"}},
     )
     if not isinstance(study.tasks, str):
         asked["tasks"] = [_task_identity(source) for source in study.tasks]

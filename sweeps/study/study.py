@@ -175,6 +175,9 @@ class Study(Config):
     target_losses: tuple[float, ...] = Field(
         (0.15,), min_length=1, description="task losses to find circuits at, in nats; the first is the study's target"
     )
+    pause_after: int = Field(
+        5, ge=0, description="trials in a row that fail for one reason, after which the study pauses; 0: never"
+    )
     report: Literal["front", "all", "none"] = Field(
         "front",
         description="pages of circuits in the report that a run ends with: of the trials on the front, of all trials; "

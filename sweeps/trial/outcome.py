@@ -35,7 +35,7 @@ def written_row(trial: Trial) -> TableRow | None:
 
 
 def publish(trial: Trial, circuits: list[TableRow], row: TableRow) -> None:
-    """Write the trial's rows, its own last, and drop the checkpoints nobody needs any more."""
+    """Write the trial's rows, its own last, and drop the checkpoints nobody needs. Rows that are there stay."""
     assert row["status"] in FINAL, row["status"]
     write_circuit_rows(trial.study.root, trial.key, circuits, trial.attempt)
     write_trial_row(trial.study.root, row)

@@ -52,6 +52,16 @@ class Trial:
         return storage.join(self.study.root, "models", self.key)
 
     @property
+    def trained_uri(self) -> str:
+        """The record that the model is published, and how its training went."""
+        return storage.join(self.model_uri, "trained.json")
+
+    @property
+    def trained_from(self) -> dict[str, Any]:
+        """What decides which model it is."""
+        return {"data": self.data_key, "config": self.config.canonical_json()}
+
+    @property
     def circuits_uri(self) -> str:
         return storage.join(self.study.root, "circuits", self.key)
 

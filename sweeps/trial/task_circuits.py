@@ -28,6 +28,7 @@ from sparse_model.model.transformer import SparseTransformer
 from sparse_model.saved.pretrained import from_pretrained
 from sweeps.frontier.counting import counted
 from sweeps.study.study import Study
+from sweeps.trial.stored import keep_task, search_mark, stored_task
 
 MEAN_TOKENS = 65_536
 """Training tokens that mean activations are taken over."""
@@ -103,17 +104,26 @@ def prune_task(
     device: str = "cpu",
     proofs: Level = "basic",
 ) -> list[dict[str, Any]]:
-    """Find, prove, publish and describe one task's circuits, one per target loss and method."""
+    """Find, prove, publish and describe one task's circuits, one per target loss and method.
+
+    Those that the same search has published already are described only.
+    """
     torch.set_num_threads(threads)
     model, tokenizer = from_pretrained(model_uri, device)
     means = {site: mean.to(device) for site, mean in known.means.items()}
     data = task_data(task, tokenizer, pairs=config.pairs, seed=config.seed)
+    mark = search_mark(model, data, config, targets, proofs, known.text)
+    if (rows := stored_task(circuits_uri, data.name, mark)) is not None:
+        return rows
     harder = harder_prompts(model, tokenizer, task, config)
     circuits = find_circuits(model, data, means, config, targets, text=known.text, harder=harder, proofs=proofs)
-    for circuit in circuits:
-        circuit.save(storage.join(circuits_uri, f"{circuit_name(circuit, config.target_loss)}.json"))
+    names = [f"{circuit_name(circuit, config.target_loss)}.json" for circuit in circuits]
+    for name, circuit in zip(names, circuits, strict=True):
+        circuit.save(storage.join(circuits_uri, name))
     accuracy = None if harder is None else model_score(model, harder).accuracy
-    return [circuit_row(circuit) | {"harder_accuracy": accuracy} for circuit in circuits]
+    rows = [circuit_row(circuit) | {"harder_accuracy": accuracy} for circuit in circuits]
+    keep_task(circuits_uri, data.name, mark, names, rows)
+    return rows
 
 
 def harder_prompts(model: SparseTransformer, tokenizer: Tokenizer, task: str, config: PruneConfig) -> PairBatch | None:

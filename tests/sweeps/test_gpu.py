@@ -46,12 +46,14 @@ def test_a_model_is_trained_and_pruned_where_it_is_asked_for(
 
     asked = load_study(str(study), storage)
     data = prepared(asked, terminal()).uri
-    config, circuits = settings(asked), str(tmp_path / "circuits")
+    config = settings(asked)
     rows = []
     with pretend_gpu():
         for device in ("cpu", "cuda"):
             known = summarise_published(folder, data, 10**9, 1, device)
             assert not any(mean.is_cuda for mean in known.means.values())
-            rows.append(prune_task(folder, "else_elif", config, (0.6,), circuits, 1, known, device))
+            rows.append(
+                prune_task(folder, "else_elif", config, (0.6,), str(tmp_path / f"circuits-{device}"), 1, known, device)
+            )
     for one, other in zip(*rows, strict=True):
         assert other == one | {"seconds": other["seconds"]}

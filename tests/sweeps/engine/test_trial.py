@@ -16,17 +16,20 @@ from sparse_model import storage
 from sparse_model.errors import InputError
 from sparse_model.storage.store_errors import StorageUnavailable
 from sweeps.engine import prune, train
+from sweeps.engine.failures import StudyPaused
 from sweeps.engine.interrupts import Interrupts
-from sweeps.engine.lease import Lease
+from sweeps.engine.lease import Lease, StudyTaken
 from sweeps.engine.runner import TrialEvents, known_results
 from sweeps.engine.trial import run_trial
 from sweeps.frontier.queries import Frontier
+from sweeps.frontier.rows import write_circuit_rows
 from sweeps.search.draws import Assignment, StudySearch
 from sweeps.search.objectives import PENALTIES, TOLD, charged_edges, objectives
 from sweeps.show.progress import StudyProgress
 from sweeps.study.study import Study, read_study
 from sweeps.trial.outcome import Trained
 from sweeps.trial.places import StudyRun, Trial
+from sweeps.trial.stored import keep_training
 from sweeps.trial.task_circuits import prune_task
 
 Text = Callable[..., str]
@@ -220,7 +223,7 @@ def test_a_trial_whose_rows_cannot_be_written_has_not_finished(
     def down(*_: Any) -> None:
         raise StorageUnavailable("storage: cannot write: down")
 
-    monkeypatch.setattr(storage, "write_bytes_atomic", down)
+    monkeypatch.setattr(storage, "create", down)
     with pytest.raises(StorageUnavailable):
         play(study, monkeypatch, Trained("ok", "", FIGURES), [circuit("a", "ok", 4)])
     assert not any(report.get("stage") == "done" for report in reported)
@@ -255,27 +258,92 @@ def test_leftovers_that_cannot_be_removed_are_no_failure(
     assert play(study, monkeypatch, Trained("ok", "", FIGURES), [])["status"] == "ok"
 
 
-@pytest.mark.parametrize("progress", [True, False])
-def test_training_goes_on_for_as_long_as_it_gets_further(
-    study: Study, monkeypatch: pytest.MonkeyPatch, progress: bool
+@pytest.mark.parametrize("progress", ["whole", "partial", "nothing"])
+def test_training_goes_on_for_as_long_as_it_gets_to_whole_checkpoints(
+    study: Study, monkeypatch: pytest.MonkeyPatch, progress: str
 ) -> None:
+    """Only those with a manifest count, and others are removed."""
     trial, fits = Trial.of(suggestion(study), StudyRun(study, "data")), list[int]()
 
     def fit(trial: Trial, scratch: str) -> Trained:
         fits.append(len(fits))
-        if progress:
-            storage.write_bytes_atomic(storage.join(trial.checkpoints_uri, f"step-{len(fits)}", "x"), b"")
+        for name in {"whole": ("x", "manifest.json"), "partial": ("x",), "nothing": ()}[progress]:
+            folder = storage.join(trial.checkpoints_uri, f"step-{len(fits):08d}-abc")
+            storage.write_bytes_atomic(storage.join(folder, name), b"")
         if len(fits) == 20:
             return Trained("ok", "", {})
         raise WorkerGroupError("x", {0: ray.exceptions.ActorDiedError()})
 
     monkeypatch.setattr(train, "_fit", fit)
-    if progress:
+    if progress == "whole":
         assert train.train_model(trial).status == "ok"
-    else:
-        with pytest.raises(TrainingFailedError):
-            train.train_model(trial)
-        assert len(fits) == 2
+        return
+    with pytest.raises(TrainingFailedError):
+        train.train_model(trial)
+    assert len(fits) == 2
+    assert len(storage.listdir(trial.checkpoints_uri)) == (progress == "partial"), "the last stays for who looks"
+
+
+def test_a_model_that_is_published_is_not_trained_again(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    trial = Trial.of(suggestion(study), StudyRun(study, "data/key"))
+
+    def fit(trial: Trial, scratch: str) -> Trained:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(train, "_fit", fit)
+    summary = {"status": "ok", "reason": "", "metrics": {"val_loss": 2.0}, "dtype": "float32"}
+    keep_training(trial.trained_uri, trial.trained_from, summary)
+    assert train.train_model(trial) == Trained("ok", "", {"val_loss": 2.0}, "float32")
+    other_text = Trial.of(suggestion(study), StudyRun(study, "data/other"))
+    with pytest.raises(AssertionError, match="trained again"):
+        train.train_model(other_text)
+
+
+def test_circuits_that_have_rows_are_not_searched_again(
+    study: Study, monkeypatch: pytest.MonkeyPatch, reported: list[dict[str, Any]]
+) -> None:
+    """A process that dies between the rows of circuits and that of the trial; the time they took stays counted."""
+    key = suggestion(study)["key"]
+    found = [circuit(task, "ok", 4) | {"trial": key, "study": study.name, "seconds": 30.0} for task in ("a", "b")]
+    write_circuit_rows(study.root, key, found)
+    row = play(study, monkeypatch, Trained("ok", "", FIGURES), AssertionError("searched again"))
+    assert (row["status"], row["tasks_solved"]) == ("ok", 2)
+    assert row["prune_seconds"] == pytest.approx(60 / study.resources.pruning_parallel)
+
+
+def events_of(study: Study) -> TrialEvents:
+    progress = SimpleNamespace(finished=lambda key, row: None, started=lambda key, config: None)
+    return TrialEvents(StudyRun(study, "data"), progress, Interrupts(), Lease(study.root, 1))  # type: ignore[arg-type]
+
+
+def test_a_study_of_trials_that_fail_alike_pauses(study: Study) -> None:
+    events, kept = events_of(study), SimpleNamespace(config=suggestion(study))
+
+    def ends(status: str, reason: str = "") -> None:
+        events.on_trial_result(1, [], kept, {"stage": "done", "row": {"status": status, "reason": reason}})
+
+    for i in range(4):
+        ends("failed", f"InputError: s3://b/x-{i}: bucket of t0000{i}-1a2b3c4d is gone at 0x7f3{i}")
+    ends("ok")
+    for i in range(4):
+        ends("failed", f"OutOfMemoryError: tried to allocate {i}.5 GiB")
+    ends("failed", "ValueError: of another kind")
+    for i in range(4):
+        ends("failed", f"OutOfMemoryError: tried to allocate {i}.5 GiB")
+        events.failures.check()
+    ends("failed", "OutOfMemoryError: tried to allocate 88 GiB")
+    with pytest.raises(StudyPaused, match=r"5 trials in a row failed for one reason: OutOfMemoryError: .*88 GiB"):
+        events.failures.check()
+    events.failures.limit = 0
+    events.failures.check()
+
+
+def test_a_driver_that_lost_its_lease_writes_no_failure(study: Study) -> None:
+    events = events_of(study)
+    events.lease._taken = True
+    with pytest.raises(StudyTaken):
+        events.on_trial_error(1, [], crashed_trial(study, ray.exceptions.WorkerCrashedError))
+    assert not storage.exists(storage.join(study.root, "frontier"))
 
 
 def test_pruning_holds_what_it_is_given_and_runs_where_it_is_told_to(study: Study) -> None:

@@ -70,11 +70,22 @@ def test_rows_come_back(root: str) -> None:
     assert joined.to_pylist() == [{"trial": "t1", "task": "x"}]
 
 
-def test_a_trial_run_again_replaces_its_rows(root: str) -> None:
+def test_a_trial_run_again_has_rows_beside_which_the_earlier_do_not_count(root: str) -> None:
     write_trial_row(root, trial("t0", 9.0, None, status="failed"))
     write_circuit_rows(root, "t0", [{"trial": "t0", "task": "x"}, {"trial": "t0", "task": "y"}])
-    write_circuit_rows(root, "t0", [{"trial": "t0", "task": "x"}])
-    write_trial_row(root, trial("t0", 2.0, 5.0))
+    assert write_circuit_rows(root, "t0", [{"trial": "t0", "task": "x"}], attempt=1)
+    assert write_trial_row(root, trial("t0", 2.0, 5.0, attempt=1, retried=True))
+    found = Frontier(root)
+    assert found.trials()["val_loss"].to_pylist() == [2.0]
+    assert found.circuits().num_rows == 1
+
+
+def test_rows_of_an_attempt_are_never_replaced(root: str) -> None:
+    """A driver that was taken for dead, or a process of its, comes too late."""
+    assert write_trial_row(root, trial("t0", 2.0, 5.0))
+    assert write_circuit_rows(root, "t0", [{"trial": "t0", "task": "x"}])
+    assert not write_trial_row(root, trial("t0", 9.0, None, status="failed"))
+    assert not write_circuit_rows(root, "t0", [])
     found = Frontier(root)
     assert found.trials()["val_loss"].to_pylist() == [2.0]
     assert found.circuits().num_rows == 1

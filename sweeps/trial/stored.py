@@ -1,0 +1,99 @@
+"""What a trial has finished already: its training, the circuits of its tasks, all of its circuits' rows.
+
+A process or a machine that is lost takes nothing with it that is not here. Each record is written last of what it
+stands for, and says what that was made from: of another text, model or setting it is none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from circuit.graph.record import fingerprint
+from circuit.search.config import PruneConfig
+from circuit.tasks import TaskData
+from sparse_model import storage
+from sparse_model.model.transformer import SparseTransformer
+from sweeps.frontier.rows import SCHEMA_VERSION, read_rows, row_uri
+from sweeps.trial.outcome import TableRow, Trained
+from sweeps.trial.places import Trial
+
+ROWS = ".rows"
+"""Folder beside a trial's circuits of the rows of finished tasks."""
+
+
+def keep_training(uri: str, made_from: Mapping[str, Any], summary: Mapping[str, Any]) -> None:
+    """Note that the model of a trial is published (by the worker that did it): fields of `Trained`."""
+    storage.write_bytes_atomic(uri, json.dumps({"from": made_from, "trained": summary}).encode())
+
+
+def stored_training(trial: Trial) -> Trained | None:
+    """How the trial's training ended, if its model is published."""
+    content = _json(trial.trained_uri)
+    if content is None or content.get("from") != trial.trained_from:
+        return None
+    return Trained(**content["trained"])
+
+
+def stored_circuits(trial: Trial) -> list[TableRow] | None:
+    """Rows of all circuits of this attempt, if they are written."""
+    uri = row_uri(trial.study.root, "circuits", trial.key, trial.attempt)
+    if not storage.exists(uri):
+        return None
+    return [{name: value for name, value in row.items() if name != "schema_version"} for row in read_rows(uri)]
+
+
+def search_mark(
+    model: SparseTransformer,
+    task: TaskData,
+    config: PruneConfig,
+    targets: Sequence[float],
+    proofs: str,
+    text: Tensor | None,
+) -> str:
+    """Changes with whatever decides which circuits a task has: model, prompts, settings, text."""
+    digest = hashlib.sha256(fingerprint(model).encode())
+    batches = (task.train, task.heldout)
+    tensors = [getattr(batch, name) for batch in batches for name in ("tokens", "length", "right", "wrong")]
+    for tensor in (*tensors, *([text] if text is not None else [])):
+        digest.update(str(tuple(tensor.shape)).encode())
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    asked = [config.model_dump(mode="json"), list(targets), proofs, task.name, SCHEMA_VERSION]
+    digest.update(json.dumps(asked, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def keep_task(circuits_uri: str, task: str, mark: str, circuits: Iterable[str], rows: Sequence[TableRow]) -> None:
+    """Note that a task's circuits are all there, under these names, with their rows."""
+    content = {"mark": mark, "circuits": list(circuits), "rows": rows}
+    storage.write_bytes_atomic(_task_uri(circuits_uri, task), json.dumps(content).encode())
+
+
+def stored_task(circuits_uri: str, task: str, mark: str) -> list[TableRow] | None:
+    """Rows of a task whose circuits are there, if the same search found them."""
+    content = _json(_task_uri(circuits_uri, task))
+    if content is None or content.get("mark") != mark:
+        return None
+    if set(content["circuits"]) - set(storage.listdir(circuits_uri)):
+        return None
+    rows: list[TableRow] = content["rows"]
+    return rows
+
+
+def _task_uri(circuits_uri: str, task: str) -> str:
+    return storage.join(circuits_uri, ROWS, f"{task}.json")
+
+
+def _json(uri: str) -> dict[str, Any] | None:
+    """A record's content; None where there is none, or none that can be read."""
+    if not storage.exists(uri):
+        return None
+    try:
+        content = json.loads(storage.read_bytes(uri))
+    except ValueError:
+        return None
+    return content if isinstance(content, dict) else None
