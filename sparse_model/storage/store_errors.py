@@ -93,6 +93,19 @@ def refusing(action: str, uri: str) -> Iterator[None]:
         raise kind(f"storage: cannot {action} {redacted(uri)}: {redacted(reason)}") from error
 
 
+@contextmanager
+def begun() -> Iterator[None]:
+    """What stores refuse from here on is a fault on the way: what was asked has been checked, and is under way."""
+    try:
+        yield
+    except (StorageUnavailable, StorageFailed):
+        raise
+    except InputError as error:
+        if not str(error).startswith("storage: cannot"):
+            raise
+        raise StorageFailed(str(error)) from error
+
+
 def is_passing(error: BaseException) -> bool:
     """Whether an error, or what caused it, is of a kind that goes away: overload, no connection, a time limit."""
     seen: BaseException | None = error

@@ -51,7 +51,7 @@ def plan_command(
         print(json.dumps(dataclasses.asdict(found) | {"throughput": dataclasses.asdict(speed)}, indent=1))
         return 0
     resources = asked.resources
-    device = "GPU" if resources.gpus_per_worker else "CPU core"
+    device = resources.device_name
     at_once = min(resources.concurrency, asked.search.in_flight * len(asked.seeds), found.trials)
     cores = at_once * resources.pruning_parallel * resources.cpus_per_pruning_task
     gpus = at_once * resources.pruning_parallel * resources.gpus_per_pruning_task
@@ -65,10 +65,10 @@ def plan_command(
         "training": f"{found.tokens:.3g} tokens, {found.flops:.3g} FLOPs",
         "throughput": f"{speed.flops:.3g} FLOP/s per {device}, {speed.prune_seconds:g} seconds per circuit "
         f"({speed.source})",
-        "devices": f"{found.device_hours:,.2f} {device} hours of training, "
-        f"{found.prune_core_hours:,.2f} core hours of pruning",
+        "devices": f"training {found.device_hours:,.2f} {device} hours; pruning "
+        f"{_pruning(found.prune_core_hours, found.prune_gpu_hours)}",
         "wall clock": f"about {found.hours:,.2f} hours with {at_once} trials at a time",
-        "cluster": f"{at_once * resources.devices} {device}s and {cores} cores{sharing} for pruning",
+        "cluster": f"{at_once * resources.devices:g} {device}s for training, and {cores} cores{sharing} for pruning",
         "memory": f"{found.memory.gb:,.2f} GB per {worker} in training, at most: {found.memory.state_gb:,.2f} for "
         f"weights, gradients and moments, {found.memory.activations_gb:,.2f} for activations of "
         f"{found.memory.micro_batch} sequences at a time{fewer}",
@@ -76,10 +76,24 @@ def plan_command(
         "storage": f"{found.storage_gb:,.3g} GB, and up to {found.peak_checkpoint_gb:,.3g} GB of checkpoints meanwhile",
     }
     if price is not None:
-        lines["cost"] = f"{price * found.device_hours:,.2f} for training devices at {price:g} per {device} hour"
+        lines["cost"] = _cost(price, device, found.device_hours, found.prune_core_hours, found.prune_gpu_hours)
     for name, text in lines.items():
         terminal().print(f"{name:>11}: {text}", soft_wrap=True)
     return 0
+
+
+def _pruning(core_hours: float, gpu_hours: float) -> str:
+    return f"{core_hours:,.3g} core hours" + (f" and {gpu_hours:,.3g} GPU hours" if gpu_hours else "")
+
+
+def _cost(price: float, device: str, training: float, cores: float, gpus: float) -> str:
+    """Training and pruning apart, of the devices that have a price: those that train."""
+    pruning = gpus if device == "GPU" else cores
+    total = price * (training + pruning)
+    return (
+        f"{total:,.2f} at {price:g} per {device} hour: {price * training:,.2f} of training, "
+        f"{price * pruning:,.2f} of pruning"
+    )
 
 
 def submit_command(
@@ -127,11 +141,12 @@ def status_command(
         "states": ", ".join(filter(None, (counts, f"{found.begun} begun without a row" if found.begun else ""))) or "–",
         "rate": rate,
         "time left": left if found.done < found.trials else "none",
-        "so far": f"{found.device_hours:,.3g} device hours of training, {found.prune_hours:,.3g} hours of pruning, "
-        f"{found.flops:.3g} FLOPs",
+        "training": f"{found.device_hours:,.3g} {found.device} hours so far, {found.flops:.3g} FLOPs",
+        "pruning": f"{_pruning(found.prune_core_hours, found.prune_gpu_hours)} so far; "
+        f"{found.prune_hours:,.3g} hours of trials' time",
     }
     if price is not None:
-        lines["cost"] = f"{price * found.device_hours:,.2f} at {price:g} per device hour of training"
+        lines["cost"] = _cost(price, found.device, found.device_hours, found.prune_core_hours, found.prune_gpu_hours)
     terminal().print(f"study {found.study}")
     for name, text in lines.items():
         terminal().print(f"{name:>10}: {text}", soft_wrap=True)

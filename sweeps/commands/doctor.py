@@ -13,7 +13,7 @@ from sparse_model import storage
 from sparse_model.cores import cpu_count
 from sparse_model.errors import InputError
 from sparse_model.kernels.check import missing_compiler, run_one
-from sweeps.engine.session import capacity, offered_at
+from sweeps.engine.session import capacity, capacity_at
 from sweeps.show.text import terminal
 from sweeps.study.study import load_study
 
@@ -48,8 +48,10 @@ def doctor_command(
         fits = capacity(asked.resources, {"CPU": cpus, "GPU": gpus}, can_grow=False)
         console.print(f"resources: {fits.concurrency} of {asked.resources.concurrency} trials at a time fit here")
     else:
-        offered = offered_at(address)
-        console.print(f"cluster at {address}: {offered.get('CPU', 0):g} CPU cores, {offered.get('GPU', 0):g} GPUs")
+        there = capacity_at(address, asked.resources)
+        console.print(f"cluster at {address}: {there.cpus:g} CPU cores, {there.gpus:g} GPUs")
+        if there.lacking:
+            console.print(f"the cluster would have to grow: a trial needs {there.lacking}", soft_wrap=True)
     return 0
 
 

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from sparse_model import storage
-from sparse_model.storage.store_errors import redacted
+from sparse_model.storage.store_errors import begun, redacted
 from sweeps.commands.pages import say_report
 from sweeps.engine.parallel import on_all_cores
 from sweeps.engine.session import prepare_environment
@@ -45,7 +45,8 @@ def run_command(
     with Show(console) as show:
         show.line(f"study {asked.name}: {asked.search.trials} configurations, results in {asked.root}")
         done = run_study(asked, StudyProgress(show, asked), address=address, retry_failed=retry_failed)
-    return _summary(asked, done, console)
+    with begun():
+        return _summary(asked, done, console)
 
 
 def _summary(study: Study, done: Frontier, console: Console) -> int:

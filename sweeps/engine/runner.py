@@ -13,6 +13,7 @@ from sparse_model import storage
 from sparse_model.data.loader import TokenDataset
 from sparse_model.data.shards import prepare
 from sparse_model.errors import InputError
+from sparse_model.storage.store_errors import begun
 from sweeps.engine.crashes import one_line
 from sweeps.engine.failures import Failures
 from sweeps.engine.interrupts import Interrupts, remembered_interrupts
@@ -67,7 +68,8 @@ def _run_held(study: Study, progress: StudyProgress, lease: Lease, address: str 
             if capacity.lacking:
                 progress.note(f"waiting for the cluster to grow: a trial needs {capacity.lacking}")
             run = StudyRun(study, data.uri, attempts)
-            run_trials(run, search, TrialEvents(run, progress, interrupts, lease), capacity)
+            with begun():
+                run_trials(run, search, TrialEvents(run, progress, interrupts, lease), capacity)
     return Frontier(study.root)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -75,33 +75,48 @@ def ray_session(resources: ResourceConfig, address: str | None) -> Iterator[Capa
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise InputError(f"address {address or 'of this machine'}: Ray cannot start or be reached ({error})") from None
     try:
-        yield capacity(resources, ray.cluster_resources(), can_grow=address is not None)
+        yield capacity(resources, ray.cluster_resources(), can_grow=address is not None, nodes=_nodes())
     finally:
         ray.shutdown()
 
 
-def offered_at(address: str) -> dict[str, float]:
-    """What the cluster at an address has in all, by name of resource; InputError where it cannot be reached."""
+def capacity_at(address: str, resources: ResourceConfig) -> Capacity:
+    """What the trials of a study run on at an address; InputError where no cluster can be reached."""
     prepare_environment()
     import ray
 
     try:
-        ray.init(address=address, log_to_driver=False)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise InputError(f"address {address}: Ray cannot be reached ({error})") from None
     try:
-        return dict(ray.cluster_resources())
+        return capacity(resources, ray.cluster_resources(), can_grow=True, nodes=_nodes())
     finally:
         ray.shutdown()
 
 
-def capacity(resources: ResourceConfig, offered: dict[str, float], *, can_grow: bool) -> Capacity:
-    """How many trials fit what Ray offers; InputError if not even one does and the cluster cannot grow."""
+def _nodes() -> list[dict[str, float]]:
+    """What each living machine of the cluster has in all."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def capacity(
+    resources: ResourceConfig,
+    offered: dict[str, float],
+    *,
+    can_grow: bool,
+    nodes: Sequence[Mapping[str, float]] = (),
+) -> Capacity:
+    """How many trials fit what Ray offers, in all and on each of its machines (`nodes`, where they are known);
+    InputError if not even one does and the cluster cannot grow."""
     cpus, gpus = offered.get("CPU", 0.0), offered.get("GPU", 0.0)
     needed_gpus = resources.gpus
     holder = {HOLDER: 1.0} if HOLDER in offered else {"CPU": 0.01}
     if can_grow:
-        return Capacity(cpus, gpus, lacking(resources, offered), holder, resources.concurrency)
+        lacks = lacking(resources, offered) or not_on_one(resources, nodes)
+        return Capacity(cpus, gpus, lacks, holder, resources.concurrency)
     for name, needed, there in (("CPU cores", resources.cpus, cpus), ("GPUs", needed_gpus, gpus)):
         if needed > there:
             raise InputError(f"resources: a trial needs {needed:g} {name}, this machine has {there:g}")
@@ -124,6 +139,21 @@ def lacking(resources: ResourceConfig, offered: Mapping[str, float]) -> str:
         for name, count in needed.items()
         if count > offered.get(name, 0)
     )
+
+
+def not_on_one(resources: ResourceConfig, nodes: Sequence[Mapping[str, float]]) -> str:
+    """What has to be on one machine, and no machine of a cluster can hold, in words; empty where there is nothing.
+
+    Two machines of four cores have eight, and none for a worker of eight: Ray would wait for ever, and say nothing.
+    """
+    found = []
+    for what, bundle in resources.bundles.items():
+        needed = {name: amount for name, amount in bundle.items() if amount}
+        if nodes and not any(all(node.get(name, 0) >= n for name, n in needed.items()) for node in nodes):
+            wanted = " and ".join(f"{amount:g} {name}" for name, amount in needed.items())
+            most = ", ".join(f"{max(node.get(name, 0) for node in nodes):g} {name}" for name in needed)
+            found.append(f"{wanted} on one machine for {what} (the most on one: {most})")
+    return ", ".join(found)
 
 
 def prepare_environment() -> None:

@@ -74,7 +74,7 @@ TRIAL_SCHEMA = _schema(
         "flops": (FLOAT, "of training, counted as if dense"),
         "train_seconds": (FLOAT, "spent in training steps, by each worker"),
         "prune_seconds": (FLOAT, "from the first to the last circuit, on the wall clock"),
-        "devices": (INT, "GPUs, or else CPU cores, that trained at a time: times train_seconds gives device seconds"),
+        "devices": (FLOAT, "GPUs, or else CPU cores, that trained at a time: times train_seconds gives device seconds"),
         "dtype": (TEXT, "type of activations in training: float32 or bfloat16; weights are float32"),
         "finished": (TIME, "when the row was written"),
         "data": (TEXT, "key of the token dataset: it changes with the text it was made from"),

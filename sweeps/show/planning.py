@@ -58,7 +58,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Plan:
-    """The cost of a study. Devices are GPUs, or CPU cores where trials ask for none."""
+    """The cost of a study. Devices are GPUs, or CPU cores where trials ask for none; they train. Pruning is apart."""
 
     trials: int
     parameters: tuple[int, int]
@@ -66,6 +66,7 @@ class Plan:
     flops: float
     device_hours: float
     prune_core_hours: float
+    prune_gpu_hours: float
     hours: float
     storage_gb: float
     memory: Memory
@@ -113,6 +114,7 @@ def plan_study(study: Study, throughput: Throughput) -> Plan:
         flops=flops,
         device_hours=device_hours,
         prune_core_hours=prune_hours * study.resources.cpus_per_pruning_task,
+        prune_gpu_hours=prune_hours * study.resources.gpus_per_pruning_task,
         hours=device_hours / devices + prune_hours / pruning,
         storage_gb=(trials * (fmean(sizes) * BYTES_PER_WEIGHT["model"] + ROW_BYTES) + circuits * CIRCUIT_BYTES) / 1e9,
         memory=max((training_memory(config, study) for config in configs), key=lambda taken: taken.gb),

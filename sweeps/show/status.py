@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+import pyarrow.compute as pc
+
 from sparse_model import storage
 from sweeps.frontier.parquet import read_table
 from sweeps.frontier.rows import table_uri
@@ -21,7 +23,8 @@ class Status:
     """A study's trials by state, how fast they finish, what they have cost.
 
     `begun` have checkpoints but no row: running, or interrupted. Rates are per hour and None where too few trials have
-    finished to tell. Device seconds are those of training; pruning is on the wall clock of each trial.
+    finished to tell. `device_hours` are of training, in the study's `device`; `prune_hours` of pruning on the clock of
+    each trial, beside which `prune_core_hours` and `prune_gpu_hours` are what its searches took, as the study asks now.
     """
 
     study: str
@@ -31,8 +34,11 @@ class Status:
     last_finished: datetime | None
     per_hour: float | None
     left: timedelta | None
+    device: str
     device_hours: float
     prune_hours: float
+    prune_core_hours: float
+    prune_gpu_hours: float
     flops: float
 
     @property
@@ -48,6 +54,7 @@ def study_status(uri: str) -> Status:
     finished = sorted(row["finished"] for row in rows if row["finished"] is not None)
     rate = _per_hour(finished)
     trials = study.search.trials * len(study.seeds)
+    searched = _search_seconds(uri) / 3600
     names = storage.listdir(storage.join(uri, "ray", "train"))
     return Status(
         study=study.name,
@@ -57,10 +64,20 @@ def study_status(uri: str) -> Status:
         last_finished=finished[-1] if finished else None,
         per_hour=rate,
         left=timedelta(hours=max(0, trials - len(rows)) / rate) if rate else None,
+        device=study.resources.device_name,
         device_hours=sum((row["train_seconds"] or 0) * (row["devices"] or 1) for row in rows) / 3600,
         prune_hours=sum(row["prune_seconds"] or 0 for row in rows) / 3600,
+        prune_core_hours=searched * study.resources.cpus_per_pruning_task,
+        prune_gpu_hours=searched * study.resources.gpus_per_pruning_task,
         flops=sum(row["flops"] or 0 for row in rows),
     )
+
+
+def _search_seconds(uri: str) -> float:
+    """Of all circuits' searches together; those that share a search share its seconds."""
+    if not storage.exists(table_uri(uri, "circuits")):
+        return 0.0
+    return float(pc.sum(read_table(uri, "circuits", ["seconds"])["seconds"]).as_py() or 0.0)
 
 
 def _per_hour(finished: list[datetime]) -> float | None:

@@ -138,9 +138,23 @@ class ResourceConfig(Config):
         return max(self.workers * self.gpus_per_worker, self.gpus_per_pruning_task)
 
     @property
-    def devices(self) -> int:
-        """GPUs that train a trial, or CPU cores where it asks for no GPU."""
-        return round(self.workers * self.gpus_per_worker) or self.workers * self.cpus_per_worker
+    def devices(self) -> float:
+        """GPUs that train a trial, a part of one included, or CPU cores where it asks for no GPU."""
+        return self.workers * (self.gpus_per_worker or self.cpus_per_worker)
+
+    @property
+    def device_name(self) -> str:
+        """What `devices` are."""
+        return "GPU" if self.gpus_per_worker else "CPU core"
+
+    @property
+    def bundles(self) -> dict[str, dict[str, float]]:
+        """What has to be free on one machine at a time: for each process of a trial, by what it does."""
+        training = {"CPU": float(self.cpus_per_worker), "GPU": float(self.gpus_per_worker)}
+        pruning = {"CPU": float(self.cpus_per_pruning_task), "GPU": float(self.gpus_per_pruning_task)}
+        if self.pruning_resource:
+            pruning[self.pruning_resource] = float(self.cpus_per_pruning_task)
+        return {"a training worker": training, "a pruning task": pruning}
 
     @property
     def pruning_parallel(self) -> int:

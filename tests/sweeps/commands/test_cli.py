@@ -17,7 +17,7 @@ import pytest
 from circuit.tasks import TASKS
 from sparse_model.cores import cpu_count
 from sparse_model.errors import InputError
-from sparse_model.storage.store_errors import StorageFailed, StorageUnavailable
+from sparse_model.storage.store_errors import StorageFailed, StorageUnavailable, begun
 from sweeps import cli
 from sweeps.cli import status_of
 from sweeps.commands.one import chosen
@@ -347,3 +347,26 @@ def test_one_trial_of_a_space(study_text: Text) -> None:
     ):
         with pytest.raises(InputError, match=words):
             chosen(space, assignments, seed=0)
+
+
+def test_what_no_single_machine_can_hold_is_said() -> None:
+    """Enough in all, on two machines: Ray would wait for ever."""
+    wide = ResourceConfig.model_validate({"cpus_per_worker": 8, "pruning_resource": "pruner"})
+    nodes = [{"CPU": 6.0, "pruner": 6.0}, {"CPU": 4.0}]
+    offered = {"CPU": 10.0, "pruner": 6.0}
+    said = capacity(wide, offered, can_grow=True, nodes=nodes).lacking
+    assert said == "8 CPU on one machine for a training worker (the most on one: 6 CPU)"
+    assert capacity(wide, offered, can_grow=True, nodes=[*nodes, {"CPU": 8.0}]).lacking == ""
+    apart = ResourceConfig.model_validate({"pruning_resource": "pruner"})
+    assert (
+        "1 CPU and 1 pruner on one machine"
+        in capacity(apart, {"CPU": 1.0, "pruner": 1.0}, can_grow=True, nodes=[{"CPU": 1.0}, {"pruner": 1.0}]).lacking
+    )
+
+
+def test_a_store_that_refuses_in_the_middle_is_a_fault_and_bad_input_is_not() -> None:
+    with pytest.raises(StorageFailed, match="Access Denied"), begun():
+        raise InputError("storage: cannot write s3://b/x: Access Denied")
+    with pytest.raises(InputError) as caught, begun():
+        raise InputError("search.trials: -1")
+    assert not isinstance(caught.value, StorageFailed)

@@ -90,3 +90,24 @@ def test_the_study_of_the_scale_plan_is_sound_and_costs_what_the_plan_says() -> 
     assert f"{found.trials} models" in text
     assert f"{found.device_hours:,.0f} GPU hours" in text
     assert f"{found.prune_core_hours:,.0f} core hours" in text
+
+
+def test_pruning_on_gpus_is_counted_and_shown_apart(
+    study_text: Text, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Twelve trials of two tasks by two methods, 36 s each on half a GPU and two cores."""
+    resources = {"gpus_per_worker": 0.25, "gpus_per_pruning_task": 0.5, "cpus_per_pruning_task": 2}
+    path = tmp_path / "s.yaml"
+    path.write_text(study_text({"resources": resources}))
+    found = plan_study(
+        read_study(path.read_text(), "s"), assumed_throughput(read_study(path.read_text(), "s"), 1e9, 36.0)
+    )
+    assert found.prune_core_hours == pytest.approx(12 * 2 * 2 * 36 * 2 / 3600)
+    assert found.prune_gpu_hours == pytest.approx(12 * 2 * 2 * 36 * 0.5 / 3600)
+    assert found.device_hours == pytest.approx(found.flops / 1e9 / 3600)
+    assert status_of(["plan", str(path), "--flops", "1e9", "--prune-seconds", "36", "--price", "10"]) == 0
+    said = capsys.readouterr().out
+    assert f"training {found.device_hours:,.2f} GPU hours; pruning 0.96 core hours and 0.24 GPU hours" in said
+    total = 10 * (found.device_hours + 0.24)
+    assert f"{total:,.2f} at 10 per GPU hour: {10 * found.device_hours:,.2f} of training, 2.40 of pruning" in said
+    assert "0.5 GPUs for training" in said, "two trials of a quarter each"

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from sweeps.cli import status_of
-from sweeps.frontier.rows import write_trial_row
+from sweeps.frontier.rows import write_circuit_rows, write_trial_row
 from sweeps.show.status import short, study_status
-from sweeps.study.study import Study, read_study
+from sweeps.study.study import ResourceConfig, Study, read_study
 
 Text = Callable[..., str]
 
@@ -55,3 +55,38 @@ def test_status_of_a_study_that_has_only_begun(study_text: Text) -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0 s"), (61, "1 min 1 s"), (3600, "1 h"), (90_061, "1 d 1 h")])
 def test_spans(seconds: int, text: str) -> None:
     assert short(timedelta(seconds=seconds)) == text
+
+
+def test_training_and_pruning_are_counted_apart(study_text: Text, capsys: pytest.CaptureFixture[str]) -> None:
+    """An hour on a quarter of a GPU, and two circuits of half an hour each on half a GPU and three cores."""
+    resources = {"gpus_per_worker": 0.25, "gpus_per_pruning_task": 0.5, "cpus_per_pruning_task": 3}
+    study = read_study(study_text({"resources": resources}), "s")
+    assert study.resources.devices == 0.25
+    Path(study.root).mkdir(parents=True)
+    (Path(study.root) / "study.yaml").write_text(study.to_yaml())
+    row = {"trial": "t0", "status": "ok", "train_seconds": 3600.0, "devices": study.resources.devices}
+    write_circuit_rows(study.root, "t0", [{"trial": "t0", "task": task, "seconds": 1800.0} for task in "ab"])
+    write_trial_row(study.root, row)
+    found = study_status(study.root)
+    assert (found.device, found.device_hours) == ("GPU", 0.25)
+    assert (found.prune_core_hours, found.prune_gpu_hours) == (3, 0.5)
+    assert status_of(["status", study.root, "--price", "4"]) == 0
+    said = capsys.readouterr().out
+    for words in (
+        "0.25 GPU hours so far",
+        "3 core hours and 0.5 GPU hours",
+        "3.00 at 4 per GPU hour: 1.00 of training",
+    ):
+        assert words in said
+
+
+@pytest.mark.parametrize(
+    ("asked", "devices"),
+    [
+        ({"gpus_per_worker": 0.25, "cpus_per_worker": 4}, 0.25),
+        ({"workers": 3, "gpus_per_worker": 2, "cpus_per_worker": 4}, 6),
+        ({"workers": 3, "cpus_per_worker": 4}, 12),
+    ],
+)
+def test_devices_are_what_trains(asked: dict[str, float], devices: float) -> None:
+    assert ResourceConfig.model_validate(asked).devices == devices
