@@ -20,6 +20,8 @@ ROOT = Path(__file__).parents[2]
 LAUNCHER = ("cluster.yaml", "deploy/gcp.yaml")
 ALL = (*LAUNCHER, "deploy/kuberay-rayjob.yaml")
 PRUNER = "pruner"
+HELD = 32
+"""Trials of which the head holds the processes."""
 
 
 def content(name: str) -> dict[str, Any]:
@@ -35,7 +37,7 @@ def test_ray_accepts_it(name: str) -> None:
 @pytest.mark.parametrize("name", LAUNCHER)
 def test_who_works_where(name: str) -> None:
     types = content(name)["available_node_types"]
-    assert types["head"]["resources"] == {"CPU": 0, HOLDER: 1000}
+    assert types["head"]["resources"] == {"CPU": 0, HOLDER: HELD}
     assert capacity(ResourceConfig.model_validate({}), types["head"]["resources"], can_grow=True).holder == {
         HOLDER: 1.0
     }
@@ -118,7 +120,7 @@ def test_kuberay_job() -> None:
     assert (cluster["authOptions"], cluster["autoscalerOptions"]["version"]) == ({"mode": "token"}, "v2")
     groups = {worker["groupName"]: worker for worker in workers}
     assert head["rayStartParams"]["num-cpus"] == "0"
-    assert started_with(head) == {HOLDER: 1000}
+    assert started_with(head) == {HOLDER: HELD // 2}, "half the memory of the others' heads"
     assert started_with(groups["pruner"]) == {PRUNER: 16}
     assert started_with(groups["trainer"]) == {}
     for group in (head, *workers):
