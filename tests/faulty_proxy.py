@@ -19,7 +19,10 @@ Fault = int | str | float | None
 """A status to answer with; `reset`; `cut`: half an answer; `lost`: done, but the answer is reset; seconds of delay."""
 Plan = Callable[[str, str, int], Fault]
 ERROR = "<Error><Code>{}</Code><Message>planned</Message></Error>"
-CODES = {403: "AccessDenied", 404: "NoSuchKey", 429: "TooManyRequests", 503: "SlowDown"}
+CODES = {
+    400: "ExpiredToken", 403: "AccessDenied", 404: "NoSuchKey", 409: "OperationAborted", 429: "TooManyRequests",
+    503: "SlowDown",
+}  # fmt: skip
 
 
 def sound(method: str, path: str, number: int) -> Fault:
@@ -46,6 +49,7 @@ class FaultyProxy:
     def __init__(self, upstream: str, plan: Plan = sound) -> None:
         self.plan = plan
         self.requests: list[tuple[str, str, Fault]] = []
+        self.headers: list[tuple[str, dict[str, str]]] = []
         self._lock = threading.Lock()
         outer, target = self, urlsplit(upstream).netloc
 
@@ -56,6 +60,7 @@ class FaultyProxy:
 
             def handle_request(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                outer.headers.append((self.command, {name.lower(): value for name, value in self.headers.items()}))
                 fault = outer._next(self.command, self.path)
                 if isinstance(fault, float):
                     time.sleep(fault)

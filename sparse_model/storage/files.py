@@ -11,10 +11,10 @@ import glob
 import os
 import re
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
 import fsspec
@@ -25,6 +25,7 @@ from sparse_model.errors import InputError
 from sparse_model.storage.listing import files_below
 from sparse_model.storage.store_errors import check_no_credentials, persistently, redacted, refusing as refusing
 
+Answer = TypeVar("Answer")
 SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=+-]*")
 S3_PROTOCOLS = ("s3", "s3a")
 AT_A_TIME = 256
@@ -42,6 +43,17 @@ def filesystem(uri: str) -> tuple[Any, str]:
     with refusing("open", uri):
         fs = fsspec.filesystem(protocol, **_driver_options(uri, protocol, options))
         return fs, str(fs._strip_protocol(location))
+
+
+def _tried(action: str, uri: str, fs: Any, operation: Callable[[], Answer], patience: float | None = None) -> Answer:
+    """`persistently`, with what the file system takes to look for credentials again."""
+
+    def renew() -> None:
+        if hasattr(fs, "connect") and hasattr(fs, "set_session"):  # s3fs
+            with suppress(Exception):  # what is wrong, the next try tells
+                fs.connect(refresh=True)
+
+    return persistently(action, uri, operation, patience, renew)
 
 
 def is_local(uri: str) -> bool:
@@ -96,12 +108,13 @@ def exists(uri: str) -> bool:
 
     def look() -> bool:
         try:
+            fs.invalidate_cache()
             fs.info(path)
         except FileNotFoundError:
             return False
         return True
 
-    return persistently("look at", uri, look)
+    return _tried("look at", uri, fs, look)
 
 
 def listdir(uri: str) -> list[str]:
@@ -125,12 +138,13 @@ def versions(uri: str, deep: bool = False) -> dict[str, str]:
 
     def look() -> dict[str, dict[str, Any]]:
         try:
+            fs.invalidate_cache()
             return files_below(fs, path, hidden=(".", "_")).files
         except (FileNotFoundError, NotADirectoryError):
             return {}
 
     if deep:
-        found = persistently("list", uri, look)
+        found = _tried("list", uri, fs, look)
     else:
         files = (entry for entry in _entries(uri) if entry["type"] == "file")
         found = {str(entry["name"]).rsplit("/", 1)[-1]: entry for entry in files}
@@ -153,17 +167,18 @@ def _entries(uri: str) -> list[dict[str, Any]]:
 
     def look() -> list[dict[str, Any]]:
         try:
+            fs.invalidate_cache()  # other processes write to the same folders: a kept listing would hide their files
             return list(fs.ls(path, detail=True))
         except (FileNotFoundError, NotADirectoryError):  # below a file there is nothing
             return []
 
-    return persistently("list", uri, look)
+    return _tried("list", uri, fs, look)
 
 
 def read_bytes(uri: str) -> bytes:
     """The whole content of a file; raises InputError if it is missing or cannot be read."""
     fs, path = filesystem(uri)
-    return persistently("read", uri, lambda: bytes(fs.cat_file(path)))
+    return _tried("read", uri, fs, lambda: bytes(fs.cat_file(path)))
 
 
 def read_many(uri: str, names: Sequence[str]) -> Iterator[tuple[str, bytes | None]]:
@@ -171,7 +186,7 @@ def read_many(uri: str, names: Sequence[str]) -> Iterator[tuple[str, bytes | Non
     fs, path = filesystem(uri)
     for start in range(0, len(names), AT_A_TIME):
         part = {f"{path}/{name}": name for name in names[start : start + AT_A_TIME]}
-        found = persistently("read", uri, lambda part=part: contents(fs, part))  # type: ignore[misc]
+        found = _tried("read", uri, fs, lambda part=part: contents(fs, part))  # type: ignore[misc]
         for place, name in part.items():
             yield name, _content(found.get(place, FileNotFoundError()), join(uri, name))
 
@@ -199,9 +214,9 @@ def write_bytes_atomic(uri: str, data: bytes, patience: float | None = None) -> 
     """
     fs, path = filesystem(uri)
     if isinstance(fs, LocalFileSystem):
-        persistently("write", uri, lambda: _replace_local(Path(path), data), patience)
+        _tried("write", uri, fs, lambda: _replace_local(Path(path), data), patience)
     else:  # one PUT, or a multipart upload that appears when it is completed
-        persistently("write", uri, lambda: fs.pipe_file(path, data), patience)
+        _tried("write", uri, fs, lambda: fs.pipe_file(path, data), patience)
 
 
 def create(uri: str, data: bytes) -> bool:
@@ -224,7 +239,7 @@ def create(uri: str, data: bytes) -> bool:
             raise
         return True
 
-    return persistently("create", uri, write)
+    return _tried("create", uri, fs, write)
 
 
 def remove(uri: str) -> None:
@@ -238,7 +253,7 @@ def remove(uri: str) -> None:
         except FileNotFoundError:
             return
 
-    persistently("delete", uri, delete)
+    _tried("delete", uri, fs, delete)
 
 
 def remove_many(uri: str, names: Sequence[str]) -> None:
@@ -247,11 +262,19 @@ def remove_many(uri: str, names: Sequence[str]) -> None:
     if isinstance(fs, AsyncFileSystem):  # object stores delete a thousand per request
 
         def delete() -> None:
-            with suppress(FileNotFoundError):
+            try:
                 fs.rm([glob.escape(f"{path}/{name}") for name in names])
+            except FileNotFoundError:
+                return
+            except Exception as error:
+                if "MD5" not in str(error):
+                    raise
+                # A server that wants the checksum of old, which the driver knows no more: one by one it needs none.
+                for name in names:
+                    remove(join(uri, name))
 
         if names:
-            persistently("delete from", uri, delete)
+            _tried("delete from", uri, fs, delete)
         return
     for name in names:
         remove(join(uri, name))
@@ -268,7 +291,7 @@ def download(uri: str, target: Path) -> None:
         os.replace(partial, target)
 
     try:
-        persistently("copy", f"{uri} to {target}", copy)
+        _tried("copy", f"{uri} to {target}", fs, copy)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -276,7 +299,7 @@ def download(uri: str, target: Path) -> None:
 def upload(source: Path, uri: str) -> None:
     """Copy a local file to a place in any store; raises InputError if it cannot be written."""
     fs, path = filesystem(uri)
-    persistently("write", uri, lambda: fs.put_file(str(source), path))
+    _tried("write", uri, fs, lambda: fs.put_file(str(source), path))
 
 
 CHECK_PATIENCE = 10.0
@@ -328,8 +351,17 @@ def _driver_options(uri: str, protocol: str, query: dict[str, str]) -> dict[str,
         # Other processes write to the same folders: a cached listing would hide their files.
         "use_listings_cache": False,
         # Longer outages are ours to wait out, and to report.
-        "config_kwargs": {"connect_timeout": 5, "read_timeout": 60, "retries": {"mode": "standard", "max_attempts": 3}},
+        "config_kwargs": {
+            "connect_timeout": 5,
+            "read_timeout": 60,
+            "retries": {"mode": "standard", "max_attempts": 3},
+            **(_OLD_CHECKSUMS if endpoint and "AWS_REQUEST_CHECKSUM_CALCULATION" not in os.environ else {}),
+        },
     }
+
+
+_OLD_CHECKSUMS = {"request_checksum_calculation": "when_required", "response_checksum_validation": "when_required"}
+"""For servers other than Amazon's: many refuse the checksums that drivers add by themselves since 2025."""
 
 
 def _replace_local(path: Path, data: bytes) -> None:

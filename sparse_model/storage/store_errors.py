@@ -33,7 +33,17 @@ _PASSING_NAMES = {
     "FSTimeoutError",
 }
 _PASSING_CODES = {"SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "TooManyRequests", "InternalError"}
-_PASSING_ERRNO = {errno.EAGAIN, errno.ETIMEDOUT, errno.ESTALE, errno.ECONNRESET, errno.ECONNREFUSED, errno.EPIPE}
+_EXPIRED_CODES = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired", "InvalidToken"}
+"""Credentials that were good: whoever renews them may be late."""
+_ABSENT_NAMES = {"NoCredentialsError", "CredentialRetrievalError", "TokenRetrievalError"}
+"""Those of a machine or a pod may come some seconds after it."""
+CREDENTIALS_PATIENCE = 15.0
+"""Seconds for which credentials that are not there are waited for, at most: mostly they never come."""
+_PASSING_ERRNO = {
+    errno.EAGAIN, errno.EBUSY, errno.ETIMEDOUT, errno.EPIPE, errno.ECONNRESET, errno.ECONNREFUSED, errno.ECONNABORTED,
+    errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.ENETRESET,
+    errno.ESTALE, errno.EIO, errno.ENOTCONN, errno.ENODEV, errno.ESHUTDOWN,  # of mounts whose server is gone
+}  # fmt: skip
 
 _SECRET_WORDS = r"[\w.-]*(?:secret|token|passw|signature|credential|access_?key|api_?key|sas\b|\bsig\b)[\w.-]*"
 _SECRET_PAIR = re.compile(rf"(?i)({_SECRET_WORDS}\s*[=:]\s*)[^&\s,;'\"]+")
@@ -49,11 +59,18 @@ class StorageFailed(InputError):
     """Something could not be kept in a store, as when it is full: a fault on the way, no mistake in what was asked."""
 
 
-def persistently(action: str, uri: str, operation: Callable[[], Answer], patience: float | None = None) -> Answer:
+def persistently(
+    action: str,
+    uri: str,
+    operation: Callable[[], Answer],
+    patience: float | None = None,
+    renew: Callable[[], None] | None = None,
+) -> Answer:
     """Do something in a store, again and again with growing pauses while it fails for reasons that pass.
 
     Every pause is logged as a warning. Raises InputError for what will not pass, StorageUnavailable after `patience`
-    seconds (`PATIENCE`). The operation must be one that may be done twice.
+    seconds (`PATIENCE`). The operation must be one that may be done twice. `renew` is called before it is tried again
+    because of credentials: drivers keep those they began with.
     """
     limit = float(os.environ.get(PATIENCE, 180)) if patience is None else patience
     started, pause, failures = time.monotonic(), FIRST_PAUSE, 0
@@ -63,6 +80,10 @@ def persistently(action: str, uri: str, operation: Callable[[], Answer], patienc
                 answer = operation()
         except StorageUnavailable as error:
             failures += 1
+            if needs_credentials(error):
+                limit = min(limit, CREDENTIALS_PATIENCE)
+                if renew is not None:
+                    renew()
             left = limit - (time.monotonic() - started)
             if left <= 0:
                 raise StorageUnavailable(f"{error} (tried {failures} times in {limit:g} s)") from error
@@ -114,10 +135,28 @@ def is_passing(error: BaseException) -> bool:
             return _is_passing_answer(response)
         if isinstance(seen, ConnectionError | TimeoutError) or getattr(seen, "errno", None) in _PASSING_ERRNO:
             return True
-        if {kind.__name__ for kind in type(seen).__mro__} & _PASSING_NAMES:
+        if {kind.__name__ for kind in type(seen).__mro__} & (_PASSING_NAMES | _ABSENT_NAMES):
             return True
-        if str(getattr(seen, "code", "")).isdigit() and int(getattr(seen, "code", 0)) in (408, 429, *range(500, 600)):
+        if str(getattr(seen, "code", "")).isdigit() and int(getattr(seen, "code", 0)) in (
+            408,
+            409,
+            429,
+            *range(500, 600),
+        ):
             return True  # gcsfs
+        seen = seen.__cause__
+    return False
+
+
+def needs_credentials(error: BaseException) -> bool:
+    """Whether credentials are lacking or too old, which others may do something about."""
+    seen: BaseException | None = error
+    while seen is not None:
+        response = getattr(seen, "response", None)
+        if isinstance(response, dict) and str(response.get("Error", {}).get("Code", "")) in _EXPIRED_CODES:
+            return True
+        if {kind.__name__ for kind in type(seen).__mro__} & _ABSENT_NAMES:
+            return True
         seen = seen.__cause__
     return False
 
@@ -126,7 +165,8 @@ def _is_passing_answer(response: dict[str, Any]) -> bool:
     status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     code = str(response.get("Error", {}).get("Code", ""))
     # An answer to HEAD has no body: its code is the status.
-    return status >= 500 or status == 429 or code in _PASSING_CODES or code.startswith("5")
+    # 409: another's write at the same moment; it is judged anew when it is tried again.
+    return status >= 500 or status in (409, 429) or code in _PASSING_CODES | _EXPIRED_CODES or code.startswith("5")
 
 
 def redacted(text: str) -> str:

@@ -11,6 +11,7 @@ import typer
 from sparse_model.errors import InputError
 from sweeps.commands.options import StorageOption, StudyArgument
 from sweeps.engine import submission
+from sweeps.engine.upload import check_travels, job_environment
 from sweeps.show import planning
 from sweeps.show.status import ago, short, study_status
 from sweeps.show.text import terminal
@@ -102,15 +103,21 @@ def submit_command(
     storage_uri: StorageOption = None,
     working_dir: Annotated[str, typer.Option(help="folder to upload: this project")] = ".",
     retry_failed: Annotated[bool, typer.Option(help="run trials again that failed before")] = False,
+    env: Annotated[
+        list[str] | None, typer.Option(help="environment variable of the job: NAME=value, or NAME as here; repeatable")
+    ] = None,
     wait: Annotated[bool, typer.Option(help="follow the log to the end; without, print the job's id")] = True,
 ) -> int:
     """Run a study on a cluster as a Ray job and follow its log. Submitting it again resumes it.
 
+    Files that the study names must be in the folder that is uploaded, or in an object store: others are refused here.
     Exits as the study did: 0 only if the job succeeded, 1 if it was stopped. Ctrl-C stops following, not the job.
     """
-    submission.check_shared(study, storage_uri)
+    asked = submission.check_shared(study, storage_uri)
+    check_travels(study, asked, working_dir)
+    environment = job_environment(env or [])
     command = submission.entrypoint(study, storage_uri, working_dir, retry_failed=retry_failed)
-    client, job = submission.start_job_at(address, command, working_dir)
+    client, job = submission.start_job_at(address, command, working_dir, environment)
     console = terminal()
     console.print(f"job {job}: {command}", soft_wrap=True)
     if not wait:

@@ -15,7 +15,6 @@ from sparse_model.data.shards import prepare
 from sparse_model.errors import InputError
 from sparse_model.storage.store_errors import begun
 from sweeps.engine.crashes import one_line
-from sweeps.engine.failures import Failures
 from sweeps.engine.interrupts import Interrupts, remembered_interrupts
 from sweeps.engine.lease import Lease, holding_lease
 from sweeps.engine.orphans import Orphans
@@ -33,6 +32,7 @@ from sweeps.search.warmstart import warm_trials
 from sweeps.show.progress import StudyProgress
 from sweeps.study.folder import check_storage, earlier_study, keep_study
 from sweeps.study.study import Study
+from sweeps.trial.failures import Failures
 from sweeps.trial.outcome import failed_row, written_row
 from sweeps.trial.places import StudyRun, Trial
 

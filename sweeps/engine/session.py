@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from sparse_model.cores import cpu_count
 from sparse_model.errors import InputError
@@ -58,6 +60,8 @@ def ray_session(resources: ResourceConfig, address: str | None) -> Iterator[Capa
     prepare_environment()
     import ray
 
+    if address is None:
+        check_temporary_folder()
     try:
         if address is None:
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody reclaims this machine
@@ -72,12 +76,30 @@ def ray_session(resources: ResourceConfig, address: str | None) -> Iterator[Capa
             )
         else:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"address {address or 'of this machine'}: Ray cannot start or be reached ({error})") from None
     try:
         yield capacity(resources, ray.cluster_resources(), can_grow=address is not None, nodes=_nodes())
     finally:
         ray.shutdown()
+
+
+def check_temporary_folder() -> None:
+    """Ray's files go where we may write; InputError with a remedy where they belong to another user of the machine."""
+    parent = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
+    place = parent / "ray" if (parent / "ray").exists() else parent
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise InputError(
+            f"{place}: belongs to {_owner(place)}, and Ray's files are to go there; "
+            "set RAY_TMPDIR to a folder of your own with a short name, e.g. export RAY_TMPDIR=$HOME/tmp"
+        )
+
+
+def _owner(path: Path) -> str:
+    try:
+        return f"user {path.owner()}"
+    except (KeyError, OSError):
+        return "another user"
 
 
 def capacity_at(address: str, resources: ResourceConfig) -> Capacity:

@@ -315,6 +315,11 @@ def shipped_studies() -> list[str]:
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
+def study_text(name: str) -> str:
+    """What is written in a study file, or in a shipped one; InputError where there is none."""
+    return _find(name)[1]
+
+
 def _find(name: str) -> tuple[str, str]:
     if name in shipped_studies():
         return name, (resources.files("sweeps.study") / "shipped" / f"{name}.yaml").read_text(encoding="utf-8")

@@ -7,12 +7,14 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cutting_proxy import CuttingProxy
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
@@ -111,3 +113,44 @@ def test_without_the_token_nobody_submits(
     assert status == 2
     assert "address" in said
     assert "Traceback" not in said
+
+
+FOLLOW = """
+import sys
+from sweeps.engine.submission import follow_job, job_client, start_job
+client = job_client(sys.argv[1])
+lines = "for i in range(60): print(f'line {i} é', flush=True); time.sleep(0.25)"
+work = "import os, time\\nprint(os.environ['GIVEN'])\\n" + lines
+job = start_job(client, f'python -u -c "{work}"', sys.argv[2], {"GIVEN": "to the job"})
+print("started", flush=True)
+sys.exit(follow_job(client, job, lambda text: print(text, flush=True)))
+"""
+
+
+def test_a_followed_log_survives_every_cut(cluster: tuple[str, dict[str, str]], tmp_path: Path) -> None:
+    """The line is cut again and again, and gone for a while: every line of the log comes once, in order."""
+    address, environment = cluster
+    with CuttingProxy(int(address.rsplit(":", 1)[1])) as proxy:
+        command = [sys.executable, "-c", FOLLOW, f"http://127.0.0.1:{proxy.port}", str(tmp_path)]
+        with subprocess.Popen(
+            command, env=environment | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline().strip() == "started"
+            said: list[str] = []
+            reader = threading.Thread(target=lambda: said.extend(process.stdout or ()))
+            reader.start()
+            while process.poll() is None and len(said) < 45:
+                time.sleep(1.5)
+                proxy.cut()
+            proxy.accepts = False
+            proxy.cut()
+            time.sleep(8)  # the job ends meanwhile
+            proxy.accepts = True
+            assert process.wait(timeout=120) == 0
+            reader.join()
+    lines = [line.strip() for line in said]
+    assert [line for line in lines if line.startswith("line")] == [f"line {i} é" for i in range(60)]
+    assert lines.count("to the job") == 1
+    assert lines[-1].endswith("SUCCEEDED")
+    assert proxy.cuts > 6

@@ -16,7 +16,6 @@ from sparse_model import storage
 from sparse_model.errors import InputError
 from sparse_model.storage.store_errors import StorageUnavailable
 from sweeps.engine import prune, train
-from sweeps.engine.failures import StudyPaused
 from sweeps.engine.interrupts import Interrupts
 from sweeps.engine.lease import Lease, StudyTaken
 from sweeps.engine.runner import TrialEvents, known_results
@@ -27,6 +26,7 @@ from sweeps.search.draws import Assignment, StudySearch
 from sweeps.search.objectives import PENALTIES, TOLD, charged_edges, objectives
 from sweeps.show.progress import StudyProgress
 from sweeps.study.study import Study, read_study
+from sweeps.trial.failures import StudyPaused
 from sweeps.trial.outcome import Trained
 from sweeps.trial.places import StudyRun, Trial
 from sweeps.trial.stored import keep_training

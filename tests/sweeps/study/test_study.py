@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -265,3 +266,29 @@ def test_a_study_file_is_utf8_with_a_mark_or_without(study_text: Text, tmp_path:
     path.write_bytes(text.encode("utf-16"))
     with pytest.raises(InputError, match=r"s\.yaml: not a text file in UTF-8: .* begins as UTF-16 does"):
         load_study(str(path))
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (
+            "a: &a [x, x, x, x, x, x, x, x, x]\n"
+            + "".join(f"{chr(98 + i)}: &{chr(98 + i)} [{', '.join(['*' + chr(97 + i)] * 9)}]\n" for i in range(20)),
+            "100,000 values",
+        ),
+        ("a: &a {b: *a}\n", "an alias within what it stands for"),
+        ("a: [" + "[" * 5000, "cannot be read"),
+    ],
+)
+def test_alias_bombs_end_at_once(text: str, why: str) -> None:
+    began = time.monotonic()
+    with pytest.raises(InputError, match=why) as caught:
+        read_study(text, "s")
+    assert "\n" not in str(caught.value)
+    assert time.monotonic() - began < 1
+
+
+def test_aliases_are_read(study_text: Callable[..., str]) -> None:
+    text = study_text().replace("name: tiny", "name: &n tiny\nstorage: *n")
+    text = "\n".join(line for line in text.splitlines() if not line.startswith("storage: /"))
+    assert read_study(text, "s").storage.endswith("/tiny")
