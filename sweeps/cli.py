@@ -23,7 +23,13 @@ sweeps_app = typer.Typer(
 for command in (
     run.run_command,
     *(cluster.plan_command, cluster.submit_command, cluster.status_command),
-    *(frontier.frontier_command, curves.curves_command, curves.baselines_command, search.search_command),
+    *(
+        frontier.frontier_command,
+        frontier.compact_command,
+        curves.curves_command,
+        curves.baselines_command,
+        search.search_command,
+    ),
     pages.report_command,
     *(one.train_command, one.prune_command),
     *(tasks.tasks_command, data.corpus_command, data.tokenizer_command),

@@ -44,9 +44,6 @@ def frontier_command(
     over_time: Annotated[
         bool, typer.Option("--over-time", help="hypervolume after each trial, in order of finishing")
     ] = False,
-    compact: Annotated[
-        bool, typer.Option("--compact", help="first join the small files of the rows; safe while studies run")
-    ] = False,
     plot: Annotated[str | None, typer.Option(help="draw the frontier into this .png, .svg or .pdf file")] = None,
 ) -> int:
     """Show the trials of studies: losses in nats, circuit size in edges, the Pareto front marked.
@@ -66,9 +63,6 @@ def frontier_command(
     if plot is not None:
         image_format(plot)
     found = Frontier(*uris)
-    for uri in uris if compact else ():
-        for done in compact_rows(uri):
-            print(f"{uri}: {done.files} files of {done.table} are one now ({done.rows} rows)", file=sys.stderr)
     names = [name.strip() for name in tasks.split(",")] if tasks is not None else None
     choice: Selection = {"where": where, "target": target, "tasks": names, "method": method}
     if sql is not None:
@@ -85,6 +79,21 @@ def frontier_command(
         console.print(frontier_table(found.compared(**choice), title, console.width, only_front=pareto))
     if plot is not None:
         plot_frontier(found, plot, **choice)
+    return 0
+
+
+def compact_command(uris: Uris) -> int:
+    """Join the small files of studies' rows, a table into one file each; a study that ends does so by itself.
+
+    Safe while studies run. Columns that this version does not know are kept; other programs' files stay as they are.
+    """
+    Frontier(*uris)
+    for uri in uris:
+        done = compact_rows(uri)
+        for one in done:
+            terminal().print(f"{uri}: {one.files} files of {one.table} are one now ({one.rows} rows)", soft_wrap=True)
+        if not done:
+            terminal().print(f"{uri}: nothing to join", soft_wrap=True)
     return 0
 
 

@@ -22,6 +22,7 @@ from sweeps.engine.session import Capacity, ray_session
 from sweeps.engine.tokens import on_ray
 from sweeps.engine.trial import run_trial
 from sweeps.engine.tune_search import TuneSearch
+from sweeps.frontier.compaction import compact_rows
 from sweeps.frontier.parquet import read_table
 from sweeps.frontier.queries import Frontier
 from sweeps.frontier.rows import SCHEMA_VERSION, table_uri, write_circuit_rows, write_trial_row
@@ -70,7 +71,16 @@ def _run_held(study: Study, progress: StudyProgress, lease: Lease, address: str 
             run = StudyRun(study, data.uri, attempts)
             with begun():
                 run_trials(run, search, TrialEvents(run, progress, interrupts, lease), capacity)
+    compact_ended(study, progress)
     return Frontier(study.root)
+
+
+def compact_ended(study: Study, progress: StudyProgress) -> None:
+    """Join the small files of a study's rows. They are complete without it: what goes wrong is only said."""
+    try:
+        compact_rows(study.root)
+    except InputError as error:
+        progress.note(f"rows stay in small files ({error}); `sweeps compact {study.root}` tries again")
 
 
 def check_warm_start(study: Study) -> None:

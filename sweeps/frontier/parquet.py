@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -66,7 +66,7 @@ class Source:
         if self.is_compacted:
             metadata = self.open().schema_arrow.metadata or {}
             if RECORD not in metadata:
-                raise InputError(f"{self.root}: {self.name} is not of `sweeps frontier --compact`: name it differently")
+                raise InputError(f"{self.root}: {self.name} is not of `sweeps compact`: name it differently")
             record: dict[str, int] = json.loads(metadata[RECORD])
             return record
         stem = self.name.removesuffix(ROW_ENDING)
@@ -161,26 +161,35 @@ def row_files(root: str, table: str) -> list[str]:
     return names
 
 
-def together(tables: Iterable[Any]) -> Any:
-    """Many small tables as one, None for none. Copied a few hundred at a time: one of one row takes 70 kB."""
+def together(tables: Iterable[Any], *, unify: bool = False) -> Any:
+    """Many small tables as one, None for none. Copied a few hundred at a time: one of one row takes 70 kB.
+
+    `unify`: tables may lack columns of others, which are null there, and have others' in narrower types.
+    """
+    how = {"promote_options": "permissive"} if unify else {}
     done: list[Any] = []
     waiting: list[Any] = []
     for table in tables:
         waiting.append(table)
         if len(waiting) == 500:
-            done.append(pa.concat_tables(waiting).combine_chunks())
+            done.append(pa.concat_tables(waiting, **how).combine_chunks())
             waiting = []
-    return pa.concat_tables(done + waiting) if done or waiting else None
+    return pa.concat_tables(done + waiting, **how) if done or waiting else None
 
 
-def kept_rows(sources: Sequence[Source], table: str, columns: Sequence[str]) -> Iterator[tuple[Source, Any]]:
-    """Of every source that has any, the rows of trials for which no other source has the higher claim."""
+def kept_rows(
+    sources: Sequence[Source], table: str, columns: Sequence[str] | Callable[[Source], Any]
+) -> Iterator[tuple[Source, Any]]:
+    """Of every source that has any, the rows of trials for which no other source has the higher claim.
+
+    `columns` of the table, or what gives a source's rows.
+    """
     best = winners(sources)
     for source in sources:
         lost = [trial for trial in source.claims if best[trial] is not source]
         if lost and len(lost) == len(source.claims):
             continue
-        rows = source.rows(table, columns)
+        rows = columns(source) if callable(columns) else source.rows(table, columns)
         yield source, rows.filter(pc.invert(pc.is_in(rows["trial"], pa.array(lost)))) if lost else rows
 
 

@@ -244,7 +244,9 @@ def test_frontier_questions(study_folder: Path, capsysbinary: pytest.CaptureFixt
     assert whole["ratio"] == pytest.approx(4)
     assert "4.00" in answer(*groups).decode()
     before = answer("--format", "csv")
-    assert answer("--format", "csv", "--compact") == before
+    assert status_of(["compact", str(study_folder)]) == 0
+    capsysbinary.readouterr()
+    assert answer("--format", "csv") == before
     assert len(list((study_folder / "frontier" / "trials").iterdir())) == 1
 
 

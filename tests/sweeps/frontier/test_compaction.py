@@ -8,10 +8,13 @@ from typing import Any
 from uuid import uuid4
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings, strategies as st
 
 from sparse_model import storage
+from sweeps.cli import status_of
 from sweeps.frontier.compaction import compact_rows
 from sweeps.frontier.parquet import read_table
 from sweeps.frontier.rows import row_uri, table_uri, write_circuit_rows, write_trial_row
@@ -162,3 +165,53 @@ def test_a_reader_whose_files_vanish_looks_again(tmp_path: Any, monkeypatch: pyt
     stepwise(monkeypatch, before)
     assert read_table(root, "trials")["trial"].to_pylist() == ["t0", "t1"]
     assert done
+
+
+def test_columns_that_we_do_not_know_are_kept(tmp_path: Any) -> None:
+    """Of a later version, or added by hand: in one file and not in another, of one type here and another there."""
+    root = str(tmp_path)
+    folder = tmp_path / "frontier" / "trials"
+    for key, extra in {
+        "t0": {"note": "first", "score": 1, "mixed": 1},
+        "t1": {"score": 2.5, "mixed": "x"},
+        "t2": {"tags": ["a", "b"], "mixed": None},
+        "t3": {},
+    }.items():
+        write_trial_row(root, {"trial": key, "val_loss": 2.0, "seed": 7})
+        rows = pq.read_table(folder / f"{key}.parquet")
+        for name, value in extra.items():
+            rows = rows.append_column(name, pa.array([value]))
+        pq.write_table(rows, folder / f"{key}.parquet")
+    compact_rows(root)
+    write_trial_row(root, {"trial": "t4"})
+    compact_rows(root)
+    (file,) = storage.listdir(table_uri(root, "trials"))
+    found = {row["trial"]: row for row in pq.read_table(folder / file).to_pylist()}
+    assert [found[f"t{i}"]["note"] for i in range(5)] == ["first", None, None, None, None]
+    assert [found[f"t{i}"]["score"] for i in range(5)] == [1, 2.5, None, None, None]
+    assert [found[f"t{i}"]["mixed"] for i in range(3)] == ["1", "x", None]
+    assert found["t2"]["tags"] == ["a", "b"]
+    assert read_table(root, "trials")["seed"].to_pylist() == [7, 7, 7, 7, None]
+
+
+def test_a_file_of_whose_values_some_would_be_lost_is_left_alone(tmp_path: Any) -> None:
+    root = str(tmp_path)
+    for key in ("t0", "t1", "t2"):
+        write_trial_row(root, {"trial": key, "seed": 1})
+    path = tmp_path / "frontier" / "trials" / "t1.parquet"
+    rows = pq.read_table(path)
+    place = rows.schema.get_field_index("seed")
+    pq.write_table(rows.set_column(place, "seed", pa.array(["seven"])), path)
+    compact_rows(root)
+    assert "t1.parquet" in storage.listdir(table_uri(root, "trials"))
+    assert pq.read_table(path)["seed"].to_pylist() == ["seven"]
+
+
+def test_the_command(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    for key in ("t0", "t1"):
+        write_trial_row(str(tmp_path), {"trial": key})
+    assert status_of(["compact", str(tmp_path)]) == 0
+    assert "2 files of trials are one now (2 rows)" in capsys.readouterr().out
+    assert status_of(["compact", str(tmp_path)]) == 0
+    assert "nothing to join" in capsys.readouterr().out
+    assert status_of(["compact", str(tmp_path / "nowhere")]) == 2
