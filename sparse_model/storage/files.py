@@ -25,7 +25,7 @@ from sparse_model.errors import InputError
 from sparse_model.storage.listing import files_below
 from sparse_model.storage.store_errors import check_no_credentials, persistently, redacted, refusing as refusing
 
-Answer = TypeVar("Answer")
+_Answer = TypeVar("_Answer")
 SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=+-]*")
 S3_PROTOCOLS = ("s3", "s3a")
 AT_A_TIME = 256
@@ -45,7 +45,7 @@ def filesystem(uri: str) -> tuple[Any, str]:
         return fs, str(fs._strip_protocol(location))
 
 
-def _tried(action: str, uri: str, fs: Any, operation: Callable[[], Answer], patience: float | None = None) -> Answer:
+def _tried(action: str, uri: str, fs: Any, operation: Callable[[], _Answer], patience: float | None = None) -> _Answer:
     """`persistently`, with what the file system takes to look for credentials again."""
 
     def renew() -> None:

@@ -25,11 +25,11 @@ from optuna.trial import FrozenTrial
 from sparse_model.storage.store_errors import StorageUnavailable
 from sweeps.search.objectives import PENALTIES, TOLD
 from sweeps.search.sampling import OptunaSearch
-from sweeps.search.suggestions import InMemory, Kept, Suggestion, made_of
+from sweeps.search.suggestions import InMemory, DrawStore, Suggestion, made_of
 from sweeps.study.space import TrialConfig
 from sweeps.study.study import Study
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 Objectives = tuple[float, float]
 
 SAMPLER_REPEATS = 10
@@ -64,7 +64,7 @@ class StudySearch:
         study: Study,
         known: Mapping[str, Objectives],
         warm: Sequence[FrozenTrial] = (),
-        kept: Kept | None = None,
+        kept: DrawStore | None = None,
     ) -> None:
         self._study, self._known, self._kept = study, dict(known), kept or InMemory()
         self._optuna = OptunaSearch(study.name, study.space, study.search, warm)
@@ -118,7 +118,7 @@ class StudySearch:
         try:
             held = self._kept.keep(made)
         except StorageUnavailable as error:  # trials that run go on meanwhile
-            log.warning("%s; no new trial begins until it is back", error)
+            _log.warning("%s; no new trial begins until it is back", error)
             return False
         self._unwritten = None
         self._take(held)

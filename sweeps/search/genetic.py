@@ -20,7 +20,7 @@ POPULATION = 10
 """Trials of a generation: with 20, sixty trials came to no more than chance, whatever was in flight."""
 MUTATION = 1.5
 """Parameters of a child, on average, that are drawn anew."""
-STEP = 0.2
+NUDGE = 0.2
 """Standard deviation of the step of a number that is changed a little, as a share of its range."""
 
 
@@ -77,7 +77,7 @@ class KindwiseGenetic(optuna.samplers.NSGAIISampler):  # type: ignore[misc]
         low, high, at = float(distribution.low), float(distribution.high), float(value)
         if distribution.log:
             low, high, at = np.log(low), np.log(high), np.log(at)
-        moved = float(np.clip(at + self._random.normal(0, STEP * (high - low)), low, high))
+        moved = float(np.clip(at + self._random.normal(0, NUDGE * (high - low)), low, high))
         moved = float(np.exp(moved)) if distribution.log else moved
         moved = min(max(moved, distribution.low), distribution.high)
         if isinstance(distribution, optuna.distributions.IntDistribution):

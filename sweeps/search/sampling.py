@@ -22,7 +22,7 @@ from sweeps.search.objectives import METRICS
 from sweeps.study.space import Space, TrialConfig, suggest
 from sweeps.study.study import SearchConfig
 
-Values = dict[str, Any]
+Named = dict[str, Any]
 
 
 class OptunaSearch:

@@ -42,7 +42,7 @@ class Suggestion(Config):
         return TrialConfig.model_validate({**self.config, "training": training})
 
 
-class Kept(Protocol):
+class DrawStore(Protocol):
     """Where a study's suggestions are."""
 
     def read(self) -> list[Suggestion]:

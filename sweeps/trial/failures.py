@@ -28,7 +28,7 @@ class Failures:
             self._count = 0
             return
         self._shown = row["reason"]
-        reason = alike(self._shown)
+        reason = same_kind(self._shown)
         self._count = self._count + 1 if reason == self._reason else 1
         self._reason = reason
 
@@ -41,6 +41,6 @@ class Failures:
             )
 
 
-def alike(reason: str) -> str:
+def same_kind(reason: str) -> str:
     """A reason without what differs between trials that fail alike."""
     return _VARYING.sub("#", reason)
