@@ -25,7 +25,7 @@ from optuna.trial import FrozenTrial
 from sparse_model.storage.store_errors import StorageUnavailable
 from sweeps.search.objectives import PENALTIES, TOLD
 from sweeps.search.sampling import OptunaSearch
-from sweeps.search.suggestions import InMemory, DrawStore, Suggestion, made_of
+from sweeps.search.suggestions import DrawStore, InMemory, Suggestion, made_of
 from sweeps.study.space import TrialConfig
 from sweeps.study.study import Study
 
