@@ -20,6 +20,7 @@ from sweeps.engine.lease import Lease, holding_lease
 from sweeps.engine.orphans import Orphans
 from sweeps.engine.session import Capacity, ray_session
 from sweeps.engine.tokens import on_ray
+from sweeps.engine.trackers import LogFiles, check_trackers
 from sweeps.engine.trial import run_trial
 from sweeps.engine.tune_search import TuneSearch
 from sweeps.frontier.compaction import compact_rows
@@ -48,6 +49,7 @@ def run_study(study: Study, progress: StudyProgress, *, address: str | None, ret
     """
     check_storage(study)
     check_warm_start(study)
+    check_trackers(study)
     with holding_lease(study.root, progress.note) as lease:
         return _run_held(study, progress, lease, address, retry_failed)
 
@@ -142,11 +144,17 @@ def run_trials(run: StudyRun, search: StudySearch, events: TrialEvents, capacity
     Tune's own state goes to a folder that is thrown away: we never restore from it (the rows are the state), it costs
     ten requests per trial on an object store, and an outage of the store would end the study.
     """
-    with tempfile.TemporaryDirectory(prefix="circuit-sweeps-") as scratch:
-        _tuner(run, search, events, capacity, scratch).fit()
+    logs = LogFiles(run.study, events.progress.note)
+    with tempfile.TemporaryDirectory(prefix="circuit-sweeps-") as scratch, logs:
+        callbacks: list[Any] = [events]
+        if run.study.callbacks:
+            from sweeps.engine.trackers import trackers_of  # which imports all of them that are installed
+
+            callbacks += [*trackers_of(run.study, logs.folder), logs]
+        _tuner(run, search, callbacks, capacity, scratch).fit()
 
 
-def _tuner(run: StudyRun, search: StudySearch, events: TrialEvents, capacity: Capacity, scratch: str) -> tune.Tuner:
+def _tuner(run: StudyRun, search: StudySearch, callbacks: list[Any], capacity: Capacity, scratch: str) -> tune.Tuner:
     return tune.Tuner(
         tune.with_resources(tune.with_parameters(run_trial, run=run), capacity.holder),
         tune_config=tune.TuneConfig(
@@ -160,7 +168,7 @@ def _tuner(run: StudyRun, search: StudySearch, events: TrialEvents, capacity: Ca
         run_config=tune.RunConfig(
             name="tune",
             storage_path=scratch,
-            callbacks=[events],
+            callbacks=callbacks,
             failure_config=tune.FailureConfig(max_failures=TRIAL_RETRIES),
             verbose=0,
         ),

@@ -39,6 +39,12 @@ _QUIET = {
 }
 
 
+_OWN = {
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody reclaims this machine
+    "RAY_TRAIN_METRICS_ENABLED": "0",  # nobody looks at them; a cluster's dashboard does
+}
+"""Of a Ray of our own, and so of all of its processes."""
+
 _MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
 """Keep large freed blocks instead of giving them back at every step: a tenth off a training step on CPU."""
 
@@ -64,10 +70,11 @@ def ray_session(resources: ResourceConfig, address: str | None) -> Iterator[Capa
         check_temporary_folder()
     try:
         if address is None:
-            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody reclaims this machine
+            for name, value in _OWN.items():
+                os.environ.setdefault(name, value)
             ray.init(
                 address="local",  # not a cluster of somebody else's that happens to run on this machine
-                num_cpus=cpu_count(),
+                num_cpus=own_cores(),
                 resources={HOLDER: 1000} | own_resources(resources),
                 include_dashboard=False,
                 object_store_memory=OBJECT_STORE_BYTES,
@@ -148,7 +155,14 @@ def capacity(
 
 def own_resources(resources: ResourceConfig) -> dict[str, int]:
     """What a Ray of our own calls its cores for a study that prunes on nodes of their own: here all are one node's."""
-    return {resources.pruning_resource: cpu_count()} if resources.pruning_resource else {}
+    return {resources.pruning_resource: own_cores()} if resources.pruning_resource else {}
+
+
+def own_cores() -> int:
+    """Cores of a Ray of our own: no more than it counts itself, and than this process may use."""
+    from ray._private.utils import get_num_cpus
+
+    return max(1, min(cpu_count(), int(get_num_cpus())))
 
 
 def lacking(resources: ResourceConfig, offered: Mapping[str, float]) -> str:

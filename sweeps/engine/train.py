@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from typing import Any
 
 import ray.train
@@ -17,6 +18,7 @@ from ray.train.torch import TorchTrainer, get_device
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from sparse_model.data.loader import TokenDataset
+from sparse_model.distributed.workers import from_first
 from sparse_model.saved.pretrained import save_pretrained
 from sparse_model.training.checkpoint import Checkpoints
 from sparse_model.training.loop import train
@@ -29,6 +31,9 @@ from sweeps.trial.stored import keep_training, stored_training
 
 POLL_SECONDS = "0.5"
 """Ray Train's controller fetches one progress report per poll, and the next one blocks till then (2 s by default)."""
+
+REPORT_SECONDS = 2.0
+"""Between two reports of progress."""
 
 WORKER_RETRIES = 3
 """Times the workers are started again, to go on from the last checkpoint, after one of them died or raised."""
@@ -99,7 +104,6 @@ _TRAIN_SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": POLL_SECONDS,
     # Workers may have to wait for pruning tasks of another trial to end.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
-    "RAY_TRAIN_METRICS_ENABLED": "0",
 }
 
 
@@ -113,7 +117,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
         trial.training,
         data,
         checkpoints=Checkpoints(config["checkpoints_uri"], warn=_warn),
-        report=_report,
+        report=TimedReports(),
         device=get_device(),
         parallel=config["parallel"],
     )
@@ -129,8 +133,21 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     return summary
 
 
-def _report(metrics: dict[str, float]) -> None:
-    ray.train.report({"stage": "training", **metrics})
+class TimedReports:
+    """Passes on what there is to report now and then, by the clock of the first worker, and at the last step.
+
+    Each report waits for the one before it to be fetched, so that reports by steps would hold up what trains fast.
+    """
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def __call__(self, metrics: dict[str, float]) -> None:
+        """All workers call this alike."""
+        is_last = metrics["step"] >= metrics["steps"]
+        if from_first(is_last or time.monotonic() >= self._next):
+            ray.train.report({"stage": "training", **metrics})
+            self._next = time.monotonic() + REPORT_SECONDS
 
 
 def _warn(text: str) -> None:

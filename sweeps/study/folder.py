@@ -86,7 +86,14 @@ def _identity(study: Study) -> dict[str, Any]:
     """
     asked = study.model_dump(
         mode="json",
-        exclude={"storage": True, "resources": True, "report": True, "pause_after": True, "search": {"trials"}},
+        exclude={
+            "storage": True,
+            "resources": True,
+            "report": True,
+            "callbacks": True,
+            "pause_after": True,
+            "search": {"trials"},
+        },
     )
     if not isinstance(study.tasks, str):
         asked["tasks"] = [_task_identity(source) for source in study.tasks]

@@ -189,6 +189,9 @@ class Study(Config):
     target_losses: tuple[float, ...] = Field(
         (0.15,), min_length=1, description="task losses to find circuits at, in nats; the first is the study's target"
     )
+    callbacks: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = Field(
+        (), description="trackers that are told of every trial; files under logs where they have no server"
+    )
     pause_after: int = Field(
         5, ge=0, description="trials in a row that fail for one reason, after which the study pauses; 0: never"
     )

@@ -356,3 +356,18 @@ def test_pruning_holds_what_it_is_given_and_runs_where_it_is_told_to(study: Stud
     assert prune.placement(sharing)["num_gpus"] == 0.25
     assert prune.remote(prune_task, sharing)._max_calls == 1  # so that no idle process keeps a GPU's memory
     assert prune.remote(prune_task, resources)._max_calls == 0
+
+
+def test_reports_go_by_time_and_the_last_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred steps a second, each of which waits for the report before it, would not be a hundred."""
+    now, sent = [0.0], list[dict[str, Any]]()
+    monkeypatch.setattr(train.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(ray.train, "report", sent.append)
+    report = train.TimedReports()
+    for step in range(1, 1001):
+        now[0] += 0.01
+        report({"step": step, "steps": 1000})
+    steps = [one["step"] for one in sent]
+    assert steps[0] == 1
+    assert steps[-1] == 1000
+    assert 4 <= len(steps) <= 7, "ten seconds"
