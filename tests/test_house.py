@@ -128,3 +128,9 @@ def test_a_name_costs_no_more_than_itself(imported: str, left_alone: tuple[str, 
     script = f"{imported}; import sys; print([name for name in {left_alone} if name in sys.modules])"
     said = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, cwd=ROOT).stdout
     assert said.strip() == "[]"
+
+
+def test_a_trials_own_process_imports_no_torch() -> None:
+    """The head of a cluster holds one for each trial: torch would be more than half of its memory."""
+    code = "import sys, sweeps.engine.trial, sweeps.engine.train, sweeps.engine.prune; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

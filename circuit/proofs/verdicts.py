@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from circuit.graph.evidence import Proofs
-from circuit.graph.record import Circuit
+
+if TYPE_CHECKING:  # what reads rows needs no models
+    from circuit.graph.record import Circuit
 
 HELDOUT_LIMIT = 1.5
 """Times the target loss that a sufficient circuit may have on held-out prompts."""

@@ -3,16 +3,19 @@
 Shapes: N pairs, R = 2N rows (row 2i is prompt A of pair i, row 2i + 1 its prompt B), T tokens of the longest prompt.
 """
 
+from __future__ import annotations
+
 import random
 import zlib
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import Protocol
-
-import torch
+from typing import TYPE_CHECKING, Protocol
 
 from circuit.tasks.pair import Draws, Pair, Task
 from sparse_model.errors import InputError
+
+if TYPE_CHECKING:  # a driver, and a trial's own process, name tasks and build none
+    import torch
 
 LONGEST_PROMPT = 64
 """Tokens. Longer pairs are drawn again: the longest prompt of a batch sets what all of them cost."""
@@ -53,21 +56,27 @@ class PairBatch:
     def n_pairs(self) -> int:
         return len(self.length) // 2
 
-    def first(self, n_pairs: int) -> "PairBatch":
+    def first(self, n_pairs: int) -> PairBatch:
         """The first pairs, or all there are."""
+        import torch
+
         return self.some(torch.arange(min(n_pairs, self.n_pairs)))
 
-    def some(self, pairs: torch.Tensor) -> "PairBatch":
+    def some(self, pairs: torch.Tensor) -> PairBatch:
         """The given pairs (n,)."""
+        import torch
+
         rows = torch.stack([2 * pairs, 2 * pairs + 1], 1).flatten()
         length = self.length[rows]
         return PairBatch(self.tokens[rows, : int(length.max())], length, self.right[rows], self.wrong[rows])
 
-    def shuffled(self, seed: int) -> "PairBatch":
+    def shuffled(self, seed: int) -> PairBatch:
         """The control task (METHOD section 6): in half of the pairs, right and wrong swap in both rows.
 
         In exactly half, rounded down: with all or none of a few it would be the task itself, or its opposite.
         """
+        import torch
+
         swapped = torch.zeros(self.n_pairs, dtype=torch.bool)
         swapped[torch.randperm(self.n_pairs, generator=torch.Generator().manual_seed(seed))[: self.n_pairs // 2]] = True
         flip = swapped.repeat_interleave(2)
@@ -175,6 +184,8 @@ def _row(prompt: str, completion: str, tokenizer: Encoder) -> Row | None:
 
 def batch_of(pairs: list[tuple[Row, Row]]) -> PairBatch:
     """Pairs as tensors."""
+    import torch
+
     rows = [row for pair in pairs for row in pair]
     wrong = [other.right for a, b in pairs for other in (b, a)]
     longest = max(len(row.prompt) for row in rows)

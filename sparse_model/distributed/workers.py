@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch.distributed as dist
 from torch import Tensor, cat, empty_like, from_numpy
 
-_T = TypeVar("_T")
+from sparse_model.distributed.kinds import Parallel as Parallel
 
-Parallel = Literal["ddp", "fsdp"]
-"""Whether every worker holds the whole model, or its shard of weights, gradients and moments."""
+_T = TypeVar("_T")
 
 
 def world_size() -> int:

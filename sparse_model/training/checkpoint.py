@@ -26,6 +26,7 @@ from sparse_model import storage
 from sparse_model.distributed.workers import from_first, gathered, rank, world_size
 from sparse_model.errors import InputError
 from sparse_model.storage.store_errors import StorageFailed, StorageUnavailable
+from sparse_model.training.checkpoint_folder import CHECKPOINT_MANIFEST, checkpoint_names, is_whole
 
 RunState = dict[str, Any]
 Tensors = dict[str, Tensor]
@@ -34,7 +35,6 @@ CheckpointManifest = dict[str, Any]
 Files = Callable[[str], Path]
 T = TypeVar("T")
 
-CHECKPOINT_MANIFEST = "manifest.json"
 METADATA = ".metadata"
 """Where torch says which tensors there are."""
 
@@ -111,22 +111,11 @@ class Checkpoints:
             raise InputError(f"storage: {problem}")
         return names[0][::-1]
 
-    def newest_step(self) -> int:
-        """Steps of the newest whole checkpoint, 0 where there is none. For a process that trains nothing itself."""
-        whole = [name for name in self._listed() if self._has_manifest(name)]
-        return max((int(name.split("-")[1]) for name in whole), default=0)
-
-    def remove_partial(self) -> None:
-        """Drop checkpoints that were broken off, while nobody trains: some may never be followed by a whole one."""
-        for name in self._listed():
-            if not self._has_manifest(name):
-                storage.remove(storage.join(self.uri, name))
-
     def _listed(self) -> list[str]:
-        return [name for name in storage.listdir(self.uri) if name.startswith("step-")]
+        return checkpoint_names(self.uri)
 
     def _has_manifest(self, name: str) -> bool:
-        return storage.exists(storage.join(self.uri, name, CHECKPOINT_MANIFEST))
+        return is_whole(self.uri, name)
 
     def _restore_one(self, name: str, take: Take) -> str:
         """What is wrong with this checkpoint; nothing if it was taken."""

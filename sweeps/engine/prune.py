@@ -13,7 +13,7 @@ from sweeps.engine.crashes import is_crash, one_line
 from sweeps.study.study import ResourceConfig, Study
 from sweeps.trial.outcome import TableRow
 from sweeps.trial.places import Trial
-from sweeps.trial.task_circuits import prune_task, settings, summarise_published
+from sweeps.trial.settings import settings
 
 TASK_RETRIES = 5
 """Times a pruning task is started again after its process or machine was lost. One that is lost each time (it needs
@@ -34,11 +34,10 @@ def prune_model(trial: Trial, report: Callable[[int, int], None]) -> list[TableR
     resources = trial.study.resources
     threads = resources.cpus_per_pruning_task
     device = "cuda" if resources.gpus_per_pruning_task else "cpu"
-    measured = remote(summarise_published, resources)
-    known = measured.remote(trial.model_uri, trial.run.data, resources.cache_bytes, threads, device)
-    ray.wait([known])
-    ray.get(known)  # what it raises is no single task's
-    prune = remote(prune_task, resources)
+    measured = remote(_summarised, resources).options(num_returns=2)
+    known, is_known = measured.remote(trial.model_uri, trial.run.data, resources.cache_bytes, threads, device)
+    ray.get(is_known)  # what it raises is no single task's; the summary itself is of tensors, and not for this process
+    prune = remote(_pruned, resources).options(name="prune_task")
     sources, config, targets = trial.study.task_sources, settings(trial.study), trial.study.target_losses
     proofs = trial.study.proofs
     rows: dict[str, list[TableRow]] = {}
@@ -56,6 +55,18 @@ def prune_model(trial: Trial, report: Callable[[int, int], None]) -> list[TableR
         rows[name] = [{"study": trial.study.name, "trial": trial.key, **row} for row in found]
         report(len(rows), len(names))
     return [row for name in names for row in rows[name]]
+
+
+def _summarised(*arguments: Any) -> tuple[Any, bool]:
+    from sweeps.trial.task_circuits import summarise_published
+
+    return summarise_published(*arguments), True
+
+
+def _pruned(*arguments: Any) -> list[TableRow]:
+    from sweeps.trial.task_circuits import prune_task
+
+    return prune_task(*arguments)
 
 
 def remote(function: Callable[..., Any], resources: ResourceConfig) -> Any:

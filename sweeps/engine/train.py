@@ -9,19 +9,19 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import ray.train
-import torch
 from ray.train import TrainingFailedError
-from ray.train.torch import TorchTrainer, get_device
+from ray.train._internal.utils import get_address_and_port
+from ray.train.backend import Backend, BackendConfig
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from sparse_model.data.loader import TokenDataset
-from sparse_model.distributed.workers import from_first
-from sparse_model.saved.pretrained import save_pretrained
-from sparse_model.training.checkpoint import Checkpoints
-from sparse_model.training.loop import train
+from sparse_model.training.checkpoint_folder import newest_step, remove_partial
 from sweeps.engine.crashes import is_crash
 from sweeps.frontier.rows import write_curve
 from sweeps.study.space import TrialConfig
@@ -34,6 +34,9 @@ POLL_SECONDS = "0.5"
 
 REPORT_SECONDS = 2.0
 """Between two reports of progress."""
+
+SHUTDOWN_SECONDS = 30.0
+"""For which workers may take to leave their process group."""
 
 WORKER_RETRIES = 3
 """Times the workers are started again, to go on from the last checkpoint, after one of them died or raised."""
@@ -49,15 +52,14 @@ def train_model(trial: Trial) -> Trained:
         return trained
     for name, value in _TRAIN_SETTINGS.items():
         os.environ.setdefault(name, value)
-    checkpoints = Checkpoints(trial.checkpoints_uri)
     reached: int | None = None
     while True:
-        checkpoints.remove_partial()
+        remove_partial(trial.checkpoints_uri)
         try:
             with tempfile.TemporaryDirectory(prefix="circuit-sweeps-") as scratch:
                 return _fit(trial, scratch)
         except TrainingFailedError as error:
-            before, reached = reached, checkpoints.newest_step()
+            before, reached = reached, newest_step(trial.checkpoints_uri)
             if not is_crash(error) or (before is not None and reached <= before):
                 raise
 
@@ -69,8 +71,9 @@ def _fit(trial: Trial, scratch: str) -> Trained:
     """
     resources = trial.study.resources
     per_worker = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
-    trainer = TorchTrainer(
+    trainer = DataParallelTrainer(
         train_worker,
+        backend_config=ProcessGroup("nccl" if resources.gpus_per_worker else "gloo"),
         train_loop_config={
             "trial": trial.config.model_dump(mode="json"),
             "data": trial.run.data,
@@ -109,6 +112,14 @@ _TRAIN_SETTINGS = {
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     """One training worker: all take part in training and in publishing the model. Gives the fields of `Trained`."""
+    import torch
+    from ray.train.torch import get_device
+
+    from sparse_model.data.loader import TokenDataset
+    from sparse_model.saved.pretrained import save_pretrained
+    from sparse_model.training.checkpoint import Checkpoints
+    from sparse_model.training.loop import train
+
     torch.set_num_threads(config["threads"])
     trial = TrialConfig.model_validate(config["trial"])
     data = TokenDataset.open(config["data"], cache_bytes=config["cache_bytes"])
@@ -133,6 +144,67 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     return summary
 
 
+@dataclass
+class ProcessGroup(BackendConfig):  # type: ignore[misc]
+    """Ray's `TorchConfig`, but that torch is imported by workers alone.
+
+    A trial's own process, and the controller of its workers beside it, hold no tensor: without torch, and what it
+    brings along, they take less than half the memory, and it is the head's, of which a cluster has one.
+    """
+
+    backend: str
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        return _TorchOnWorkers
+
+    @property
+    def train_func_context(self) -> Any:
+        return _on_own_gpu
+
+
+class _TorchOnWorkers(Backend):  # type: ignore[misc]
+    """What Ray's backend does, by Ray's own functions."""
+
+    share_cuda_visible_devices = True
+
+    def on_start(self, worker_group: Any, backend_config: ProcessGroup) -> None:
+        address, port = worker_group.execute_single(0, get_address_and_port)
+        count = len(worker_group)
+        ray.get(
+            [
+                worker_group.execute_single_async(rank, _join, address, port, backend_config.backend, rank, count)
+                for rank in range(count)
+            ]
+        )
+
+    def on_shutdown(self, worker_group: Any, backend_config: ProcessGroup) -> None:
+        with suppress(ray.exceptions.GetTimeoutError):
+            ray.get(worker_group.execute_async(_leave, len(worker_group) > 1), timeout=SHUTDOWN_SECONDS)
+
+
+def _join(address: str, port: int, backend: str, rank: int, count: int) -> None:
+    from ray.train.torch.config import _set_torch_distributed_env_vars, _setup_torch_process_group
+
+    os.environ |= {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
+    _set_torch_distributed_env_vars()
+    _setup_torch_process_group(backend, rank, count, "env://")
+
+
+def _leave(is_group: bool) -> None:
+    from ray.train.torch.config import _shutdown_torch
+
+    _shutdown_torch(destroy_process_group=is_group)
+
+
+@contextmanager
+def _on_own_gpu() -> Iterator[None]:
+    from ray.train.torch.config import TorchConfigContextManager
+
+    with TorchConfigContextManager():
+        yield
+
+
 class TimedReports:
     """Passes on what there is to report now and then, by the clock of the first worker, and at the last step.
 
@@ -144,6 +216,8 @@ class TimedReports:
 
     def __call__(self, metrics: dict[str, float]) -> None:
         """All workers call this alike."""
+        from sparse_model.distributed.workers import from_first
+
         is_last = metrics["step"] >= metrics["steps"]
         if from_first(is_last or time.monotonic() >= self._next):
             ray.train.report({"stage": "training", **metrics})

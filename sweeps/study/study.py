@@ -17,7 +17,7 @@ from circuit.tasks import TASKS, check_source, is_file, source_name
 from sparse_model import storage
 from sparse_model.data.config import CorpusConfig, TokenizerConfig
 from sparse_model.data.shard_files import CACHE_BYTES
-from sparse_model.distributed.workers import Parallel
+from sparse_model.distributed.kinds import Parallel
 from sparse_model.errors import InputError
 from sparse_model.model.config import Config
 from sparse_model.storage.store_errors import check_no_credentials, redacted

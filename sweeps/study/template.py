@@ -11,7 +11,6 @@ from pydantic import ValidationError
 
 from sparse_model.errors import InputError
 from sparse_model.model.config import ModelConfig, TrainConfig
-from sparse_model.sparsity.projection import check_budget
 from sweeps.study.distributions import Choice, parse_distribution
 from sweeps.study.problems import Problem, pydantic_problems, shown, unknown_key
 from sweeps.study.space import (
@@ -172,6 +171,8 @@ def _budget_part(recipe: TrainConfig) -> TrainConfig:
 
 @lru_cache(maxsize=10_000)
 def _budget_refusal(model: ModelConfig, recipe: TrainConfig) -> str | None:
+    from sparse_model.sparsity.projection import check_budget  # with torch, which reading a study does without
+
     try:
         check_budget(model, recipe)
     except InputError as error:

@@ -9,18 +9,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
-from circuit.graph.record import fingerprint
 from circuit.search.config import PruneConfig
-from circuit.tasks import TaskData
 from sparse_model import storage
-from sparse_model.model.transformer import SparseTransformer
 from sweeps.frontier.rows import SCHEMA_VERSION, read_rows, row_uri
 from sweeps.trial.outcome import TableRow, Trained
 from sweeps.trial.places import Trial
+
+if TYPE_CHECKING:  # a trial's own process holds no model: torch would be most of its memory
+    from torch import Tensor
+
+    from circuit.tasks import TaskData
+    from sparse_model.model.transformer import SparseTransformer
 
 ROWS = ".rows"
 """Folder beside a trial's circuits of the rows of finished tasks."""
@@ -56,6 +57,8 @@ def search_mark(
     text: Tensor | None,
 ) -> str:
     """Changes with whatever decides which circuits a task has: model, prompts, settings, text."""
+    from circuit.graph.record import fingerprint
+
     digest = hashlib.sha256(fingerprint(model).encode())
     batches = (task.train, task.heldout)
     tensors = [getattr(batch, name) for batch in batches for name in ("tokens", "length", "right", "wrong")]

@@ -27,7 +27,7 @@ from sparse_model.errors import InputError
 from sparse_model.model.transformer import SparseTransformer
 from sparse_model.saved.pretrained import from_pretrained
 from sweeps.frontier.counting import counted
-from sweeps.study.study import Study
+from sweeps.trial.settings import settings as settings
 from sweeps.trial.stored import keep_task, search_mark, stored_task
 
 MEAN_TOKENS = 65_536
@@ -35,16 +35,6 @@ MEAN_TOKENS = 65_536
 
 RESAMPLED_WINDOWS = 64
 """Windows of training tokens from which nodes outside a circuit take values in resample ablation."""
-
-
-def settings(study: Study, target: float | None = None, **changes: Any) -> PruneConfig:
-    """How circuits of the study are searched, at the first of its target losses or at `target`; which tasks are solved,
-    the study's own target decides where it names no other loss. `changes` are other fields of `PruneConfig`."""
-    target = study.target_loss if target is None else target
-    solved = study.pruning.solved_loss or study.target_loss
-    return PruneConfig.model_validate(
-        study.pruning.model_dump() | {"target_loss": target, "solved_loss": solved, **changes}
-    )
 
 
 def summarise_published(

@@ -29,7 +29,7 @@ def trackers_of(study: Study, folder: Path) -> list[Any]:
     return [made[name](study, folder) for name in study.callbacks]
 
 
-def figures(result: Mapping[str, Any]) -> dict[str, Any]:
+def reported(result: Mapping[str, Any]) -> dict[str, Any]:
     """What trackers are told of a report: its numbers, at the step of training they are of."""
     row = result.get("row") or {}
     numbers = {name: value for name, value in result.items() if _is_figure(name, value)}
@@ -58,7 +58,7 @@ class _Told:
         return {}
 
     def log_trial_result(self, iteration: int, trial: Any, result: Mapping[str, Any]) -> None:
-        super().log_trial_result(iteration, trial, figures(result))  # type: ignore[misc]
+        super().log_trial_result(iteration, trial, reported(result))  # type: ignore[misc]
 
 
 class TensorBoard(_Told, TBXLoggerCallback):  # type: ignore[misc]

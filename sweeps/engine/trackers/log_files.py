@@ -16,7 +16,7 @@ from sparse_model import storage
 from sparse_model.errors import InputError
 from sweeps.study.study import Study
 
-PACKAGES = {"tensorboard": "tensorboardX", "mlflow": "mlflow", "wandb": "wandb"}
+TRACKER_PACKAGES = {"tensorboard": "tensorboardX", "mlflow": "mlflow", "wandb": "wandb"}
 """What each of `Study.callbacks` imports; the extra of that name installs it."""
 
 COPY_SECONDS = 60.0
@@ -26,9 +26,9 @@ COPY_SECONDS = 60.0
 def check_trackers(study: Study) -> None:
     """InputError for a tracker that is not installed."""
     for name in study.callbacks:
-        if importlib.util.find_spec(PACKAGES[name]) is None:
+        if importlib.util.find_spec(TRACKER_PACKAGES[name]) is None:
             install = f"pip install 'circuit-sweeps[{name}]'"
-            raise InputError(f"callbacks: {name}: {PACKAGES[name]} is not installed; {install}")
+            raise InputError(f"callbacks: {name}: {TRACKER_PACKAGES[name]} is not installed; {install}")
 
 
 class LogFiles(tune.Callback):  # type: ignore[misc]
