@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,8 +13,11 @@ from typing import Any
 from uuid import uuid4
 
 import boto3
+import chaos
+import hosts
 import pytest
 import soak
+import yaml
 from chaos import PRUNING, TRIAL, WORKER, Driver, Nodes, rows, write_study
 from faulty_proxy import FaultyProxy, one_in_ten, sound
 
@@ -142,6 +147,34 @@ def test_one_driver_at_a_time_and_the_next_goes_on_through_an_outage_of_the_stor
 
 
 @pytest.mark.faults
+def test_drivers_and_tasks_killed_during_pruning_search_nothing_twice(
+    nodes: Nodes, start: Start, undisturbed: Rows, tmp_path: Path
+) -> None:
+    """Every search writes its circuits once: what had ended when the driver, the trial or a task was killed stays."""
+
+    def stored() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in tmp_path.glob("tiny/circuits/*/*.json")}
+
+    driver = start(str(tmp_path))
+    driver.till(stored)
+    first = stored()
+    driver.kill()
+    driver = start(str(tmp_path))
+    driver.till(lambda: nodes.processes(PRUNING))
+    model = next(tmp_path.glob("tiny/models/*/model.safetensors"))
+    published = model.stat().st_mtime_ns
+    for process in (PRUNING, TRIAL):
+        if driver.process.poll() is None and nodes.processes(process):
+            nodes.kill_one(process)
+            time.sleep(1)
+    driver.end()
+    last = stored()
+    assert {path: last[path] for path in first} == first, "searched again"
+    assert model.stat().st_mtime_ns == published, "trained again"
+    assert rows(str(tmp_path / "tiny")) == undisturbed
+
+
+@pytest.mark.faults
 def test_two_trials_whose_workers_do_not_fit_together_run_one_after_the_other(
     nodes: Nodes, start: Start, undisturbed: Rows, tmp_path: Path
 ) -> None:
@@ -186,3 +219,36 @@ def test_a_short_soak(
         assert soak.soak(case, dict(undisturbed), seconds=0) == 0
         monkeypatch.setattr(soak, "disturbed", lambda *_: None)
         assert soak.soak(case, {"another": []}, seconds=0) == 1, "it would not notice"
+
+
+@pytest.mark.faults
+@pytest.mark.skipif(not hosts.can_be_made(), reason="no network namespaces here")
+def test_a_sharded_model_on_two_hosts_is_that_of_one(tmp_path: Path) -> None:
+    """FSDP over a wire, the driver, a worker and pruning on one host, the other worker on another: the same rows."""
+    content = chaos.TINY | {"resources": {"workers": 2, "parallel": "fsdp", "concurrency": 1}}
+    content |= {"search": chaos.TINY["search"] | {"trials": 1}, "report": "none"}
+    study = tmp_path / "tiny.yaml"
+    study.write_text(yaml.safe_dump(content))
+    ray, python = str(Path(sys.executable).with_name("ray")), sys.executable
+    quiet = {"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1", "RAY_DISABLE_METRICS_COLLECTION": "1"}
+    roots = {name: tmp_path / name for name in ("one", "two")}
+    with hosts.Hosts(2, tmp_path / "hosts") as two:
+        address = f"{two.addresses[0]}:6379"
+        common = ["--block", "--num-cpus=1", "--disable-usage-stats", "--object-store-memory=100000000"]
+        where = [f"--node-ip-address={own}" for own in two.addresses]
+        head = ["start", "--head", "--port=6379", "--include-dashboard=false", where[0], *common]
+        two.start(0, [ray, *head], tmp_path / "head.log", quiet)
+        time.sleep(8)
+        two.start(1, [ray, "start", f"--address={address}", where[1], *common], tmp_path / "worker.log", quiet)
+        command = [python, "-m", "sweeps", "run", str(study), "--storage", str(roots["two"]), "--address", address]
+        driver = two.start(0, command, tmp_path / "log", quiet)
+        seen: set[str] = set()
+        while driver.poll() is None:
+            seen |= two.where(WORKER)
+            time.sleep(0.3)
+        assert driver.returncode == 0, (tmp_path / "log").read_text()
+        assert len(seen) == 2, "both workers were on one host"
+    alone = [python, "-m", "sweeps", "run", str(study), "--storage", str(roots["one"])]
+    done = subprocess.run(alone, capture_output=True, text=True, check=False, cwd=tmp_path, env=os.environ | quiet)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert rows(str(roots["two"] / "tiny")) == rows(str(roots["one"] / "tiny"))
