@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -31,9 +32,10 @@ from sparse_model import storage
 from sweeps.engine import runner
 from sweeps.engine.interrupts import remembered_interrupts
 from sweeps.engine.lease import holding_lease
-from sweeps.engine.session import prepare_environment, ray_session
+from sweeps.engine.session import Capacity, prepare_environment, ray_session
 from sweeps.engine.trial import run_trial
 from sweeps.search.draws import Assignment, StudySearch
+from sweeps.search.objectives import TOLD
 from sweeps.search.sampling import OptunaSearch
 from sweeps.search.suggestions import Suggestions
 from sweeps.show.progress import Show, StudyProgress
@@ -52,12 +54,15 @@ def main() -> None:
     parser.add_argument(
         "--local", action="store_true", help="a folder instead of an S3 server; requests are not counted"
     )
+    parser.add_argument("--reports", type=int, help="only how many reports of progress a second the driver takes in")
     parser.add_argument("--history", type=int, help="only the seconds of a suggestion after so many results")
     parser.add_argument("--json", help="write the figures to this file")
     parser.add_argument("--inside", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.inside:
         return run_inside(arguments.inside, arguments.trials[0], arguments.sampler)
+    if arguments.reports:
+        return print_reports(arguments.reports)
     if arguments.history:
         return print_suggestions(arguments.history, arguments.sampler)
     print("trials  driver s/trial  search s/trial  replay s/trial  memory MB  (+kB/trial)  files/trial  requests/trial")
@@ -137,6 +142,47 @@ def print_suggestions(history: int, sampler: str) -> None:
         seconds.append(time.process_time() - start)
     figures = f"{median(seconds):.3f} s of processor time a suggestion, at most {max(seconds):.3f}"
     print(f"{history} results: {figures} ({processor()})")
+
+
+def print_reports(count: int) -> None:
+    """Reports a second of four trials at a time that do nothing else; each waits for the one before it to be taken."""
+    prepare_environment()
+    with tempfile.TemporaryDirectory() as root, ExitStack() as stack:
+        study = planted_study(root, 4, "random")
+        study = study.model_copy(update={"resources": study.resources.model_copy(update={"concurrency": 4})})
+        runner.run_trial = partial(reporting_trial, count=count)
+        show = stack.enter_context(Show(Console(file=io.StringIO())))
+        stack.enter_context(ray_session(study.resources, None))
+        capacity = Capacity(4, 0, "", {"CPU": 0.01}, 4)
+        interrupts = stack.enter_context(remembered_interrupts())
+        run, lease = StudyRun(study, "data"), stack.enter_context(holding_lease(study.root, show.line))
+        events = Counted(run, StudyProgress(show, study), interrupts, lease)
+        runner.run_trials(run, StudySearch(study, {}), events, capacity)
+        seconds = events.times[-1] - events.times[len(events.times) // 4]
+        rate = len(events.times) * 3 / 4 / seconds
+        print(f"{len(events.times)} reports: {rate:.0f} a second ({processor()})")
+
+
+class Counted(runner.TrialEvents):
+    """Remembers when reports came."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.times: list[float] = []
+
+    def on_trial_result(self, *arguments: Any, **info: Any) -> None:
+        self.times.append(time.perf_counter())
+        super().on_trial_result(*arguments, **info)
+
+
+def reporting_trial(config: dict[str, Any], run: StudyRun, count: int) -> None:
+    """A trial that only reports."""
+    from ray import tune
+
+    figures = {"train_loss": 2.0, "l0": 1000.0, "steps": count, "tokens": 1.0, "lr": 0.1, "train_seconds": 1.0}
+    for step in range(count):
+        tune.report({"stage": "training", "step": step, **figures})
+    tune.report({"stage": "ended", **dict.fromkeys(TOLD, 1.0)})
 
 
 def planted_study(root: str, trials: int, sampler: str) -> Study:

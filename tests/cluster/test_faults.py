@@ -230,7 +230,7 @@ def test_a_sharded_model_on_two_hosts_is_that_of_one(tmp_path: Path) -> None:
     study = tmp_path / "tiny.yaml"
     study.write_text(yaml.safe_dump(content))
     ray, python = str(Path(sys.executable).with_name("ray")), sys.executable
-    quiet = {"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1", "RAY_DISABLE_METRICS_COLLECTION": "1"}
+    quiet = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "test-only", "OMP_NUM_THREADS": "1"}
     roots = {name: tmp_path / name for name in ("one", "two")}
     with hosts.Hosts(2, tmp_path / "hosts") as two:
         address = f"{two.addresses[0]}:6379"
