@@ -218,7 +218,7 @@ class TimedReports:
         """All workers call this alike."""
         from sparse_model.distributed.workers import from_first
 
-        is_last = metrics["step"] >= metrics["steps"]
+        is_last = "step" in metrics and metrics["step"] >= metrics["steps"]  # before the first log, there is none
         if from_first(is_last or time.monotonic() >= self._next):
             ray.train.report({"stage": "training", **metrics})
             self._next = time.monotonic() + REPORT_SECONDS

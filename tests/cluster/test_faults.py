@@ -236,7 +236,8 @@ def test_a_sharded_model_on_two_hosts_is_that_of_one(tmp_path: Path) -> None:
         address = f"{two.addresses[0]}:6379"
         common = ["--block", "--num-cpus=1", "--disable-usage-stats", "--object-store-memory=100000000"]
         where = [f"--node-ip-address={own}" for own in two.addresses]
-        head = ["start", "--head", "--port=6379", "--include-dashboard=false", where[0], *common]
+        holder = '--resources={"trial_holder": 9}'
+        head = ["start", "--head", "--port=6379", "--include-dashboard=false", holder, where[0], *common]
         two.start(0, [ray, *head], tmp_path / "head.log", quiet)
         time.sleep(8)
         two.start(1, [ray, "start", f"--address={address}", where[1], *common], tmp_path / "worker.log", quiet)
