@@ -238,9 +238,12 @@ def test_a_sharded_model_on_two_hosts_is_that_of_one(tmp_path: Path) -> None:
         where = [f"--node-ip-address={own}" for own in two.addresses]
         holder = '--resources={"trial_holder": 9}'
         head = ["start", "--head", "--port=6379", "--include-dashboard=false", holder, where[0], *common]
-        two.start(0, [ray, *head], tmp_path / "head.log", quiet)
-        time.sleep(8)
-        two.start(1, [ray, "start", f"--address={address}", where[1], *common], tmp_path / "worker.log", quiet)
+        for host, words in enumerate((head, ["start", f"--address={address}", where[1], *common])):
+            log = tmp_path / f"host-{host}.log"
+            started = two.start(host, [ray, *words], log, quiet)
+            while "Ray runtime started" not in log.read_text():
+                assert started.poll() is None, log.read_text()
+                time.sleep(0.5)
         command = [python, "-m", "sweeps", "run", str(study), "--storage", str(roots["two"]), "--address", address]
         driver = two.start(0, command, tmp_path / "log", quiet)
         seen: set[str] = set()
