@@ -88,7 +88,7 @@ def check_same(one, other, tolerance: float = 1e-5) -> None:
                 assert report[key] == pytest.approx(other_report[key], rel=1e-4), key
 
 
-@pytest.mark.parametrize("name", ["fsdp-2", "fsdp-4", "ddp-4", "oom-2", "micro-ddp-2", "micro-fsdp-2"])
+@pytest.mark.parametrize("name", ["fsdp-2", "fsdp-4", "ddp-4", "oom-ddp-2", "oom-fsdp-2", "micro-ddp-2", "micro-fsdp-2"])
 def test_workers_train_the_model_that_one_trains(out, alone, name):
     check_same(found(out, name), alone)
 
@@ -100,19 +100,48 @@ def test_steps_of_two_workers_wait_for_nothing_of_the_device(out):
         assert found == {f"{parallel} {layers}": [] for parallel in ("ddp", "fsdp") for layers in (1, 2)}
 
 
-def test_where_not_one_sequence_fits_all_workers_say_so(out):
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_where_not_one_sequence_fits_all_workers_say_so(out, parallel):
     for rank in range(2):
-        assert (out / f"oom-{rank}.txt").read_text().startswith("micro_batch 1: 1 sequences at a time do not fit")
+        said = (out / f"oom-{parallel}-{rank}.txt").read_text()
+        assert said.startswith("micro_batch 1: 1 sequences at a time do not fit")
 
 
-def test_gradients_are_averaged_over_workers_not_summed(out):
+def gradients_differ_by(out: Path, where: str, dtype: str) -> float:
+    """The most by which a sharded model's gradient differs from the whole's, in shares of its tensor's largest."""
     tensors = load_file(out / "gradients.safetensors")
-    names = [name.removeprefix("whole.") for name in tensors if name.startswith("whole.")]
-    for name in names:
-        whole, sharded = tensors[f"whole.{name}"], tensors[f"sharded.{name}"]
-        scale = float(whole.abs().max())
-        assert scale > 0, name
-        assert torch.allclose(whole, sharded, rtol=0, atol=1e-3 * scale), name
+    names = [name.removeprefix(f"whole {dtype} ") for name in tensors if name.startswith(f"whole {dtype} ")]
+    assert names
+    pairs = [(tensors[f"whole {dtype} {name}"], tensors[f"{where} {dtype} {name}"]) for name in names]
+    return max(float((whole - sharded).abs().max() / whole.abs().max()) for whole, sharded in pairs)
+
+
+def passes_of(out: Path, where: str, dtype: str) -> list[dict]:
+    return [json.loads((out / f"passes-{where}-{dtype}-{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.mark.parametrize(
+    "where",
+    ["None", "in the embedding", "in a layer", "in the loss", "after the forward pass",
+     "in the embedding's backward pass", "in a layer's backward pass", "in the loss's backward pass"],
+)  # fmt: skip
+def test_gradients_are_averaged_over_workers_not_summed_wherever_one_runs_out_of_memory(out, where):
+    assert gradients_differ_by(out, where, "torch.float32") < 1e-3
+    for found in passes_of(out, where, "torch.float32"):
+        assert found["size"] == (4 if where == "None" else 1)  # all have halved it, twice
+        assert found["loss"] == pytest.approx(found["whole"], rel=1e-6)
+
+
+def test_in_bfloat16_layers_are_sent_as_they_compute_and_gradients_as_they_are_added_up(out):
+    for found in passes_of(out, "None", "torch.bfloat16"):
+        gathered = [sent for sent in found["sent"] if "gather" in sent]
+        # what is outside of the layers; both layers; and again for the backward pass
+        layers = ["_allgather_base_ torch.bfloat16"] * 2
+        assert gathered == ["_allgather_base_ torch.float32", *layers, *layers]
+        assert {sent for sent in found["sent"] if "gather" not in sent} == {"_reduce_scatter_base_ torch.float32"}
+        # weights are rounded once, and the residual stream is not
+        assert found["loss"] == pytest.approx(found["whole"], rel=1e-6)
+    assert gradients_differ_by(out, "None", "torch.bfloat16") < 0.02
 
 
 def test_a_worker_holds_its_rows_only(out):
