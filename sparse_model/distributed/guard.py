@@ -35,8 +35,10 @@ class Guard:
         self._kept: list[_Kept] = []
         self._stream: Tensor | None = None
         self._layers_done = 0
+        # what a layer computes can be compiled, and not that it is watched
+        around = torch.compiler.disable(self._layer, recursive=False)  # type: ignore[no-untyped-call]
         for layer in model.layers:
-            setattr(layer, "forward", partial(self._layer, layer))  # noqa: B010
+            setattr(layer, "forward", partial(around, layer))  # noqa: B010
         setattr(model, "forward", partial(self._whole, model))  # noqa: B010
         setattr(model, "embedded", self._embedded)  # noqa: B010
         setattr(model, "loss_of", self._loss_of)  # noqa: B010
@@ -88,7 +90,6 @@ class Guard:
             stream = layer(stream, None, model.compute_dtype, None)
         return self._piece(torch.sum, [stream], self._own(), self._like())
 
-    @torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator, no-untyped-call]
     def _layer(self, layer: nn.Module, x: Tensor, positions: Tensor | None, *options: Any) -> Tensor:
         def compute(x: Tensor, positions: Tensor | None = None) -> Tensor:
             result: Tensor = type(layer).forward(layer, x, positions, *options)
@@ -188,5 +189,6 @@ class _Piece(torch.autograd.Function):
 
 
 def _zeros(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros that take no memory."""
-    return torch.zeros((), dtype=dtype, device=device).expand(shape)
+    """Zeros that take the memory of one. No view, which would have FSDP warn."""
+    one = torch.zeros(1, dtype=dtype, device=device)
+    return torch.empty(0, dtype=dtype, device=device).set_(one.untyped_storage(), 0, shape, (0,) * len(shape))

@@ -1,9 +1,11 @@
-"""One of four processes: shard_worker.py RANK PORT DATA OUT. What it finds goes to OUT; test_sharding.py judges it."""
+"""Four processes: shard_worker.py PORT DATA OUT. What they find goes to OUT; test_sharding.py judges it."""
 
 import json
 import os
 import shutil
+import signal
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -216,6 +218,25 @@ def keep_memory(result: TrainResult, out: Path) -> None:
     (out / f"held-{rank()}.json").write_text(json.dumps(counts))
 
 
+def in_four_processes(*options) -> None:
+    """`main` in four copies of this process, which has imported everything; the failure of one ends all."""
+    workers = []
+    for me in range(4):
+        workers.append(os.fork())
+        if workers[-1] == 0:
+            signal.alarm(120)  # that none waits for ever
+            try:
+                main(me, *options)
+                os._exit(0)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+    for _ in workers:
+        if os.wait()[1]:
+            os.killpg(0, signal.SIGKILL)
+
+
 if __name__ == "__main__":
+    os.setpgid(0, 0)
     torch.set_num_threads(1)
-    main(int(sys.argv[1]), int(sys.argv[2]), TokenDataset.open(sys.argv[3]), Path(sys.argv[4]))
+    in_four_processes(int(sys.argv[1]), TokenDataset.open(sys.argv[2]), Path(sys.argv[3]))
