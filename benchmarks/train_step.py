@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from timing import CLOCKS, medians_ms, processor
 from torch import Tensor, nn
 
+from sparse_model.cores import keep_freed_memory
 from sparse_model.model.abstopk import abs_topk
 from sparse_model.model.attention import causal_attention
 from sparse_model.model.config import ModelConfig, TrainConfig
@@ -201,6 +202,7 @@ def main() -> None:
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="wall, or cpu: seconds of cores")
     parser.add_argument("--json", type=Path, help="write the figures into this file as well")
     options = parser.parse_args()
+    keep_freed_memory()  # as training does; the plain steps gain by it too
     dtype = resolved(TrainConfig(dtype=options.dtype), torch.device(DEVICE)).dtype
     figures = measure(options.shape, options.fraction, options.rounds, dtype, options.clock)
     print(f"{options.shape}: {SHAPES[options.shape]}, ours in {dtype}, medians")

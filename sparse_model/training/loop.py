@@ -17,6 +17,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
+from sparse_model.cores import keep_freed_memory
 from sparse_model.data.loader import TokenDataset
 from sparse_model.distributed.sharding import is_sharded, sharded_model
 from sparse_model.distributed.workers import Parallel, gathered, rank, summed, world_size
@@ -80,6 +81,7 @@ def train(
     (which stay as they are), and where storage fails.
     """
     check(model_config, recipe, data)
+    keep_freed_memory()
     store = checkpoints or NoCheckpoints()
     run = Run(model_config, recipe, data, torch.device(device), parallel)
     if not store.restore(run.load) and run.touched:
