@@ -2,8 +2,9 @@
 
 (a) `plain_dense_bfloat16` and `_float32`: a GPT as people write it (nn.Linear, scaled_dot_product_attention,
 cross_entropy, fused AdamW), under bfloat16 autocast and without; (b) `dense`: ours with nothing sparse; (c) `sparse`:
-ours at --fraction with AbsTopK at 1/4. Ours are in --dtype, by default the one that training takes on this machine.
-`sparse_over_plain_dense` is against the faster of (a).
+ours at --fraction with AbsTopK at 1/4; (d) `released`: the step of the authors' script (see released.py), in the same
+type. Ours are in --dtype, by default the one that training takes on this machine. `sparse_over_plain_dense` is
+against the faster of (a).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from released import released_step
 from timing import CLOCKS, medians_ms, processor
 from torch import Tensor, nn
 
@@ -173,6 +175,7 @@ def measure(shape: str, fraction: float, rounds: int, dtype: str, clock: str) ->
             "plain_dense_float32_ms": plain_step(dense, tokens, torch.float32),
             "dense_ms": our_step(dense, TrainConfig(dtype=dtype), tokens)[0],
             "sparse_ms": our_step(sparse, recipe, tokens)[0],
+            "released_ms": released_step(sparse, fraction, tokens, compute),
             "restore_ms": restore,
             "projection_ms": lambda: (restore(), project(optimizer.groups, 1.0)),
             "projection_min_alive_ms": lambda: (restore_uneven(), project(alive, 1.0)),
@@ -187,6 +190,7 @@ def measure(shape: str, fraction: float, rounds: int, dtype: str, clock: str) ->
     taken["projection_min_alive_ms"] -= taken.pop("restore_ms")
     fastest_plain = min(taken["plain_dense_bfloat16_ms"], taken["plain_dense_float32_ms"])
     taken["sparse_over_plain_dense"] = taken["sparse_ms"] / fastest_plain
+    taken["sparse_over_released"] = taken["sparse_ms"] / taken["released_ms"]
     if DEVICE == "cuda":
         flops = flops_per_token(sparse) * batch * sparse.context
         taken["model_flops_utilisation"] = flops / (taken["sparse_ms"] / 1e3) / PEAK_FLOPS
