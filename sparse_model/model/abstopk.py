@@ -92,7 +92,7 @@ class _AbsTopK(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, k: int) -> Tensor:
         sparse = torch.empty_like(x, memory_format=torch.contiguous_format)
         rows, kept = x.reshape(-1, x.shape[-1]), sparse.view(-1, x.shape[-1])
-        size = len(rows) if x.is_cuda else max(1, CPU_BLOCK * torch.get_num_threads() // x.shape[-1])
+        size = len(rows) if x.is_cuda else max(1, CPU_ENTRIES * torch.get_num_threads() // x.shape[-1])
         for some, result in zip(rows.split(size), kept.split(size), strict=True):  # type: ignore[no-untyped-call]
             _keep_largest(some, k, result)
         ctx.save_for_backward(sparse)
@@ -105,7 +105,7 @@ class _AbsTopK(torch.autograd.Function):
         return torch.ops.aten.hardshrink_backward(grad, sparse, 0), None
 
 
-CPU_BLOCK = 2**18
+CPU_ENTRIES = 2**18
 """Entries at a time for each thread of a CPU."""
 
 LEAST = -2

@@ -27,7 +27,7 @@ def test_equals_torch_topk_over_shapes_ties_and_zeros(rows, width, seed, dtype, 
     x = (torch.randint(-levels, levels + 1, (rows, width), generator=generator) / 3).to(dtype)
     assert torch.equal(abs_topk(x, k), reference(x, k))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(abstopk, "CPU_BLOCK", 2 * width)  # two rows at a time, and these are not side by side
+        patch.setattr(abstopk, "CPU_ENTRIES", 2 * width)  # two rows at a time, and these are not side by side
         spread = torch.stack([x, x.flip(0)], dim=1)
         assert torch.equal(abs_topk(spread[:, 1], k), reference(x.flip(0), k))
 
