@@ -205,8 +205,10 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="of ours")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="wall, or cpu: seconds of cores")
     parser.add_argument("--json", type=Path, help="write the figures into this file as well")
+    parser.add_argument("--give-back", action="store_true", help="leave the C library as it is, unlike training")
     options = parser.parse_args()
-    keep_freed_memory()  # as training does; the plain steps gain by it too
+    if not options.give_back:
+        keep_freed_memory()  # the plain steps gain by it too
     dtype = resolved(TrainConfig(dtype=options.dtype), torch.device(DEVICE)).dtype
     figures = measure(options.shape, options.fraction, options.rounds, dtype, options.clock)
     print(f"{options.shape}: {SHAPES[options.shape]}, ours in {dtype}, medians")
