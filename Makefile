@@ -20,8 +20,10 @@ $(STAMP): requirements.lock pyproject.toml
 demo: $(STAMP)
 	$(BIN)/sweeps run quickstart
 
+# Two at a time where tests are of one thread; clusters of several processes one after another.
 test: $(STAMP) lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not cluster and not faults"
+	$(BIN)/python -m pytest -m "cluster and not faults"
 
 faults: $(STAMP)
 	$(BIN)/python -m pytest -m "" tests/cluster/test_faults.py
