@@ -9,9 +9,31 @@ import yaml
 
 from sparse_model.errors import InputError
 
+MOST_VALUES = 100_000
+"""In a document, each alias counted as what it stands for: nested ones would otherwise be billions."""
+
+
+def _count(node: yaml.Node, counted: dict[int, int]) -> int:
+    """Values in a node, written out."""
+    if id(node) in counted:
+        if not (found := counted[id(node)]):
+            raise yaml.MarkedYAMLError(problem="an alias within what it stands for", problem_mark=node.start_mark)
+        return found
+    counted[id(node)] = 0
+    inner = node.value if isinstance(node, yaml.CollectionNode) else ()
+    parts = [part for entry in inner for part in (entry if isinstance(entry, tuple) else (entry,))]
+    counted[id(node)] = 1 + sum(_count(part, counted) for part in parts)
+    return counted[id(node)]
+
 
 class _Loader(yaml.SafeLoader):
-    """`yaml.SafeLoader` without its two traps."""
+    """`yaml.SafeLoader` without its traps."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        node: yaml.Node | None = super().get_single_node()
+        if node is not None and _count(node, {}) > MOST_VALUES:
+            raise yaml.MarkedYAMLError(problem=f"more than {MOST_VALUES:,} values, aliases written out")
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -31,40 +53,10 @@ _Loader.add_implicit_resolver(
 )
 
 
-MOST_VALUES = 100_000
-"""In a document, each alias counted as what it stands for: nested ones would otherwise be billions."""
-
-
-def _constructed(text: str) -> Any:
-    loader = _Loader(text)  # a SafeLoader
-    try:
-        node = loader.get_single_node()
-        if node is None:
-            return None
-        if _count(node, {}) > MOST_VALUES:
-            raise yaml.MarkedYAMLError(problem=f"more than {MOST_VALUES:,} values, aliases written out")
-        return loader.construct_document(node)
-    finally:
-        loader.dispose()
-
-
-def _count(node: yaml.Node, counted: dict[int, int]) -> int:
-    """Values in a node, written out."""
-    if id(node) in counted:
-        if not (found := counted[id(node)]):
-            raise yaml.MarkedYAMLError(problem="an alias within what it stands for", problem_mark=node.start_mark)
-        return found
-    counted[id(node)] = 0
-    inner = node.value if isinstance(node, yaml.CollectionNode) else ()
-    parts = [part for entry in inner for part in (entry if isinstance(entry, tuple) else (entry,))]
-    counted[id(node)] = 1 + sum(_count(part, counted) for part in parts)
-    return counted[id(node)]
-
-
 def parse_yaml(text: str, name: str) -> dict[str, Any]:
     """The mapping in a YAML document; anything else raises InputError with `name` and the line."""
     try:
-        content = _constructed(text)
+        content = yaml.load(text, _Loader)  # a SafeLoader
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         line = f" line {mark.line + 1}" if mark else ""
