@@ -6,7 +6,7 @@ ablated, with none, and in *worlds* in each of which a random subset of them is 
 
 Subsets are many and each takes a forward pass of most of the model. So a search starts with a few; those in which a
 circuit found so far fails are added, and it takes nodes back until it holds there too. It takes them from the circuit
-that masks have learned, which holds in nearly every subset: what fails even there is excused.
+that masks have learned, which holds in nearly every subset: what it does there is what may be asked.
 
 Shapes: N nodes of a model in the order of `NodeIndex`, K subsets.
 """
@@ -33,7 +33,10 @@ LIMIT = 1.3
 """Times the target that the loss in a subset of the search may be; or, if that is more,"""
 
 EXCUSED = 1.2
-"""times what the circuit has there that masks have learned."""
+"""times what the circuit has there that masks have learned, but never more than"""
+
+LAST_LIMIT = 2.0
+"""times the target."""
 
 ENOUGH = 0.7
 """Share of the target at which a loss in several worlds is low enough for a softer calibration."""
@@ -91,8 +94,8 @@ class Worlds:
         return self._with(self.known, ENOUGH * self.target)
 
     def start(self, nodes: Tensor) -> None:
-        """From nodes (N,) that reach the target with all others ablated: where they fail in a subset, under the softest
-        calibration with which they do, others are excused."""
+        """From nodes (N,) that reach the target with all others ablated: limits go by what these have in a subset,
+        under the softest calibration with which they do."""
         margins = self.plain.margins(nodes)
         fit = softened(self.plain.fitted(margins)[1], margins, self.plain.sides, self.target)
         self.learned = (nodes, fit)
@@ -130,5 +133,5 @@ class Worlds:
         if self.learned is None:
             return list(drawn)
         losses = self.plain.among(drawn).by_world(*self.learned)
-        limits = [max(LIMIT, EXCUSED * loss / self.target) for loss in losses]
+        limits = [min(max(LIMIT, EXCUSED * loss / self.target), LAST_LIMIT) for loss in losses]
         return [world._replace(limit=limit) for world, limit in zip(drawn, limits, strict=True)]

@@ -121,7 +121,10 @@ def held(worlds: Worlds, learned: Tensor, config: PruneConfig) -> Solution:
     """The circuit among nodes `learned` (N,), which reach the target with all others ablated, that holds in subsets:
     without what it can spare, and with what it lacks in fresh ones."""
     worlds.start(learned)
-    parts, nodes, target = Parts(worlds.plain.model, learned), learned, worlds.target
+    target = worlds.target
+    if not worlds.judge.at(target)(learned):
+        learned = regrow(worlds.judge, learned, target, worlds.among)
+    parts, nodes = Parts(worlds.plain.model, learned), learned
     for attempt in range(TRIES if config.eliminate else 0):
         reaches = worlds.judge.at(target)
         if not reaches(nodes):
