@@ -20,7 +20,7 @@ from circuit.search.evaluation import Judge
 from circuit.search.exploration import explore
 from circuit.search.masks import learn_masks
 from circuit.search.subsets import Worlds
-from circuit.search.targets import Solution, combine, edge_circuits, minimise
+from circuit.search.targets import Solution, combine, edge_circuits, held, minimise, smallest
 from circuit.tasks import PairBatch
 from sparse_model.model.transformer import SparseTransformer
 
@@ -68,20 +68,23 @@ def control_edges(judge: Judge, config: PruneConfig, method: Method) -> int | No
     Unlike a search for the circuit of a task it goes on where the whole model misses the target: masks may reach it.
     """
     target, found, everything = config.target_loss, list[Solution](), judge.everything()
-    asked = Worlds(judge, config.seed, everything).judge if method == "faithful" else judge
+    faithful = method == "faithful"
 
     def search(start: PruneConfig) -> float:
-        start = start.against("subsets" if method == "faithful" else "all")
-        tau = learn_masks(judge.model, judge.data, judge.means, start, asked.at(target), everything, judge.watch)
-        nodes = bisect_nodes(asked, tau, target)
-        if nodes is not None:
-            found.append(minimise(asked, nodes, start, target))
-        return float(asked.calibrated(tau > 0)[0])
+        start = start.against("subsets" if faithful else "all")
+        tau = learn_masks(judge.model, judge.data, judge.means, start, judge.at(target), everything, judge.watch)
+        nodes = bisect_nodes(judge, tau, target)
+        if nodes is not None and faithful:
+            learned = tau > 0 if judge.at(target)(tau > 0) else nodes
+            found.append(held(Worlds(judge, start.seed, everything, target), learned, start))
+        elif nodes is not None:
+            found.append(minimise(judge, nodes, start, target))
+        return float(judge.calibrated(tau > 0)[0])
 
     explore(config, search)
     if not found:
         return None
-    best = combine(asked, found, config, target)
+    best = smallest(found) if faithful else combine(judge, found, config, target)
     return edge_circuits(judge, {target: best}, config)[target].size[0] if method == "edge" else best.size[0]
 
 

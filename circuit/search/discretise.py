@@ -14,13 +14,10 @@ from circuit.search.attribution import attributions
 from circuit.search.evaluation import Judge
 
 GROWTH = 0.25
-"""Share of its nodes by which a circuit that misses its target grows at a time,"""
-
-GROWTH_IN_WORLDS = 0.5
-"""the same where a circuit is judged in several worlds,"""
+"""Share of its nodes by which a circuit that misses its target grows at a time, and"""
 
 LEAST_GROWTH = 8
-"""and how many nodes that are at the least."""
+"""how many nodes that are at the least."""
 
 
 def fewest(reaches: Callable[[int], bool], low: int, high: int) -> int:
@@ -64,7 +61,7 @@ def regrow(judge: Judge, keep: Tensor, target: float, among: Tensor) -> Tensor:
     Nodes are added for which the loss falls the most per gate, as far as first order tells: anew after every
     `GROWTH` of the circuit, and of the last ones no more than it takes.
     """
-    reaches, share = judge.at(target), GROWTH if len(judge.worlds) == 1 else GROWTH_IN_WORLDS
+    reaches = judge.at(target)
     while True:
         _, calibration = judge.calibrated(keep)
         off = (among & ~keep).nonzero().squeeze(1)
@@ -72,7 +69,7 @@ def regrow(judge: Judge, keep: Tensor, target: float, among: Tensor) -> Tensor:
             assert len(judge.worlds) > 1, "the nodes to choose from reach the target"
             return keep  # few prompts of one world may be too hard for the whole model
         worth = attributions(judge.sample, keep, calibration)[off]
-        count = max(LEAST_GROWTH, round(share * int(keep.sum())))
+        count = max(LEAST_GROWTH, round(GROWTH * int(keep.sum())))
         best = off[worth.argsort(descending=True, stable=True)[:count]]
         larger = keep.index_fill(0, best, True)
         if reaches(larger):

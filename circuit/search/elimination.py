@@ -39,16 +39,18 @@ RECUT = 0.8
 """Share of its parts that a circuit may shrink to before the model is cut down to it anew."""
 
 
-def eliminate(judge: Judge, parts: Parts, keep: Tensor, target: float) -> Tensor:
+def eliminate(judge: Judge, parts: Parts, keep: Tensor, target: float, singly: bool = True) -> Tensor:
     """`keep`, which reaches the target loss of a judge, without the parts that the target can spare.
 
     Runs of parts go first, those from the front that change the loss the least for each edge that goes. Then every
-    single part that is left is tried, round and round until all of them have proved needed, or for `ROUNDS` rounds.
+    single part that is left is tried, round and round until all of them have proved needed, or for `ROUNDS` rounds;
+    in several worlds once, and only if `singly`.
     """
     circuit = _Circuit(judge, parts, keep, target)
     circuit.shed()
     if len(judge.worlds) > 1:
-        circuit.try_each()
+        if singly:
+            circuit.try_each()
         return circuit.checked()
     queue, needed = circuit.queue_within_budget(*circuit.estimates())[0], 0
     tries = ROUNDS * len(queue)

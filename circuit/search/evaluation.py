@@ -20,6 +20,9 @@ from circuit.search.watch import SILENT, Watch
 from circuit.tasks import PairBatch
 from sparse_model.model.transformer import SparseTransformer
 
+SOFTER = torch.tensor([0.75**i for i in range(16)], dtype=torch.float64)[:, None, None]
+"""Times a fitted calibration that one of several worlds may be."""
+
 SAMPLED_PROMPTS = 32
 """Prompts of each world that estimates are made from, where there are several worlds."""
 
@@ -59,7 +62,9 @@ class Judge:
 
     `keep` is boolean (N,) over all nodes of the model, in the order of `NodeIndex`. `watch` is told what is judged.
     Where there are several `worlds`, their prompts, one world after the other, have one calibration in common; a loss
-    is then the mean over all prompts, or that of a world divided by the world's limit, whichever is largest.
+    is then the mean over all prompts, or that of a world divided by the world's limit, whichever is largest. The
+    calibration that is best for the mean is made softer as long as this lowers the loss, and where it is at `enough` or
+    below as far as it stays there: what a large scale gains in these worlds it may lose in others.
     Calibrations multiply logits by `max_scale` at the most.
     """
 
@@ -72,7 +77,9 @@ class Judge:
         worlds: Sequence[World] = (),
         *,
         max_scale: float | None = None,
+        enough: float = 0.0,
     ) -> None:
+        self.enough = enough
         self.model, self.means, self.index, self.watch = model, means, NodeIndex(model), watch
         self.data, self.max_scale = data, math.inf if max_scale is None else max_scale
         device = model.embedding.device
@@ -81,9 +88,9 @@ class Judge:
         self.sizes = [world.prompts for world in self.worlds]
         self.sides = torch.cat([batch.sides for world in self.worlds for batch in world.batches])
 
-    def among(self, worlds: Sequence[World]) -> Judge:
+    def among(self, worlds: Sequence[World], enough: float = 0.0) -> Judge:
         """The same of other worlds."""
-        return Judge(self.model, self.means, self.data, self.watch, worlds, max_scale=self.max_scale)
+        return Judge(self.model, self.means, self.data, self.watch, worlds, max_scale=self.max_scale, enough=enough)
 
     @cached_property
     def sample(self) -> Judge:
@@ -91,7 +98,7 @@ class Judge:
         not to decide it."""
         if len(self.worlds) == 1:
             return self
-        return self.among([world.sampled(every_prompt(world)) for world in self.worlds])
+        return self.among([world.sampled(every_prompt(world)) for world in self.worlds], self.enough)
 
     def everything(self) -> Tensor:
         """`keep` of the whole model."""
@@ -111,12 +118,19 @@ class Judge:
     def fitted(self, margins: Tensor) -> tuple[float, Calibration]:
         """Loss of margins (P,) after calibration, and the calibration."""
         fit = calibrate(margins, self.sides, self.max_scale)
-        return float(self.of_leads(fit.scale * margins.double() + fit.shift * self.sides)), fit
+        lead = fit.scale * margins.double() + fit.shift * self.sides
+        if len(self.worlds) == 1:
+            return float(self.of_leads(lead)), fit
+        losses = self.of_leads(SOFTER[:, 0].to(lead.device) * lead)
+        least = float(losses.min())
+        softer = float(SOFTER[(losses <= max(least, self.enough)).nonzero()[-1]])
+        return least, Calibration(softer * fit.scale, softer * fit.shift)
 
     def losses(self, margins: Tensor) -> Tensor:
         """(M,) losses of margins (M, P), each after a calibration of its own, on the CPU in float64."""
         scale, shift = calibrations(margins, self.sides, self.max_scale).T[..., None]
-        return self.of_leads(scale * margins.cpu().double() + shift * self.sides.cpu())
+        lead = scale * margins.cpu().double() + shift * self.sides.cpu()
+        return self.of_leads(lead) if len(self.worlds) == 1 else self.of_leads(SOFTER * lead).amin(0)
 
     def of_leads(self, lead: Tensor) -> Tensor:
         """(...,) losses of calibrated margins (..., P)."""

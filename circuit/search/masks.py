@@ -7,14 +7,15 @@ function as if that were a sigmoid of temperature T.
 Where this differs from the paper: what a node costs goes mostly by its edges, and rises while the loss is below the
 target (`Price`). Nodes whose tau is below zero and falling are *retired*: they stay ablated, and the forward pass is
 cut down to what is left (`AblatedModel`). Two guards keep the task from breaking down on the way (`Ease`, `Rescue`).
-With `ablation: subsets` every second step leaves a random part of the nodes that are off their own values: what is
-learned then cannot lean on all of them being at their means at once.
+With `ablation: subsets` every second step leaves a random part of the nodes that are off their own values, of each
+pair another part: what is learned then cannot lean on all of them being at their means at once.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from itertools import compress
 
 import torch
@@ -40,6 +41,9 @@ HOPELESS = 3.0
 
 HOPEFUL = 0.1
 """a running loss, in nats, at which it always is: one that gets every prompt right can be calibrated to any loss."""
+
+SHARE_IN_SUBSETS = 0.5
+"""Of the target, where nodes are learned for it in subsets: a mean at the target leaves single subsets far above it."""
 
 RETIRED_AT = 0.9
 """Share of the nodes in the forward pass that may be left before it is cut down to them."""
@@ -104,6 +108,7 @@ class _Learner:
         self.adam = [Adam(self.tau, config.beta2, config.weight_decay), Adam(self.fit, config.beta2, 0.0)]
         self.order = BatchOrder(data, config.batch_pairs, self.generator, device)
         self.price, self.ease, self.guard = Price(config), Ease(config.target_loss), Rescue(config.target_loss)
+        self.share = SHARE_IN_SUBSETS if config.ablation == "subsets" else 1.0
         self._cut_to(among)
         batch = self.order.next()
         self.ease.temper(self.fit, self.compact.margins(batch), batch.sides)
@@ -116,7 +121,8 @@ class _Learner:
         """One optimiser step on a random batch of pairs; the batch's task loss in nats."""
         gates = gates_of(self.tau, self.config.temperature)
         subset = self.config.ablation == "subsets" and step % 2 == 1
-        loss = self._task_loss(self.order.next(), gates, self._left_alone() if subset else None)
+        batch = self.order.next()
+        loss = self._task_loss(batch, gates, self._left_alone(len(batch.sides)) if subset else None)
         gradients = torch.autograd.grad(loss + self.price.of(gates, self.ends), [self.tau, self.fit])
         value = float(loss.detach())
         self.ease.turn(gradients[1], value)
@@ -128,7 +134,7 @@ class _Learner:
             self.tau.clamp_(-1, 1)
             if self.config.max_scale is not None:
                 self.fit[0].clamp_(max=math.log(self.config.max_scale))
-        self.price.steer(value)
+        self.price.steer(value / self.share)
         return value
 
     def retire(self) -> None:
@@ -165,15 +171,20 @@ class _Learner:
     def _compact(self, alive: Tensor) -> AblatedModel:
         return AblatedModel(self.model, self.means, self.index.channels(alive))
 
-    def _left_alone(self) -> Tensor:
-        """(N,) nodes with their own values, whether they are on or off, in a random subset of any size."""
-        probability = torch.rand((), generator=self.generator)
-        return (torch.rand(len(self.tau), generator=self.generator) < probability).to(self.tau.device)
+    @cached_property
+    def _whole(self) -> AblatedModel:
+        return self._compact(torch.ones_like(self.alive))
+
+    def _left_alone(self, prompts: int) -> Tensor:
+        """(B, N) nodes with their own values, whether they are on or off: of each pair a random subset of any size."""
+        share = torch.rand(prompts // 2, 1, generator=self.generator)
+        left = torch.rand(prompts // 2, len(self.tau), generator=self.generator) < share
+        return left.repeat_interleave(2, 0).to(self.tau.device)
 
     def _task_loss(self, batch: AnswerBatch, gates: Tensor, rest: Tensor | None) -> Tensor:
-        """Of the nodes that are on and, if they are given, the `rest` (N,)."""
+        """Of the nodes that are on and, if they are given, of each prompt the `rest` (B, N)."""
         compact = self.compact
         if rest is not None:
-            gates, compact = torch.where(rest, 1.0, gates), self._compact(self.alive | rest)
+            gates, compact = torch.where(rest, 1.0, gates), self._whole
         margins = compact.margins(batch, Gates(self.index.split(gates)))
         return F.softplus(-(self.fit[0].exp() * margins + self.fit[1] * batch.sides)).mean()

@@ -5,7 +5,8 @@ matter but cancel each other. Here a circuit has to reach its target, under one 
 ablated, with none, and in *worlds* in each of which a random subset of them is ablated.
 
 Subsets are many and each takes a forward pass of most of the model. So a search starts with a few; those in which a
-circuit found so far fails are added, and it grows until it holds there too. What it can spare is removed once.
+circuit found so far fails are added, and it takes nodes back until it holds there too. It takes them from the circuit
+that masks have learned, which holds in nearly every subset: what it does there is what may be asked.
 
 Shapes: N nodes of a model in the order of `NodeIndex`, K subsets.
 """
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from circuit.ablated.batches import all_batches
-from circuit.search.discretise import regrow
+from circuit.ablated.calibration import Calibration, softened, task_loss
 from circuit.search.evaluation import Judge, World
 from circuit.tasks import PairBatch
 
@@ -28,17 +29,35 @@ WORLD_PROBABILITIES = (0.9, 0.75, 0.5, 0.25)
 WORLD_PAIRS = 12
 """Pairs that each subset of a search is judged on; other subsets on others, in turn."""
 
-LIMIT = 2.5
-"""Times the target that the loss in a subset of the search may be."""
+LIMIT = 1.3
+"""Times the target that the loss in a subset of the search may be; or, if that is more,"""
 
-FRESH = 12
-"""Fresh subsets that a circuit is tried in at a time, and"""
+EXCUSED = 1.2
+"""times what the circuit has there that masks have learned, but never more than"""
 
-ADDED = 3
-"""how many of those in which it fails are added, the worst first."""
+LAST_LIMIT = 2.0
+"""times the target."""
 
-HARDENINGS = (2, 1)
-"""Times at the most that it is tried so, before what it can spare is removed; and after that, before it is again."""
+ENOUGH = 0.7
+"""Share of the target at which a loss in several worlds is low enough for a softer calibration."""
+
+KNOWN = 8
+"""Subsets that a search starts with."""
+
+FRESH = 32
+"""Fresh subsets that a circuit is tried in at a time,"""
+
+SPARED = 1
+"""in how many of them it may fail,"""
+
+ADDED = 4
+"""how many of those in which it fails are added, the worst first, and"""
+
+TRIES = 3
+"""how many times at the most it is tried."""
+
+CALIBRATING = 64
+"""Fresh subsets with which a circuit is calibrated in the end."""
 
 
 def random_subsets(n: int, probabilities: Sequence[float], generator: torch.Generator) -> Tensor:
@@ -47,57 +66,72 @@ def random_subsets(n: int, probabilities: Sequence[float], generator: torch.Gene
     return torch.rand(len(probabilities), n, generator=generator) < left
 
 
-def worlds(
-    data: PairBatch, subsets: Tensor, pairs: int = WORLD_PAIRS, limit: float = LIMIT, start: int = 0
-) -> list[World]:
+def worlds(data: PairBatch, subsets: Tensor, pairs: int = WORLD_PAIRS, start: int = 0) -> list[World]:
     """Worlds of subsets (K, N), those that leave the fewest nodes alone first, each with the next `pairs` pairs of the
     data, round and round."""
     size = min(pairs, data.n_pairs)
     order = subsets.sum(1).argsort(stable=True)
     rows = [(torch.arange(size) + (start + k) * size) % data.n_pairs for k in range(len(subsets))]
     return [
-        World(subset, all_batches(data.some(row), subset.device), limit)
+        World(subset, all_batches(data.some(row), subset.device), LIMIT)
         for subset, row in zip(subsets[order], rows, strict=True)
     ]
 
 
 class Worlds:
-    """The worlds in which circuits among nodes (N,) have to hold: those known so far, and fresh ones to try them in."""
+    """The worlds in which circuits among nodes (N,) have to hold at a target loss: those known so far, and fresh ones
+    to try them in."""
 
-    def __init__(self, judge: Judge, seed: int, among: Tensor) -> None:
-        self.plain, self.among, self.tried = judge, among, 0
+    def __init__(self, judge: Judge, seed: int, among: Tensor, target: float) -> None:
+        self.plain, self.among, self.target, self.drawn = judge, among, target, 0
         self.generator = torch.Generator().manual_seed(seed)
-        self.known = self._drawn(len(WORLD_PROBABILITIES))
+        self.learned: tuple[Tensor, Calibration] | None = None
+        self.known = self._fresh(KNOWN)
 
     @property
     def judge(self) -> Judge:
-        """By all other nodes ablated, each of the known subsets, and none, under one calibration."""
-        subsets = torch.cat([self.known, self.among[None]])
-        return self.plain.among([self.plain.worlds[0], *worlds(self.plain.data, subsets)])
+        """By all other nodes ablated, and each of the known subsets, under one calibration."""
+        return self._with(self.known, ENOUGH * self.target)
 
-    def harden(self, nodes: Tensor, target: float, rounds: int) -> Tensor:
-        """Nodes (N,) with those they lack to reach the target in fresh subsets too, tried for so many rounds."""
-        for _ in range(rounds):
-            failed = self._failed(nodes, target)
-            self.known = torch.cat([self.known, failed])
-            reached = self.judge.calibrated(nodes)[0] <= target
-            if not len(failed) and reached:
-                break
-            if not reached:
-                nodes = regrow(self.judge, nodes, target, self.among)
-        return nodes
+    def start(self, nodes: Tensor) -> None:
+        """From nodes (N,) that reach the target with all others ablated: limits go by what these have in a subset,
+        under the softest calibration with which they do."""
+        margins = self.plain.margins(nodes)
+        fit = softened(self.plain.fitted(margins)[1], margins, self.plain.sides, self.target)
+        self.learned = (nodes, fit)
+        self.known = self._excused(self.known)
 
-    def _failed(self, nodes: Tensor, target: float) -> Tensor:
-        """(K, N) of fresh subsets, the worst of those in which nodes (N,) miss the target."""
+    def failures(self, nodes: Tensor) -> int:
+        """In how many fresh subsets nodes (N,) fail; the worst of these are known from now on."""
         _, calibration = self.judge.calibrated(nodes)
-        fresh = worlds(self.plain.data, self._drawn(FRESH), start=self.tried)
-        self.tried += FRESH
-        losses = torch.tensor(self.plain.among(fresh).by_world(nodes, calibration))
-        worst = losses.argsort(descending=True, stable=True)[:ADDED]
-        failed = [fresh[i].rest for i in worst.tolist() if float(losses[i]) > LIMIT * target]
-        return torch.stack(failed) if failed else self.known[:0]
+        fresh = self._fresh(FRESH)
+        losses = self.plain.among(fresh).by_world(nodes, calibration)
+        excess = {i: loss / world.limit for i, (world, loss) in enumerate(zip(fresh, losses, strict=True))}
+        failed = sorted((i for i in excess if excess[i] > self.target), key=lambda i: -excess[i])
+        self.known = [*self.known, *(fresh[i] for i in failed[:ADDED])]
+        return len(failed)
 
-    def _drawn(self, count: int) -> Tensor:
+    def calibration(self, nodes: Tensor) -> Calibration:
+        """The best for the worst of known and fresh subsets with which nodes (N,) reach the target where all others are
+        ablated."""
+        _, found = self._with([*self.known, *self._fresh(CALIBRATING)], 0.0).calibrated(nodes)
+        margins, sides = self.plain.margins(nodes), self.plain.sides
+        if float(task_loss(margins.double(), sides, found)) <= self.target:
+            return found
+        return softened(self.plain.fitted(margins)[1], margins, sides, self.target)
+
+    def _with(self, others: Sequence[World], enough: float) -> Judge:
+        return self.plain.among([self.plain.worlds[0], *others], enough)
+
+    def _fresh(self, count: int) -> list[World]:
         probabilities = (WORLD_PROBABILITIES * (-(-count // len(WORLD_PROBABILITIES))))[:count]
-        subsets = random_subsets(len(self.among), probabilities, self.generator)
-        return subsets.to(self.among.device) & self.among
+        subsets = random_subsets(len(self.among), probabilities, self.generator).to(self.among.device) & self.among
+        self.drawn += count
+        return self._excused(worlds(self.plain.data, subsets, start=self.drawn - count))
+
+    def _excused(self, drawn: Sequence[World]) -> list[World]:
+        if self.learned is None:
+            return list(drawn)
+        losses = self.plain.among(drawn).by_world(*self.learned)
+        limits = [min(max(LIMIT, EXCUSED * loss / self.target), LAST_LIMIT) for loss in losses]
+        return [world._replace(limit=limit) for world, limit in zip(drawn, limits, strict=True)]

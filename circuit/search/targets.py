@@ -24,9 +24,9 @@ from circuit.search.evaluation import Judge
 from circuit.search.exploration import explore
 from circuit.search.masks import learn_masks
 from circuit.search.parts import Parts
-from circuit.search.subsets import HARDENINGS, Worlds
+from circuit.search.subsets import SPARED, TRIES, Worlds
 
-VERSION = 3
+VERSION = 4
 """Of the search: raised when it comes to find other circuits, so that sizes kept from before are not taken for its."""
 
 INSIDE = 0.25
@@ -85,7 +85,7 @@ def node_circuits(
         here = config.model_copy(update={"target_loss": target})
         candidates: list[Solution] = []
         if inside is None or target == config.target_loss:
-            candidates += _explore(judge, here, among)
+            candidates.append(_explore(judge, here, among))
         if inside is not None:
             candidates += _inside(judge, here, inside)
         if candidates:
@@ -93,52 +93,58 @@ def node_circuits(
     return found
 
 
-def _explore(judge: Judge, config: PruneConfig, among: Tensor) -> list[Solution]:
-    """The smallest circuit among nodes (N,) from every search that the configuration's budget allows; none where no
-    search reaches the target."""
+def _explore(judge: Judge, config: PruneConfig, among: Tensor) -> Solution:
+    """The smallest circuit among nodes (N,) from every search that the configuration's budget allows."""
     found: list[Solution] = []
 
     def search(start: PruneConfig) -> float:
-        one = _search_once(judge, start, among)
-        found.extend([] if one is None else [one])
-        return math.log1p(len(among) ** 2 if one is None else one.size[0])
+        found.append(_search_once(judge, start, among))
+        return math.log1p(found[-1].size[0])
 
     explore(config, search)
-    if not found or config.ablation == "subsets":
-        return found
-    return [combine(judge, found, config, config.target_loss)]
+    if config.ablation == "subsets":
+        return smallest(found)
+    return combine(judge, found, config, config.target_loss)
 
 
-def _search_once(judge: Judge, config: PruneConfig, among: Tensor) -> Solution | None:
-    """Masks, bisection, elimination; in subsets with growth before and after, and none where all that misses."""
+def _search_once(judge: Judge, config: PruneConfig, among: Tensor) -> Solution:
+    """Masks, bisection, elimination; in subsets masks, elimination and growth."""
     target = config.target_loss
     if config.ablation == "all":
         return minimise(judge, learn_nodes(judge, config, among), config, target)
-    worlds = Worlds(judge, config.seed, among)
-    tau = learn_masks(judge.model, judge.data, judge.means, config, judge.at(target), among, judge.watch)
-    nodes = bisect_nodes(worlds.judge, tau, target, among)
-    return _hold(worlds, tau > 0 if nodes is None else nodes, config)
+    worlds = Worlds(judge, config.seed, among, target)
+    tau = learn_masks(judge.model, judge.data, judge.means, config, worlds.judge.at(target), among, judge.watch)
+    return held(worlds, tau > 0 if judge.at(target)(tau > 0) else regrow(judge, tau > 0, target, among), config)
 
 
-def _hold(worlds: Worlds, nodes: Tensor, config: PruneConfig) -> Solution | None:
-    """The circuit of nodes (N,) that holds in subsets, grown where it fails and without what it can spare; None where
-    not even the whole model holds in them."""
-    judge, target = worlds.plain, config.target_loss
-    for rounds in HARDENINGS:
-        nodes = worlds.harden(nodes, target, rounds)
-        if config.eliminate:
-            nodes = minimise(worlds.judge, nodes, config, target).nodes
-    parts = Parts(judge.model, nodes)
-    loss, calibration = worlds.judge.calibrated(nodes)
-    return Solution(parts, parts.everything(), calibration) if loss <= target else None
+def held(worlds: Worlds, learned: Tensor, config: PruneConfig) -> Solution:
+    """The circuit among nodes `learned` (N,), which reach the target with all others ablated, that holds in subsets:
+    without what it can spare, and with what it lacks in fresh ones."""
+    worlds.start(learned)
+    target = worlds.target
+    if not worlds.judge.at(target)(learned):
+        learned = regrow(worlds.judge, learned, target, worlds.among)
+    parts, nodes = Parts(worlds.plain.model, learned), learned
+    for attempt in range(TRIES if config.eliminate else 0):
+        reaches = worlds.judge.at(target)
+        if not reaches(nodes):
+            nodes = regrow(worlds.judge, nodes, target, learned)
+        if reaches(nodes):
+            keep = parts.closed(torch.cat([nodes, torch.ones_like(parts.source, dtype=torch.bool)]))
+            nodes = eliminate(worlds.judge, parts, keep, target, singly=attempt == 0)[: parts.n_nodes]
+        if worlds.failures(nodes) <= SPARED:
+            break
+    if not worlds.judge.at(target)(nodes):
+        nodes = regrow(worlds.judge, nodes, target, learned)
+    parts = Parts(worlds.plain.model, nodes)
+    return Solution(parts, parts.everything(), worlds.calibration(nodes))
 
 
 def _inside(judge: Judge, config: PruneConfig, last: Solution) -> list[Solution]:
     """Circuits inside one that was found for a stricter target: cut down further, and from masks of its own."""
     target = config.target_loss
     if config.ablation == "subsets":
-        held = _hold(Worlds(judge, config.seed, judge.everything()), last.nodes, config)
-        return [last] if held is None else [last, held]
+        return [last, held(Worlds(judge, config.seed, judge.everything(), target), last.nodes, config)]
     candidates = [_shrink(judge, last, config, target)]
     nodes = learn_nodes(judge, config.model_copy(update={"steps": max(1, round(INSIDE * config.steps))}), last.nodes)
     if not torch.equal(nodes, last.nodes):

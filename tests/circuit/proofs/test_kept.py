@@ -272,7 +272,7 @@ def test_agreement_where_the_model_is_wrong(planted: Any) -> None:
     assert (found.alike, found.alike_wrong, found.wrong) == (1.0, 1.0, len(data.right))
 
 
-def test_a_search_against_subsets_takes_in_the_pair_that_cancels(planted: Any) -> None:
+def test_a_search_against_subsets_takes_in_the_neuron_that_makes_up_for_another(planted: Any) -> None:
     model, means = changed(planted, cancelling)
     config = PruneConfig(steps=60)
     plain = find_circuit(model, planted.task, means, config)
@@ -281,7 +281,7 @@ def test_a_search_against_subsets_takes_in_the_pair_that_cancels(planted: Any) -
     assert "fails subsets" in plain.summary
     found = find_circuit(model, planted.task, means, config.against("subsets"))
     assert (found.method, found.status) == ("faithful", "ok")
-    assert set(found.nodes["layers.1.mlp.act"]) >= {3, 4}
+    assert 3 in found.nodes["layers.1.mlp.act"], "neuron 4 alone turns the answer round; beside it neuron 3 cancels it"
     assert (found.proofs.subset_worst_loss or 9) < 0.3
     assert found.loss <= 0.15
 
