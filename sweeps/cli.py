@@ -4,22 +4,41 @@ from __future__ import annotations
 
 import io
 import sys
+from typing import Annotated
 
 import typer
 from pydantic import ValidationError
 
+from sparse_model import __version__
 from sparse_model.errors import InputError
 from sparse_model.storage.store_errors import StorageFailed, StorageUnavailable, redacted
 from sweeps.commands import circuit, cluster, curves, data, doctor, frontier, importing, one, pages, run, search, tasks
 
 sweeps_app = typer.Typer(
     name="sweeps",
-    help="Train weight-sparse transformers, prune them to circuits, read the capability-interpretability frontier.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def say_version(asked: bool) -> None:
+    """Print the version and exit, where it is asked for."""
+    if asked:
+        print(f"circuit-sweeps {__version__}")
+        raise typer.Exit
+
+
+@sweeps_app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=say_version, is_eager=True, help="print the version and exit")
+    ] = False,
+) -> None:
+    """Train weight-sparse transformers, prune them to circuits, read the capability-interpretability frontier."""
+
+
 for command in (
     run.run_command,
     *(cluster.plan_command, cluster.submit_command, cluster.status_command),
