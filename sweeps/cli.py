@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from sparse_model import __version__
 from sparse_model.errors import InputError
 from sparse_model.storage.store_errors import StorageFailed, StorageUnavailable, redacted
-from sweeps.commands import circuit, cluster, curves, data, doctor, frontier, importing, one, pages, run, search, tasks
+from sweeps.commands import circuit, cluster, curves, data, doctor, folder, frontier, importing, one, pages, run, tasks
 
 sweeps_app = typer.Typer(
     name="sweeps",
@@ -41,8 +41,8 @@ def options(
 
 for command in (
     run.run_command,
-    *(cluster.plan_command, cluster.submit_command, cluster.status_command),
-    *(frontier.frontier_command, curves.curves_command, curves.baselines_command, search.search_command),
+    *(cluster.plan_command, cluster.submit_command, cluster.status_command, folder.clean_command),
+    *(frontier.frontier_command, curves.curves_command, curves.baselines_command, frontier.search_command),
     pages.report_command,
     *(one.train_command, one.prune_command),
     *(tasks.tasks_command, data.corpus_command, data.tokenizer_command),
