@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from sparse_model import __version__
 from sparse_model.errors import InputError
 from sparse_model.storage.store_errors import StorageFailed, StorageUnavailable, redacted
-from sweeps.commands import circuit, cluster, curves, data, doctor, folder, frontier, importing, one, pages, run, tasks
+from sweeps.commands import circuit, cluster, curves, data, doctor, folder, frontier, one, pages, run, search, tasks
 
 sweeps_app = typer.Typer(
     name="sweeps",
@@ -42,11 +42,11 @@ def options(
 for command in (
     run.run_command,
     *(cluster.plan_command, cluster.submit_command, cluster.status_command, folder.clean_command),
-    *(frontier.frontier_command, curves.curves_command, curves.baselines_command, frontier.search_command),
+    *(frontier.frontier_command, curves.curves_command, curves.baselines_command, search.search_command),
     pages.report_command,
     *(one.train_command, one.prune_command),
     *(tasks.tasks_command, data.corpus_command, data.tokenizer_command),
-    importing.import_command,
+    one.import_command,
 ):
     sweeps_app.command(command.__name__.removesuffix("_command"))(command)
 circuit.circuit_app.command("page")(pages.page_command)

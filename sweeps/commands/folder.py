@@ -24,9 +24,9 @@ def clean_command(
 ) -> int:
     """Tell what of a study's folder nobody needs any more, and remove it when told to.
 
-    Three kinds: orphans (files half written, models and circuits of trials that never got a row), checkpoints of trials
-    that have ended, and tokens that no unfinished study in the same storage needs. Rows are never touched, nor are
-    models and circuits of trials that have a row. A study that is being run is refused.
+    Three kinds: orphans (files half written; in a finished study also models and circuits of trials without a row),
+    checkpoints of trials that have ended, and tokens that no unfinished study in the same storage needs. Rows are never
+    touched, nor are models and circuits of trials that have a row. A study that is being run is refused.
     """
     for name in only or ():
         if name not in SPARE_KINDS:

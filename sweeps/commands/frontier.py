@@ -1,4 +1,4 @@
-"""`sweeps frontier` and `sweeps search`: query, compare and draw; what a study's search has learnt."""
+"""`sweeps frontier`: query, compare and draw."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ import typer
 from sparse_model.errors import InputError
 from sweeps.frontier.compaction import compact_rows
 from sweeps.frontier.queries import Frontier, Selection
-from sweeps.search.importances import importances, optuna_study
 from sweeps.show.plot import image_format, plot_frontier
-from sweeps.show.slices import plot_slices
 from sweeps.show.text import Format, any_table, encoded, frontier_table, matched_table, terminal
 
 Uris = Annotated[
@@ -87,27 +85,6 @@ def frontier_command(
         console.print(frontier_table(found.compared(**choice), title, console.width, only_front=pareto))
     if plot is not None:
         plot_frontier(found, plot, **choice)
-    return 0
-
-
-def search_command(
-    uri: Annotated[str, typer.Argument(help="a study's folder or URI, e.g. ./results/quickstart")],
-    form: Annotated[Format, typer.Option("--format", help="of the answer on standard output")] = "table",
-    slice_: Annotated[
-        str | None,
-        typer.Option("--slice", help="draw loss and edges over each parameter into this .png, .svg or .pdf"),
-    ] = None,
-) -> int:
-    """Show what share of the spread of loss and of circuit size each parameter explains by itself, by kind of trial.
-
-    \b
-    sweeps search results/quickstart
-    sweeps search results/quickstart --slice slices.png
-    """
-    study = optuna_study(uri)
-    if slice_ is not None:
-        plot_slices(study, slice_)
-    _put(importances(study), form)
     return 0
 
 

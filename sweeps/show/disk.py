@@ -1,7 +1,7 @@
 """What a study's folder holds, and what of it nobody needs any more.
 
 `token cache` is this machine's copies of tokens that lie in object stores, of any study.
-Rows, and models and circuits of trials with a row, are never among that. Nor are checkpoints of a trial that may go on.
+Rows, and models and circuits of trials with a row, are never among that. Nor is anything of a trial that may go on.
 """
 
 from __future__ import annotations
@@ -64,10 +64,10 @@ def disk_use(uri: str) -> dict[str, Use]:
 def removable(uri: str, kinds: Collection[SpareKind] = SPARE_KINDS) -> list[Removable]:
     """What of the study at `uri` can go, by kind. InputError where there is no study.
 
-    *orphans*: files whose writing was broken off, and models, circuits and pages of trials that have no row and no
-    checkpoint. *checkpoints*: those of trials that have ended. *tokens*: datasets beside the study that no unfinished
-    study of the storage needs, and this machine's copies of them. They are made anew where a command needs them, while
-    the text they come from is there.
+    *orphans*: files whose writing was broken off; once the study is finished, all that belongs to trials without a row.
+    *checkpoints*: those of trials that have ended. *tokens*: datasets beside the study that no unfinished study of the
+    storage needs, and this machine's copies of them. They are made anew where a command needs them, while the text
+    they come from is there.
     """
     study_at(uri)
     ended = _ended(uri)
@@ -108,13 +108,16 @@ def _broken_off(uri: str) -> Iterator[Removable]:
 
 
 def _ownerless(uri: str, ended: set[object]) -> Iterator[Removable]:
-    going_on = set(storage.listdir(storage.join(uri, "ray", "train")))
-    for parts in (("models",), ("circuits",), ("report", "circuits")):
+    """What belongs to trials that never got a row. While a study is unfinished they may still get one."""
+    study = study_at(uri)
+    if len(ended) < study.search.trials * len(study.seeds):
+        return
+    for parts in (("models",), ("circuits",), ("report", "circuits"), ("ray", "train")):
         folder = storage.join(uri, *parts)
         for trial in storage.listdir(folder):
-            if TRIAL_KEY.fullmatch(trial) and trial not in ended | going_on:
+            if TRIAL_KEY.fullmatch(trial) and trial not in ended:
                 place = storage.join(folder, trial)
-                yield Removable("orphans", place, _use(place), "its trial has no row and no checkpoint")
+                yield Removable("orphans", place, _use(place), "the study is finished, and its trial has no row")
 
 
 def _checkpoints(uri: str, ended: set[object]) -> Iterator[Removable]:

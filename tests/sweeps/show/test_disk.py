@@ -17,27 +17,27 @@ from sweeps.show.disk import Use, disk_use, removable
 from sweeps.study.study import read_study
 
 Text = Callable[..., str]
-ENDED, FAILED, GOING_ON, GONE = (f"t{i:05d}-0123abcd" for i in range(4))
+ENDED, FAILED, GONE = (f"t{i:05d}-0123abcd" for i in range(3))
 
 
 @pytest.fixture
 def cluttered(study_text: Text, tmp_path: Path) -> Path:
-    """A study with: an ended trial whose checkpoints stayed, a failed one, one that goes on, and one that is gone."""
-    study = read_study(study_text(), "s")
+    """A finished study of two trials, and what is left of a third; checkpoints, tokens and halves of files stayed."""
+    study = read_study(study_text({"search.trials": 2, "search.startup": 1}), "s")
     root = Path(study.root)
     for trial, status in ((ENDED, "ok"), (FAILED, "failed")):
         write_circuit_rows(study.root, trial, [])
         write_trial_row(study.root, {"trial": trial, "study": study.name, "status": status, "data": "needed"})
     (root / "study.yaml").write_text(study.to_yaml())
-    for trial in (ENDED, FAILED, GOING_ON, GONE):
+    for trial in (ENDED, FAILED, GONE):
         put(root / "models" / trial / "model.safetensors", 1000)
         put(root / "circuits" / trial / "task.json", 100)
     put(root / "report" / "circuits" / GONE / "task.html", 10)
-    for trial in (ENDED, GOING_ON):
+    for trial in (ENDED, GONE):
         put(root / "ray" / "train" / trial / "checkpoints-x" / "state", 5000)
     put(root / "models" / "somebody-elses" / "weights", 7)
     put(root / "models" / ENDED / f".partial-{'a' * 32}", 3, age=7200)
-    put(root / "models" / GOING_ON / f".partial-{'b' * 32}", 3)
+    put(root / "models" / FAILED / f".partial-{'b' * 32}", 3)
     for dataset in ("needed", "old"):
         put(root.parent / "data" / dataset / "train-00000.npy", 2000)
     return root
@@ -61,7 +61,9 @@ SPARE = {
     f"tiny/report/circuits/{GONE}/task.html",
     f"tiny/models/{ENDED}/.partial-{'a' * 32}",
     f"tiny/ray/train/{ENDED}/checkpoints-x/state",
+    f"tiny/ray/train/{GONE}/checkpoints-x/state",
     "data/old/train-00000.npy",
+    "data/needed/train-00000.npy",
 }
 
 
@@ -80,7 +82,7 @@ def test_what_nobody_needs_goes_and_nothing_else(
         assert gone in said_first
     assert status_of(["clean", str(cluttered), "--yes"]) == 0
     assert before - files(cluttered.parent) == SPARE
-    assert f"removed {said(Use(6, 1000 + 100 + 10 + 3 + 5000 + 2000))}" in capsys.readouterr().out
+    assert f"removed {said(Use(8, 1000 + 100 + 10 + 3 + 2 * 5000 + 2 * 2000))}" in capsys.readouterr().out
     assert status_of(["clean", str(cluttered), "--yes"]) == 0
     assert capsys.readouterr().out == "nothing to remove\n"
 
@@ -97,7 +99,15 @@ def test_tokens_stay_while_a_study_beside_may_need_them(cluttered: Path, study_t
     (other / "study.yaml").write_text(study_text({"name": "other"}))
     assert removable(str(cluttered), ["tokens"]) == [], "it has no row that says which tokens are its own"
     write_trial_row(str(other), {"trial": ENDED, "study": "other", "status": "ok", "data": "old"})
-    assert removable(str(cluttered), ["tokens"]) == []
+    assert [one.uri.rsplit("/", 1)[-1] for one in removable(str(cluttered), ["tokens"])] == ["needed"]
+
+
+def test_a_trial_that_may_go_on_keeps_all_it_has(cluttered: Path, study_text: Text) -> None:
+    (cluttered / "study.yaml").write_text(study_text({"search.trials": 3, "search.startup": 1}))
+    assert {one.uri.split("/tiny/")[1] for one in removable(str(cluttered), ["orphans", "checkpoints"])} == {
+        f"models/{ENDED}/.partial-{'a' * 32}",
+        f"ray/train/{ENDED}",
+    }
 
 
 def test_a_study_that_is_run_is_left_alone(cluttered: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,8 +122,8 @@ def test_a_study_that_is_run_is_left_alone(cluttered: Path, capsys: pytest.Captu
 
 def test_what_a_folder_takes(cluttered: Path, capsys: pytest.CaptureFixture[str]) -> None:
     used = disk_use(str(cluttered))
-    assert used["models"] == Use(7, 4 * 1000 + 7 + 2 * 3)
-    assert used["circuits"] == Use(4, 400)
+    assert used["models"] == Use(6, 3 * 1000 + 7 + 2 * 3)
+    assert used["circuits"] == Use(3, 300)
     assert used["checkpoints"] == Use(2, 10_000)
     assert used["tokens"] == Use(2, 4000)
     assert used["rows"].files == 4
@@ -137,6 +147,7 @@ def test_in_an_object_store(cluttered: Path, s3_server: str, monkeypatch: pytest
     assert {name.split("/x/")[1] for name in gone} == {
         f"tiny/ray/train/{ENDED}/checkpoints-x/state",
         "data/old/train-00000.npy",
+        "data/needed/train-00000.npy",
     }
 
 
