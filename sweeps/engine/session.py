@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ from sparse_model.cores import cpu_count
 from sparse_model.errors import InputError
 from sweeps.study.study import ResourceConfig
 
+PATIENCE = 10.0
+"""Seconds in which the head of a cluster has to answer."""
 OBJECT_STORE_BYTES = 200_000_000
 """Of our own Ray: only means, rows and configurations pass through it."""
 
@@ -55,6 +58,7 @@ class Capacity:
 def ray_session(resources: ResourceConfig, address: str | None) -> Iterator[Capacity]:
     """Ray, up while the context lasts; InputError where it cannot be reached or is too small for one trial."""
     prepare_environment()
+    check_answers(address)
     import ray
 
     try:
@@ -79,9 +83,25 @@ def ray_session(resources: ResourceConfig, address: str | None) -> Iterator[Capa
         ray.shutdown()
 
 
+def check_answers(address: str | None) -> None:
+    """InputError where nobody listens at an address `host:port`, for which Ray itself would wait for minutes."""
+    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not colon:  # none, or a word of Ray's own such as auto
+        return
+    try:
+        if not port.isdigit():
+            raise OSError(f"no port {port!r}")
+        socket.create_connection((host.strip("[]"), int(port)), PATIENCE).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(
+            f"address {address}: no Ray there ({error}); allowed: auto on the cluster itself, or <host>:<port> of its head"
+        ) from None
+
+
 def offered_at(address: str) -> dict[str, float]:
     """What the cluster at an address has in all, by name of resource; InputError where it cannot be reached."""
     prepare_environment()
+    check_answers(address)
     import ray
 
     try:

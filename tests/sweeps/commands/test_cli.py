@@ -93,6 +93,9 @@ def test_ten_mistakes_exit_2(
         (["frontier", "nosuch://x"], "nosuch"),
         (["frontier", "{folder}", "--sql", "SELECT 1", "--where", "1=1"], "one of them"),
         (["frontier", "{folder}", "--where", "nothing = 1"], "nothing"),
+        (["frontier", "{folder}", "--where", " "], "where: ''; allowed: an SQL condition"),
+        (["frontier", "{folder}", "--sql", ""], "one query is expected"),
+        (["frontier", "{folder}", "--compare", "kind = 'sparse'", ""], "where: ''; allowed: an SQL condition"),
         (["frontier", "{folder}", "--format", "xml"], "xml"),
         (["frontier", "{folder}", "--plot", "{folder}/p.exe"], ".png"),
         (["frontier", "{folder}", "{folder}"], "twice"),
@@ -347,3 +350,15 @@ def test_one_trial_of_a_space(study_text: Text) -> None:
     ):
         with pytest.raises(InputError, match=words):
             chosen(space, assignments, seed=0)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:99999", "127.0.0.1:x"])
+def test_a_cluster_that_is_not_there_is_told_before_data_are_prepared(
+    address: str, study_text: Text, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text(study_text())
+    assert status_of(["run", str(path), "--address", address]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"address {address}: no Ray there" in line
+    assert [p.name for p in tmp_path.iterdir()] == ["s.yaml"]
