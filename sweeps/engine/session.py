@@ -94,7 +94,7 @@ def check_answers(address: str | None) -> None:
         socket.create_connection((host.strip("[]"), int(port)), PATIENCE).close()
     except (OSError, OverflowError) as error:
         raise InputError(
-            f"address {address}: no Ray there ({error}); allowed: auto on the cluster itself, or <host>:<port> of its head"
+            f"address {address}: no Ray there ({error}); allowed: auto on the cluster, or its head's <host>:<port>"
         ) from None
 
 
