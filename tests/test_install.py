@@ -16,10 +16,10 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "install"))
-import choose  # noqa: E402
-import locks  # noqa: E402
+import choose
+import locks
 
-import install as installing  # noqa: E402
+import install as installing
 
 
 @pytest.mark.parametrize(
