@@ -29,8 +29,10 @@ FORCE:
 demo: $(RUN)
 	$(BIN)/sweeps run quickstart
 
+# Two at a time where tests are of one thread; clusters of several processes one after another.
 test: $(DEVELOP) lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not cluster and not faults"
+	$(BIN)/python -m pytest -m "cluster and not faults"
 
 faults: $(DEVELOP)
 	$(BIN)/python -m pytest -m "" tests/cluster/test_faults.py

@@ -2,8 +2,9 @@
 
 (a) `plain_dense_bfloat16` and `_float32`: a GPT as people write it (nn.Linear, scaled_dot_product_attention,
 cross_entropy, fused AdamW), under bfloat16 autocast and without; (b) `dense`: ours with nothing sparse; (c) `sparse`:
-ours at --fraction with AbsTopK at 1/4. Ours are in --dtype, by default the one that training takes on this machine.
-`sparse_over_plain_dense` is against the faster of (a).
+ours at --fraction with AbsTopK at 1/4; (d) `released`: the step of the authors' script (see released.py), in the same
+type. Ours are in --dtype, by default the one that training takes on this machine. `sparse_over_plain_dense` is
+against the faster of (a).
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from released import released_step
 from timing import CLOCKS, medians_ms, processor
 from torch import Tensor, nn
 
+from sparse_model.cores import keep_freed_memory
 from sparse_model.model.abstopk import abs_topk
 from sparse_model.model.attention import causal_attention
 from sparse_model.model.config import ModelConfig, TrainConfig
@@ -172,6 +175,7 @@ def measure(shape: str, fraction: float, rounds: int, dtype: str, clock: str) ->
             "plain_dense_float32_ms": plain_step(dense, tokens, torch.float32),
             "dense_ms": our_step(dense, TrainConfig(dtype=dtype), tokens)[0],
             "sparse_ms": our_step(sparse, recipe, tokens)[0],
+            "released_ms": released_step(sparse, fraction, tokens, compute),
             "restore_ms": restore,
             "projection_ms": lambda: (restore(), project(optimizer.groups, 1.0)),
             "projection_min_alive_ms": lambda: (restore_uneven(), project(alive, 1.0)),
@@ -186,6 +190,7 @@ def measure(shape: str, fraction: float, rounds: int, dtype: str, clock: str) ->
     taken["projection_min_alive_ms"] -= taken.pop("restore_ms")
     fastest_plain = min(taken["plain_dense_bfloat16_ms"], taken["plain_dense_float32_ms"])
     taken["sparse_over_plain_dense"] = taken["sparse_ms"] / fastest_plain
+    taken["sparse_over_released"] = taken["sparse_ms"] / taken["released_ms"]
     if DEVICE == "cuda":
         flops = flops_per_token(sparse) * batch * sparse.context
         taken["model_flops_utilisation"] = flops / (taken["sparse_ms"] / 1e3) / PEAK_FLOPS
@@ -200,7 +205,10 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="of ours")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="wall, or cpu: seconds of cores")
     parser.add_argument("--json", type=Path, help="write the figures into this file as well")
+    parser.add_argument("--give-back", action="store_true", help="leave the C library as it is, unlike training")
     options = parser.parse_args()
+    if not options.give_back:
+        keep_freed_memory()  # the plain steps gain by it too
     dtype = resolved(TrainConfig(dtype=options.dtype), torch.device(DEVICE)).dtype
     figures = measure(options.shape, options.fraction, options.rounds, dtype, options.clock)
     print(f"{options.shape}: {SHAPES[options.shape]}, ours in {dtype}, medians")

@@ -18,13 +18,15 @@ from circuit.search.evaluation import Judge
 from circuit.tasks import PairBatch
 from sparse_model.model.config import ModelConfig
 from sparse_model.model.transformer import SparseTransformer
+from sparse_model.sparsity.selection import keep_mask
 from sweeps.cli import status_of
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(FOLDER))
 PARTS = {"projection_ms", "projection_min_alive_ms", "abstopk_ms", "attention_ms", "adamw_ms"}
 PLAIN = {"plain_dense_bfloat16_ms", "plain_dense_float32_ms"}
-STEP_FIGURES = {"dense_ms", "sparse_ms", "sparse_over_plain_dense", "processor", "threads", "dtype"} | PLAIN | PARTS
+RATIOS = {"sparse_over_plain_dense", "sparse_over_released"}
+STEP_FIGURES = {"dense_ms", "sparse_ms", "released_ms", "processor", "threads", "dtype"} | RATIOS | PLAIN | PARTS
 
 
 def run(script: str, out: Path, *options: str) -> dict[str, Any]:
@@ -40,6 +42,17 @@ def test_train_step(tmp_path: Path) -> None:
     assert figures.keys() == STEP_FIGURES
     fastest_plain = min(figures[name] for name in PLAIN)
     assert figures["sparse_over_plain_dense"] == pytest.approx(figures["sparse_ms"] / fastest_plain)
+
+
+@pytest.mark.parametrize("name", ["layers.0.mlp.up.weight", "layers.0.mlp.down.weight", "embedding.weight"])
+def test_what_is_timed_as_the_authors_step_keeps_what_ours_does(name: str) -> None:
+    from released import MIN_ALIVE, project_as_released
+
+    weight = torch.randn(24, 32) * torch.randn(24, 1).exp() * torch.randn(32).exp()
+    alive, by_column = (0, False) if "embedding" in name else (MIN_ALIVE, "down" in name)
+    expected = weight * keep_mask(weight, int(0.25 * weight.numel()), alive, by_column)
+    project_as_released(name, weight, 0.25)
+    assert torch.equal(weight, expected)
 
 
 def test_kernels(tmp_path: Path) -> None:

@@ -2,9 +2,9 @@
 
 1. `_lane_minima`: the last entry that each row, or column, keeps for its own sake. 2. `_bracket`: from a sample of each
 matrix, two magnitudes with its threshold between them. 3. `_gather`: one pass that counts what is larger and copies
-what is between, a few per cent. 4. `_threshold`: among these, the exact threshold and, where entries tie with it, the
-last index that is kept. Where the sample misled, the same search goes through the whole matrix instead: slow, and rare.
-5. `_zero_the_rest`: one pass that writes.
+what is between, a few per cent. 4. `find_threshold`: among these, the exact threshold and, where entries tie with it,
+the last index that is kept. Where the sample misled, the same search goes through the whole matrix instead: slow, and
+rare. 5. `_zero_the_rest`: one pass that writes.
 
 Entries are in the order of their magnitudes, and where these are equal the one of lower index counts as larger, so that
 the same weights always leave the same. The magnitudes of floats without their sign are ordered as integers are.
@@ -25,6 +25,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sparse_model.kernels.ahead import Variant
+from sparse_model.kernels.threshold import ABSENT, LARGEST, bit_sizes, find_threshold, searched_keys
 
 TALL, WIDE = 8, 512
 """A tile: one program's part of a matrix in the passes over all of it."""
@@ -46,12 +47,6 @@ SCANNED = 4096
 
 _LANES, _STEP = {False: 8, True: 64}, {False: 256, True: 32}
 """Rows (or columns) of one program in `_lane_minima`, and how many entries of each it reads together."""
-
-LARGEST = tl.constexpr(0x7FFFFFFF)
-"""Of 31 bits; no magnitude is larger."""
-
-ABSENT = tl.constexpr(-1)
-"""In place of the magnitude of what takes no part in the search: below all."""
 
 
 def project_matrices(matrices: Sequence[tuple[Tensor, int, int, bool]]) -> None:
@@ -100,7 +95,7 @@ class _Plan:
         _bracket[(G,)](*where, wanted, bounds, **_bracket_constants())
         _gather[(len(self.tiles),)](*where, self.tiles, bounds, self.regions, counts, keys, places, **passes)
         for whole in (False, True):
-            _threshold[(G,)](
+            find_threshold[(G,)](
                 *where, wanted, bounds, counts, self.regions, keys, places, cuts, **_threshold_constants(whole)
             )
         _zero_the_rest[(len(self.tiles),)](*where, self.tiles, cuts, **passes)
@@ -151,11 +146,6 @@ def _plan(matrices: tuple[tuple[int, int, int, int, bool], ...], device: torch.d
 
 
 @triton.jit
-def _sizes(bits):
-    return bits & 0x7FFFFFFF
-
-
-@triton.jit
 def _lane_minima_without_ties(
     weight, C, lane, exists, length, missing, BY_COLUMN: tl.constexpr, LANES: tl.constexpr, STEP: tl.constexpr
 ):
@@ -172,7 +162,7 @@ def _lane_minima_without_ties(
             offset, inside = along[:, None] * C + lane[None, :], (along < length)[:, None] & exists
         else:
             offset, inside = lane[:, None] * C + along[None, :], (along < length)[None, :] & exists
-        size = tl.where(inside, _sizes(tl.load(weight + offset, mask=inside, other=0)), -1)
+        size = tl.where(inside, bit_sizes(tl.load(weight + offset, mask=inside, other=0)), -1)
         a, size = tl.maximum(a, size), tl.minimum(a, size)
         b, size = tl.maximum(b, size), tl.minimum(b, size)
         c, size = tl.maximum(c, size), tl.minimum(c, size)
@@ -230,7 +220,7 @@ def _lane_minima(pointers, shapes, alive, tiles, BY_COLUMN: tl.constexpr, LANES:
             else:
                 offset = lane[:, None].to(tl.int64) * C + along[None, :]
                 key_place, inside, below = along[None, :], (along < length)[None, :] & exists, edge[:, None]
-            size = _sizes(tl.load(weight + offset, mask=inside, other=0)).to(tl.int64)
+            size = bit_sizes(tl.load(weight + offset, mask=inside, other=0)).to(tl.int64)
             key = (size << 31) | (key_place ^ 0x7FFFFFFF).to(tl.int64)
             key = tl.where(inside & (key < below), key, -1)
             a, key = tl.maximum(a, key), tl.minimum(a, key)
@@ -251,17 +241,6 @@ def _lane_minima(pointers, shapes, alive, tiles, BY_COLUMN: tl.constexpr, LANES:
         tl.store(alive + place + lane, edge, mask=lane < C)
     else:
         tl.store(alive + place + lane, edge, mask=lane < R)
-
-
-@triton.jit
-def _searched(size, row, column, inside, alive, place, by_column):
-    """Magnitudes, ABSENT where there is no entry or one that is kept for its lane's sake; and which those are."""
-    lane = tl.where(by_column != 0, column, row)
-    along = tl.where(by_column != 0, row, column)
-    edge = tl.load(alive + place + lane, mask=inside & (place >= 0), other=0x7FFFFFFFFFFFFFFF)
-    edge_size, edge_along = (edge >> 31).to(tl.int32), (edge & 0x7FFFFFFF).to(tl.int32) ^ 0x7FFFFFFF
-    kept = inside & (place >= 0) & ((size > edge_size) | ((size == edge_size) & (along <= edge_along)))
-    return tl.where(inside & (kept == 0), size, ABSENT), kept
 
 
 @triton.jit
@@ -292,8 +271,8 @@ def _bracket(
         i = tl.arange(0, SAMPLED)
         piece = total // SAMPLED
         index = i * piece + (((i * 0x1E3779B1) & 0x7FFFFFFF) >> 7) % piece
-        size = _sizes(tl.load(weight + index))
-        keys, _ = _searched(size, index // C, index % C, i >= 0, alive, place, by_column)
+        size = bit_sizes(tl.load(weight + index))
+        keys, _ = searched_keys(size, index // C, index % C, i >= 0, alive, place, by_column)
         present = tl.sum((keys >= 0).to(tl.int32), 0)
         share = want.to(tl.float32) / total
         expected = share * SAMPLED
@@ -324,7 +303,7 @@ def _tile(pointers, shapes, alive, tiles, TALL: tl.constexpr, WIDE: tl.constexpr
     inside = (row < R) & (column < C)
     index = row * C + column
     bits = tl.load(weight + index, mask=inside, other=0)
-    size = _sizes(bits)
+    size = bit_sizes(bits)
     # one edge for a whole row, or column, of the tile; taken apart before it is spread over it
     if by_column != 0:
         of_column = tl.load(alive + place + column, mask=(column < C) & (place >= 0), other=0)
@@ -365,104 +344,6 @@ def _gather(
 
 
 @triton.jit
-def _threshold(
-    pointers, shapes, alive, wanted, bounds, counts, regions, keys_ptr, places_ptr, cuts,
-    WHOLE: tl.constexpr, SCANNED: tl.constexpr,
-):  # fmt: skip
-    """The exact threshold of each matrix, and the last flat index at which an entry that equals it is kept.
-
-    Without WHOLE among what was gathered, if that is all there is between two bounds that hold the threshold; with it
-    among all entries of the matrices for which it is not.
-    """
-    g = tl.program_id(0)
-    want = tl.load(wanted + g).to(tl.int32)
-    above, within = tl.load(counts + g * 2), tl.load(counts + g * 2 + 1)
-    low, high = tl.load(bounds + g * 2), tl.load(bounds + g * 2 + 1)
-    zeros_too = (want > above + within) & (low == 1)
-    gathered = (want > above) & ((want <= above + within) | zeros_too) & (within <= tl.load(regions + g * 2 + 1))
-    if want < 1:
-        if WHOLE:
-            tl.store(cuts + g * 2, LARGEST)
-            tl.store(cuts + g * 2 + 1, -1)
-    elif gathered & zeros_too:
-        if WHOLE:
-            tl.store(cuts + g * 2, 0)
-            tl.store(cuts + g * 2 + 1, LARGEST)
-    elif WHOLE != gathered:
-        weight = tl.load(pointers + g).to(tl.pointer_type(tl.int32))
-        C, place = tl.load(shapes + g * 5 + 1), tl.load(shapes + g * 5 + 3)
-        by_column = tl.load(shapes + g * 5 + 4)
-        keys_ptr += tl.load(regions + g * 2)
-        places_ptr += tl.load(regions + g * 2)
-        if WHOLE:
-            total, low, high = tl.load(shapes + g * 5) * C, tl.full([], 0, tl.int32), tl.full([], LARGEST, tl.int32)
-        else:
-            total = within
-            want -= above
-        # keys from low on are at least `want`, those above high are fewer
-        n_above = tl.full([], 0, tl.int32)
-        while low < high:
-            quarter = tl.maximum((high - low) // 4, 1)
-            one, two = low + quarter, low + tl.minimum(2 * quarter, high - low)
-            three = low + tl.minimum(3 * quarter, high - low)
-            a, b, c = (tl.zeros([SCANNED], tl.int32),) * 3
-            for start in range(0, total, SCANNED):
-                keys = _scanned(start, total, keys_ptr, weight, C, alive, place, by_column, WHOLE, SCANNED)
-                a += (keys >= one).to(tl.int32)
-                b += (keys >= two).to(tl.int32)
-                c += (keys >= three).to(tl.int32)
-            n_one, n_two, n_three = tl.sum(a, 0), tl.sum(b, 0), tl.sum(c, 0)
-            if n_three >= want:
-                low = three
-            elif n_two >= want:
-                low, high, n_above = two, three - 1, n_three
-            elif n_one >= want:
-                low, high, n_above = one, two - 1, n_two
-            else:
-                high, n_above = one - 1, n_one
-        spare = tl.zeros([SCANNED], tl.int32)
-        for start in range(0, total, SCANNED):
-            keys = _scanned(start, total, keys_ptr, weight, C, alive, place, by_column, WHOLE, SCANNED)
-            spare += (keys == low).to(tl.int32)
-        last = tl.full([], LARGEST, tl.int32)
-        missing = want - n_above
-        if (tl.sum(spare, 0) > missing) & (low > 0):
-            # of the entries that equal the threshold, the index of the one that is the last to be kept
-            first = tl.full([], 0, tl.int32)
-            last = tl.load(shapes + g * 5) * C - 1
-            while first < last:
-                middle = first + (last - first) // 2
-                n = tl.zeros([SCANNED], tl.int32)
-                for start in range(0, total, SCANNED):
-                    keys = _scanned(start, total, keys_ptr, weight, C, alive, place, by_column, WHOLE, SCANNED)
-                    i = start + tl.arange(0, SCANNED)
-                    if WHOLE:
-                        index = i
-                    else:
-                        index = tl.load(places_ptr + i, mask=i < total, other=0)
-                    n += ((keys == low) & (index <= middle)).to(tl.int32)
-                if tl.sum(n, 0) >= missing:
-                    last = middle
-                else:
-                    first = middle + 1
-        tl.store(cuts + g * 2, low)
-        tl.store(cuts + g * 2 + 1, last)
-
-
-@triton.jit
-def _scanned(start, total, keys_ptr, weight, C, alive, place, by_column, WHOLE: tl.constexpr, SCANNED: tl.constexpr):
-    """The next keys of a search: those that were gathered, or those of the whole matrix."""
-    i = start + tl.arange(0, SCANNED)
-    inside = i < total
-    if WHOLE:
-        size = _sizes(tl.load(weight + i, mask=inside, other=0))
-        keys, _ = _searched(size, i // C, i % C, inside, alive, place, by_column)
-    else:
-        keys = tl.load(keys_ptr + i, mask=inside, other=ABSENT)
-    return keys
-
-
-@triton.jit
 def _zero_the_rest(pointers, shapes, alive, tiles, cuts, TALL: tl.constexpr, WIDE: tl.constexpr, ALIGNED: tl.constexpr):
     g, weight, index, inside, bits, keys, kept = _tile(pointers, shapes, alive, tiles, TALL, WIDE, ALIGNED)
     threshold, last = tl.load(cuts + g * 2), tl.load(cuts + g * 2 + 1)
@@ -491,7 +372,7 @@ def selection_variants() -> list[Variant]:
     add("bracket", _bracket, search, _bracket_constants())
     for whole in (False, True):
         arguments = search | gathered | {"cuts": "*i32"}
-        add(f"threshold{' of the whole' if whole else ''}", _threshold, arguments, _threshold_constants(whole))
+        add(f"threshold{' of the whole' if whole else ''}", find_threshold, arguments, _threshold_constants(whole))
     for aligned in (False, True):
         passes = {"TALL": TALL, "WIDE": WIDE, "ALIGNED": aligned, "num_warps": 8}
         label = "" if aligned else ", unaligned"

@@ -175,3 +175,7 @@ class TrainConfig(Config):
     def n_steps(self, context: int) -> int:
         """Optimiser steps, each of batch_size * context tokens."""
         return max(1, round(self.tokens / (self.batch_size * context)))
+
+
+SECTIONS: dict[str, type[BaseModel]] = {"model": ModelConfig, "training": TrainConfig}
+"""The parts of a run's configuration, by the names that they have in files."""

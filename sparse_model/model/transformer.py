@@ -79,29 +79,47 @@ class SparseTransformer(nn.Module):
         `at_site` may look at or replace the activation of every node site. InputError for tokens or targets that are
         not ids (B, T) of the vocabulary, T at most the context.
         """
-        final = self.final(tokens, at_site)
         if targets is None:
-            return self.logits(final, tokens)
+            return self.logits(self.final(tokens, at_site), tokens)
+        stream = self._stream(tokens, at_site)
         check_tokens(targets, self.config, what="targets", ids=not self._is_learning())
         if targets.shape != tokens.shape:
             raise InputError(f"targets of shape {tuple(targets.shape)}; allowed: {tuple(tokens.shape)}, as tokens")
-        weights = self.unembedding, self.unembedding_bias, self.bigram
-        flat = final.flatten(0, 1), *weights, tokens.flatten(), targets.flatten()
-        return unembedding_loss(*flat, by_rows=self.bigram_by_rows and tokens.is_cpu)
+        return self.loss_of(stream, tokens, targets, at_site)
 
     def final(self, tokens: Tensor, at_site: SiteFunction | None = None) -> Tensor:
         """Activation of the last node site, final.in, (B, T, D): everything but the unembedding.
 
         InputError for tokens that are not ids (B, T) of the vocabulary, T at most the context.
         """
+        return self._ended(self._stream(tokens, at_site), at_site)
+
+    def _stream(self, tokens: Tensor, at_site: SiteFunction | None) -> Tensor:
+        """The residual stream (B, T, D) after all layers."""
         check_tokens(tokens, self.config, ids=not self._is_learning())
-        x: Tensor = F.embedding(tokens, self.embedding)
-        positions = None if self.positions is None else self.positions[: tokens.shape[-1]]
-        if positions is not None and self.config.positions == "learned":
-            x, positions = x + positions, None
+        x = self.embedded(tokens)
+        positions = None
+        if self.positions is not None and self.config.positions == "concatenated":
+            positions = self.positions[: tokens.shape[-1]]
         for layer in self.layers:
             x = layer(x, positions, self.compute_dtype, at_site)
-        return _visit(at_site, FINAL_SITE, self.final_norm(x).to(self.compute_dtype))
+        return x
+
+    def embedded(self, tokens: Tensor) -> Tensor:
+        """The residual stream (B, T, D) before the first layer, for tokens (B, T)."""
+        x: Tensor = F.embedding(tokens, self.embedding)
+        if self.positions is not None and self.config.positions == "learned":
+            x = x + self.positions[: tokens.shape[-1]]
+        return x
+
+    def _ended(self, stream: Tensor, at_site: SiteFunction | None) -> Tensor:
+        return _visit(at_site, FINAL_SITE, self.final_norm(stream).to(self.compute_dtype))
+
+    def loss_of(self, stream: Tensor, tokens: Tensor, targets: Tensor, at_site: SiteFunction | None = None) -> Tensor:
+        """Mean cross-entropy in nats of targets (B, T), from the residual stream (B, T, D) after all layers."""
+        weights = self.unembedding, self.unembedding_bias, self.bigram
+        flat = self._ended(stream, at_site).flatten(0, 1), *weights, tokens.flatten(), targets.flatten()
+        return unembedding_loss(*flat, by_rows=self.bigram_by_rows and tokens.is_cpu)
 
     def _is_learning(self) -> bool:
         """Whether this may be a step of training, in which nothing is asked of the device."""

@@ -14,14 +14,14 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import BaseModel
 from torch import Tensor
 
+from sparse_model.cores import keep_freed_memory
 from sparse_model.data.loader import TokenDataset
 from sparse_model.distributed.sharding import is_sharded, sharded_model
 from sparse_model.distributed.workers import Parallel, gathered, rank, summed, world_size
 from sparse_model.errors import InputError
-from sparse_model.model.config import RUN_ONLY, ModelConfig, TrainConfig
+from sparse_model.model.config import RUN_ONLY, SECTIONS, ModelConfig, TrainConfig
 from sparse_model.model.transformer import SparseTransformer
 from sparse_model.sparsity.projection import check_budget
 from sparse_model.training.batches import Batches
@@ -34,7 +34,6 @@ from sparse_model.training.passes import Passes
 from sparse_model.training.precision import ComputeType, resolved
 
 Metrics = dict[str, float]
-_SECTIONS: dict[str, type[BaseModel]] = {"model": ModelConfig, "training": TrainConfig}
 Report = Callable[[Metrics], None]
 
 
@@ -80,6 +79,7 @@ def train(
     (which stay as they are), and where storage fails.
     """
     check(model_config, recipe, data)
+    keep_freed_memory()
     store = checkpoints or NoCheckpoints()
     run = Run(model_config, recipe, data, torch.device(device), parallel)
     if not store.restore(run.load) and run.touched:
@@ -267,7 +267,7 @@ class Run:
 
     def _refuse_other(self, run: dict[str, Any]) -> None:
         # what a checkpoint of an earlier version does not know was then as it is by default
-        known = {name: config.model_json_schema()["properties"] for name, config in _SECTIONS.items()}
+        known = {name: config.model_json_schema()["properties"] for name, config in SECTIONS.items()}
         for section, own in self._identity().items():
             theirs = run.get(section, {})
             for field, value in own.items():

@@ -1,25 +1,27 @@
 """The gradient of a batch in as many forward and backward passes as memory asks for.
 
 Workers of replicas add up their gradients only after all of them have come through: one that runs out of memory in the
-middle would leave the others waiting for its part.
+middle would leave the others waiting for its part. Those of a sharded model wait for each other in every layer; a
+guard has one that runs out of memory go on with them.
 """
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from sparse_model.distributed.guard import OUT_OF_MEMORY, Guard
 from sparse_model.distributed.workers import Hosts, averaged
 from sparse_model.errors import InputError
-
-OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
+from sparse_model.model.transformer import SparseTransformer
 
 
 class Passes:
     """Gradients of a batch, `size` sequences of a worker at a time."""
 
-    def __init__(self, model: nn.Module, size: int, sharded: bool) -> None:
-        self.model, self.size, self.sharded = model, size, sharded
+    def __init__(self, model: SparseTransformer, size: int, sharded: bool) -> None:
+        self.model, self.size = model, size
+        self._guard = Guard(model) if sharded else None
         self._hosts = Hosts()
 
     def __call__(self, tokens: Tensor) -> Tensor:
@@ -34,18 +36,26 @@ class Passes:
                 break
             self._halve()
         assert loss is not None
-        if not self.sharded:
+        if self._guard is None:
             averaged([p.grad for p in self.model.parameters() if p.grad is not None])
         return loss
 
     def _tried(self, tokens: Tensor) -> Tensor | None:
         """The loss, or None where memory ran out."""
+        if self._guard is not None:
+            return self._guarded(tokens, self._guard)
         try:
             return self._all(tokens)
-        except OUT_OF_MEMORY as error:
-            if self.sharded:  # the other workers are waiting for this one's part of a layer
-                raise InputError(self._too_much("; allowed: a smaller training.micro_batch")) from error
+        except OUT_OF_MEMORY:
             return None
+
+    def _guarded(self, tokens: Tensor, guard: Guard) -> Tensor | None:
+        try:
+            with guard.watching():
+                loss = self._all(tokens)
+        except OUT_OF_MEMORY as error:  # the other workers are waiting for this one's part of a layer
+            raise InputError(self._too_much("; allowed: a smaller training.micro_batch")) from error
+        return None if guard.failed else loss
 
     def _all(self, tokens: Tensor) -> Tensor:
         total = torch.zeros((), device=tokens.device)

@@ -70,7 +70,9 @@ def train_command(
         console.print(f"{result.status}: {result.reason}")
         return 1
     save_pretrained(result.model, data.tokenizer, out)
-    console.print(f"validation loss {result.metrics['val_loss']:.4f} nats per token ({result.dtype}); model in {out}")
+    figures = f"validation loss {result.metrics['val_loss']:.4f} nats per token"
+    figures += f", {result.metrics['dead_neurons']:.1%} of neurons dead ({result.dtype})"
+    console.print(f"{figures}; model in {out}")
     return 0
 
 

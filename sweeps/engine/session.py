@@ -14,7 +14,7 @@ from sparse_model.cores import cpu_count
 from sparse_model.errors import InputError
 from sweeps.study.study import ResourceConfig
 
-PATIENCE = 10.0
+ANSWER_SECONDS = 10.0
 """Seconds in which the head of a cluster has to answer."""
 OBJECT_STORE_BYTES = 200_000_000
 """Of our own Ray: only means, rows and configurations pass through it."""
@@ -91,7 +91,7 @@ def check_answers(address: str | None) -> None:
     try:
         if not port.isdigit():
             raise OSError(f"no port {port!r}")
-        socket.create_connection((host.strip("[]"), int(port)), PATIENCE).close()
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise InputError(
             f"address {address}: no Ray there ({error}); allowed: auto on the cluster, or its head's <host>:<port>"

@@ -15,15 +15,14 @@ from itertools import product
 from math import prod
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
-from sparse_model.model.config import RUN_ONLY, Config, ModelConfig, TrainConfig
+from sparse_model.model.config import RUN_ONLY, SECTIONS, Config, ModelConfig, TrainConfig
 from sweeps.study.distributions import Choice, Distribution, Sampler
 from sweeps.study.problems import shown
 
 TrialKind = Literal["sparse", "dense"]
 TRIAL_KINDS: tuple[TrialKind, ...] = ("sparse", "dense")
-SECTIONS: dict[str, type[BaseModel]] = {"model": ModelConfig, "training": TrainConfig}
 DENSE_MEANS = {"model.activation_fraction": 1.0, "training.fraction": 1.0, "training.embedding_fraction": None}
 """What makes a trial dense, and so is nobody else's to set in a dense trial."""
 

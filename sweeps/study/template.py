@@ -10,13 +10,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from sparse_model.errors import InputError
-from sparse_model.model.config import ModelConfig, TrainConfig
+from sparse_model.model.config import SECTIONS, ModelConfig, TrainConfig
 from sparse_model.sparsity.projection import check_budget
 from sweeps.study.distributions import Choice, parse_distribution
 from sweeps.study.problems import Problem, pydantic_problems, shown, unknown_key
 from sweeps.study.space import (
     DENSE_MEANS,
-    SECTIONS,
     TRIAL_KINDS,
     Entry,
     Space,

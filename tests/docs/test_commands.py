@@ -97,6 +97,11 @@ def here(after_the_demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (other / "study.yaml").write_text(
         (place / "results/quickstart/study.yaml").read_text().replace("quickstart", "other")
     )
+    searched = {"d_model: 16": "d_model: {choice: [16, 128]}", "fraction: 0.2": "fraction: {loguniform: [0.03, 0.12]}"}
+    copied = (place / "tiny.yaml").read_text().replace("lr: 0.1}", "lr: 0.1, anneal: {choice: [0.3, 0.5]}}")
+    for fixed, drawn in searched.items():
+        copied = copied.replace(fixed, drawn)
+    (place / "copy.yaml").write_text(copied)
     (place / "mine.yaml").write_text(fenced(ROOT / "README.md", "yaml")[0])
     monkeypatch.chdir(place)
     return place
@@ -197,7 +202,7 @@ def spans() -> Iterator[tuple[str, str]]:
 def test_commands_within_sentences_are_there(text: str) -> None:
     command: Any = get_command(sweeps_app)
     words = text.split()
-    while hasattr(command, "commands") and words and words[0] not in ("COMMAND", "--help", "..."):
+    while hasattr(command, "commands") and words and words[0] not in ("COMMAND", "...") and words[0][0] != "-":
         assert words[0] in command.commands, text
         command, words = command.commands[words[0]], words[1:]
     known = {option for parameter in command.params for option in parameter.opts} | {"--help"}

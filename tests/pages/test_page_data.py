@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from planting import ANSWERS, CUES, QUESTION
 from pydantic import Field
 
 from circuit.graph.edges import matrices
@@ -22,7 +23,7 @@ from circuit.pages import Notes
 from circuit.pages.head import loss_curves, losses, proofs
 from circuit.pages.shown import visible
 from circuit.tasks import TaskData
-from pages.stories import ANSWERS, CUES, HOSTILE, QUESTION, Story, Tokens
+from pages.stories import HOSTILE, Story, Tokens
 from sparse_model.errors import InputError
 from sparse_model.model.config import Config
 

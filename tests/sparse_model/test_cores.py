@@ -1,5 +1,6 @@
 """Cores that this process may use, with `taskset` itself and a container's files planted."""
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -38,3 +39,25 @@ def test_a_containers_limit_counts(
     monkeypatch.setattr(cores, "CGROUP", tmp_path)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)))
     assert cpu_count() == expected
+
+
+FAULTS = """
+import resource
+from sparse_model.cores import keep_freed_memory
+assert not {keep} or keep_freed_memory()
+for i in range(12):
+    blocks = [bytearray(2**24) for _ in range(4)]
+    if i == 3:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    del blocks
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="not glibc")
+def test_freed_memory_is_used_again_without_the_system():
+    given_back, kept = (
+        int(subprocess.run([sys.executable, "-c", FAULTS.format(keep=keep)], capture_output=True, check=True).stdout)
+        for keep in (False, True)
+    )
+    assert kept < given_back / 10

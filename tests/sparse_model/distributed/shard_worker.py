@@ -1,27 +1,32 @@
-"""One of four processes: shard_worker.py RANK PORT DATA OUT. What it finds goes to OUT; test_sharding.py judges it."""
+"""Four processes: shard_worker.py PORT DATA OUT. What they find goes to OUT; test_sharding.py judges it."""
 
 import json
 import os
 import shutil
+import signal
 import sys
-from contextlib import suppress
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 from waits import Waits
 
 from sparse_model.data import TokenDataset
 from sparse_model.distributed.sharding import gathered_whole, held, sharded_model
-from sparse_model.distributed.workers import rank, world_size
+from sparse_model.distributed.workers import rank, summed, world_size
 from sparse_model.errors import InputError
 from sparse_model.model.config import ModelConfig, TrainConfig
-from sparse_model.model.transformer import SparseTransformer
+from sparse_model.model.transformer import MLP, SparseTransformer
 from sparse_model.saved.pretrained import save_pretrained
 from sparse_model.training import precision
 from sparse_model.training.checkpoint import Checkpoints
 from sparse_model.training.loop import Run, TrainResult, train
+from sparse_model.training.passes import Passes
 
 MODEL, RECIPE = (ModelConfig(**json.loads(os.environ["MODEL"])), TrainConfig(**json.loads(os.environ["RECIPE"])))
 
@@ -64,6 +69,7 @@ def two_workers(data: TokenDataset, out: Path) -> None:
     keep("fsdp-damaged", data, out, parallel="fsdp", checkpoints=damaged)
     (out / f"warned-{rank()}.json").write_text(json.dumps(warned))
     keep_waits(data, out)
+    keep_gradients(out)
     keep_out_of_memory(data, out)
 
 
@@ -72,7 +78,6 @@ def four_workers(data: TokenDataset, out: Path) -> None:
     result = keep("fsdp", data, out, parallel="fsdp")
     save_pretrained(result.model, data.tokenizer, str(out / "pretrained"))
     keep("from-2", data, out, parallel="fsdp", checkpoints=copy_of(out / "from-2-fsdp", out / "to-4"))
-    keep_gradients(out)
     keep_memory(result, out)
 
 
@@ -97,26 +102,58 @@ def keep(name: str, data: TokenDataset, out: Path, recipe: TrainConfig = RECIPE,
 
 def keep_out_of_memory(data: TokenDataset, out: Path) -> None:
     """Runs whose second worker has less memory than it needs: from the sixth step on one sequence fits, or none."""
-    whole = SparseTransformer.forward
-    calls, fits = [0], [1]
-
-    def small(model, tokens, at_site=None, targets=None):
-        calls[0] += targets is not None
-        loss = whole(model, tokens, at_site, targets)
-        if rank() == 1 and targets is not None and calls[0] > 5 and len(tokens) > fits[0]:
-            raise torch.OutOfMemoryError("planted")
-        return loss
-
-    SparseTransformer.forward = small
-    keep("oom", data, out, parallel="ddp")
-    calls[0], fits[0] = 0, 0
-    try:
-        train(MODEL, RECIPE, data, parallel="ddp")
-    except InputError as error:
-        (out / f"oom-{rank()}.txt").write_text(str(error))
-    SparseTransformer.forward = whole
+    for parallel, where in (("ddp", "after the forward pass"), ("fsdp", "in a layer's backward pass")):
+        with too_small(where, passes=5, fits=1):
+            keep(f"oom-{parallel}", data, out, parallel=parallel)
+        with too_small(where, passes=0, fits=0):
+            try:
+                train(MODEL, RECIPE, data, parallel=parallel)
+            except InputError as error:
+                (out / f"oom-{parallel}-{rank()}.txt").write_text(str(error))
     for parallel in ("ddp", "fsdp"):
         keep(f"micro-{parallel}", data, out, recipe=RECIPE.model_copy(update={"micro_batch": 3}), parallel=parallel)
+
+
+PLACES = {
+    "in the embedding": (SparseTransformer, "embedded"),
+    "in a layer": (MLP, "forward"),
+    "in the loss": (SparseTransformer, "loss_of"),
+    "after the forward pass": (SparseTransformer, "forward"),
+}
+for name in list(PLACES)[:3]:
+    PLACES[f"{name}'s backward pass"] = PLACES[name]
+
+
+@contextmanager
+def too_small(where: str, passes: int, fits: int) -> Iterator[None]:
+    """From so many forward passes on no more than `fits` sequences fit the second worker's memory at that place."""
+    owner, attribute = PLACES[where]
+    whole = getattr(owner, attribute)
+    calls = [0]
+
+    def small(module, x, *rest, **options):
+        learning = torch.is_grad_enabled()
+        calls[0] += learning
+        result = whole(module, x, *rest, **options)
+        if rank() == 1 and learning and calls[0] > passes and len(x) > fits:
+            if "backward" not in where:
+                raise torch.OutOfMemoryError("planted")
+            result = NoMemory.apply(result)
+        return result
+
+    setattr(owner, attribute, small)
+    yield
+    setattr(owner, attribute, whole)
+
+
+class NoMemory(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        raise torch.OutOfMemoryError("planted")
 
 
 def keep_waits(data: TokenDataset, out: Path) -> None:
@@ -137,19 +174,40 @@ def keep_waits(data: TokenDataset, out: Path) -> None:
 
 
 def keep_gradients(out: Path) -> None:
-    """Gradients of a sharded model, each worker with tokens of its own; and those of one model with all of them."""
-    torch.manual_seed(0)
-    sharded = sharded_model(MODEL, torch.float32, torch.device("cpu"))
-    tokens = torch.randint(0, MODEL.vocab_size, (8, MODEL.context + 1))
+    """Gradients of a sharded model, each worker with tokens of its own, wherever it runs out of memory; and those of
+    one model with all of them. And both in bfloat16, with what is sent then."""
+    tokens = torch.randint(0, MODEL.vocab_size, (8, MODEL.context + 1), generator=torch.Generator().manual_seed(0))
     mine = tokens[rank() :: world_size()]
-    sharded(mine[:, :-1], targets=mine[:, 1:]).backward()
-    torch.manual_seed(0)
-    whole = SparseTransformer(MODEL)
-    whole(tokens[:, :-1], targets=tokens[:, 1:]).backward()
-    tensors = {f"sharded.{n}": gathered_whole(p.grad) for n, p in sharded.named_parameters()}
-    tensors |= {f"whole.{n}": p.grad for n, p in whole.named_parameters()}
+    tensors = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.manual_seed(0)
+        whole = SparseTransformer(MODEL, dtype)
+        loss = whole(tokens[:, :-1], targets=tokens[:, 1:])
+        loss.backward()
+        tensors |= {f"whole {dtype} {n}": p.grad for n, p in whole.named_parameters()}
+        for where in (None, *PLACES) if dtype is torch.float32 else (None,):
+            torch.manual_seed(0)
+            passes = Passes(sharded_model(MODEL, dtype, torch.device("cpu")), len(mine), sharded=True)
+            with too_small(where, passes=0, fits=1) if where else nullcontext(), Sent() as sent:
+                own = passes(mine)
+            tensors |= {f"{where} {dtype} {n}": gathered_whole(p.grad) for n, p in passes.model.named_parameters()}
+            found = {"loss": float(summed(own)) / world_size(), "whole": loss.item(), "size": passes.size}
+            (out / f"passes-{where}-{dtype}-{rank()}.json").write_text(json.dumps(found | {"sent": sent.types}))
     if rank() == 0:
         save_file(tensors, out / "gradients.safetensors")
+
+
+class Sent(TorchDispatchMode):
+    """While it is active, `types` has in which types weights are gathered and gradients sent, in that order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.types: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "c10d" and ("allgather" in str(func) or "reduce_scatter" in str(func)):
+            self.types.append(f"{func.overloadpacket.__name__} {args[1].dtype}")
+        return func(*args, **(kwargs or {}))
 
 
 def keep_memory(result: TrainResult, out: Path) -> None:
@@ -160,6 +218,25 @@ def keep_memory(result: TrainResult, out: Path) -> None:
     (out / f"held-{rank()}.json").write_text(json.dumps(counts))
 
 
+def in_four_processes(*options) -> None:
+    """`main` in four copies of this process, which has imported everything; the failure of one ends all."""
+    workers = []
+    for me in range(4):
+        workers.append(os.fork())
+        if workers[-1] == 0:
+            signal.alarm(120)  # that none waits for ever
+            try:
+                main(me, *options)
+                os._exit(0)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+    for _ in workers:
+        if os.wait()[1]:
+            os.killpg(0, signal.SIGKILL)
+
+
 if __name__ == "__main__":
+    os.setpgid(0, 0)
     torch.set_num_threads(1)
-    main(int(sys.argv[1]), int(sys.argv[2]), TokenDataset.open(sys.argv[3]), Path(sys.argv[4]))
+    in_four_processes(int(sys.argv[1]), TokenDataset.open(sys.argv[2]), Path(sys.argv[3]))

@@ -115,9 +115,11 @@ for (shape, k), dtype, levels, before in cases:
 assert triton_topk(torch.tensor([[1.0, float("nan"), 2.0]]), 1).isnan().any()
 check_parts()
 run_one("cpu")
-for attention in product([2], [1, 65, 130], [3], [8, 16], [False, True]):
+for attention in [(2, 1, 3, 8, True), (1, 130, 2, 8, True), (1, 130, 2, 16, False)]:
     check_attention(*attention)
-SEEDS = 12
+for attention in product([2], [65], [3], [8, 16], [False, True]):
+    check_attention(*attention)
+SEEDS = 9
 sizes = [
     {"SMALL": 2**15},
     {"SMALL": 64, "SAMPLED": 64, "SHARE": 2},

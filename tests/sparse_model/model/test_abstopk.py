@@ -2,6 +2,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
+from sparse_model.model import abstopk
 from sparse_model.model.abstopk import abs_topk
 
 
@@ -25,6 +26,10 @@ def test_equals_torch_topk_over_shapes_ties_and_zeros(rows, width, seed, dtype, 
     generator = torch.Generator().manual_seed(seed)
     x = (torch.randint(-levels, levels + 1, (rows, width), generator=generator) / 3).to(dtype)
     assert torch.equal(abs_topk(x, k), reference(x, k))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(abstopk, "CPU_ENTRIES", 2 * width)  # two rows at a time, and these are not side by side
+        spread = torch.stack([x, x.flip(0)], dim=1)
+        assert torch.equal(abs_topk(spread[:, 1], k), reference(x.flip(0), k))
 
 
 @settings(max_examples=60, deadline=None)

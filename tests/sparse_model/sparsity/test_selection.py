@@ -42,57 +42,48 @@ def test_the_reference_is_the_definition():
         assert {(r, c) for r, c in keep_mask(*matrix).nonzero().tolist()} == plainly(matrix), what
 
 
-def on_cpu(tmp_path_factory: pytest.TempPathFactory, threads: int) -> dict[str, Tensor]:
+def on_cpu(threads: int) -> dict[str, Tensor]:
     found = cases()
     cpu_projection.project_on_cpu(list(found.values()), threads)
     return {what: matrix.weight for what, matrix in found.items()}
 
 
-def without_waiting(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+def without_waiting() -> dict[str, Tensor]:
     found = cases()
     shard_projection.project_whole(list(found.values()))
     return {what: matrix.weight for what, matrix in found.items()}
 
 
-def on_shards(tmp_path_factory: pytest.TempPathFactory, world: int) -> dict[str, Tensor]:
-    out, port = tmp_path_factory.mktemp("shards"), str(random.randrange(20_000, 30_000))
-    worked(*(["shards", out / f"{rank}.pt", str(rank), str(world), port] for rank in range(world)))
-    rows = [torch.load(out / f"{rank}.pt") for rank in range(world)]
-    return {what: torch.cat([own[what] for own in rows]) for what in rows[0]}
-
-
-def on_gpu(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
-    out = tmp_path_factory.mktemp("gpu") / "projected.pt"
-    worked(["gpu", out])
-    projected: dict[str, Tensor] = torch.load(out)
-    return projected
-
-
-def worked(*workers: list[str | Path]) -> None:
-    """Let processes with these arguments do their part."""
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with what other processes left of all cases."""
+    out = tmp_path_factory.mktemp("elsewhere")
     # beside the script lies a folder of tests that is called like the package
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(WORKER.parents[1])}
-    running = [subprocess.Popen([sys.executable, WORKER, *options], env=environment) for options in workers]
-    try:
-        assert [worker.wait(280) for worker in running] == [0] * len(running)
-    finally:
-        for worker in running:
-            worker.kill()
+    command = [sys.executable, WORKER, out, str(random.randrange(20_000, 30_000))]
+    subprocess.run(command, env=environment, timeout=280, check=True)
+    return out
 
 
 BACKENDS = {
-    "cpu": lambda factory: on_cpu(factory, 1),
-    "cpu, two threads": lambda factory: on_cpu(factory, 2),
+    "cpu": lambda: on_cpu(1),
+    "cpu, two threads": lambda: on_cpu(2),
     "without waiting": without_waiting,
-    "shards of two": lambda factory: on_shards(factory, 2),
-    "shards of three": lambda factory: on_shards(factory, 3),
-    "gpu": on_gpu,
+    "shards of two": 2,
+    "shards of three": 3,
+    "gpu": "gpu",
 }
 
 
 @pytest.fixture(scope="module", params=[pytest.param(name, marks=GPU if name == "gpu" else ()) for name in BACKENDS])
-def projected(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
-    return BACKENDS[request.param](tmp_path_factory)
+def projected(request: pytest.FixtureRequest) -> dict[str, Tensor]:
+    backend = BACKENDS[request.param]
+    if callable(backend):
+        return backend()
+    out: Path = request.getfixturevalue("elsewhere")
+    parts = ["gpu"] if backend == "gpu" else [f"{rank} of {backend}" for rank in range(int(backend))]
+    rows = [torch.load(out / f"{part}.pt") for part in parts]
+    return {what: torch.cat([own[what] for own in rows]) for what in rows[0]}
 
 
 class TestContract:
