@@ -16,7 +16,6 @@ from sweeps.commands import circuit, cluster, curves, data, doctor, folder, fron
 
 sweeps_app = typer.Typer(
     name="sweeps",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -51,7 +50,7 @@ for command in (
     sweeps_app.command(command.__name__.removesuffix("_command"))(command)
 circuit.circuit_app.command("page")(pages.page_command)
 circuit.circuit_app.command("compare")(pages.compare_command)
-sweeps_app.add_typer(circuit.circuit_app, name="circuit", no_args_is_help=True)
+sweeps_app.add_typer(circuit.circuit_app, name="circuit")
 sweeps_app.command("doctor")(doctor.doctor_command)
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -68,12 +67,12 @@ def run_and_exit(arguments: list[str] | None = None) -> None:
 def status_of(arguments: list[str] | None = None) -> int:
     """Run a command; its exit status, after saying on stderr what was wrong."""
     try:
-        status = sweeps_app(arguments, standalone_mode=False) or OK
+        status = sweeps_app(arguments, prog_name="sweeps", standalone_mode=False) or OK
         if status == INTERRUPTED:  # typer has caught the Ctrl-C and says nothing
             raise KeyboardInterrupt
         return status
     except typer.TyperException as error:
-        _say(" ".join(error.format_message().split()))
+        _say(f"{' '.join(error.format_message().split()).removesuffix('.')}{_way_out(error)}")
         return BAD_INPUT
     except ValidationError as error:
         for detail in error.errors():
@@ -92,6 +91,15 @@ def status_of(arguments: list[str] | None = None) -> int:
     except Exception as error:
         _say(redacted(f"failed: {type(error).__name__}: {' '.join(str(error).split())}"))
         return FAILED
+
+
+def _way_out(error: typer.TyperException) -> str:
+    """Where a wrong command is described: in the help of the program or of the command that was meant."""
+    context = getattr(error, "ctx", None)
+    if context is None:
+        return ""
+    there = "lists the commands" if hasattr(context.command, "commands") else "says what it takes"
+    return f"; `{context.command_path} --help` {there}"
 
 
 def _say(line: str) -> None:

@@ -164,6 +164,8 @@ def chosen(space: Space, assignments: list[str], seed: int) -> TrialConfig:
             entry.setdefault(section, {})[name] = parse_yaml(f"value: {value}", f"--set {text!r}")["value"]
         else:
             entry[field] = value
+    if "kind" not in entry and len(space.kinds()) > 1:
+        raise InputError(f"--set kind=… is needed; allowed: {', '.join(space.kinds())}")
     try:
         params = space.params(entry)
     except ValueError as error:

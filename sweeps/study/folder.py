@@ -19,6 +19,9 @@ def study_uri(study: Study) -> str:
 def study_at(uri: str) -> Study:
     """The study whose folder is at `uri`; InputError where none is."""
     path = storage.join(uri, "study.yaml")
+    if not storage.exists(path):
+        below = [name for name in storage.listdir(uri) if storage.exists(storage.join(uri, name, "study.yaml"))]
+        raise InputError(f"{uri}: no study here (no study.yaml); studies below it: {', '.join(below) or 'none'}")
     return read_study(read_text(path), path)
 
 
