@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -142,7 +143,7 @@ NANOSECONDS = 1767355200123456789
         ("train_loss", pa.array([decimal.Decimal("1.25")]), 1.25),
         ("train_loss", pa.array([float("nan")]), None),
         ("train_loss", pa.array([2], pa.int8()), 2.0),
-        ("train_loss", pa.array([1.5], pa.float16()), 1.5),
+        ("train_loss", pa.array(np.array([1.5], np.float16)), 1.5),
         ("retried", pa.array([1], pa.int8()), True),
         ("retried", pa.array([0.0]), False),
         ("study", pa.array(["s"]).dictionary_encode(), "s"),
