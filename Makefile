@@ -1,38 +1,51 @@
-# Everything from a fresh clone: make demo, make test. Needs Python 3.11 and make only.
-PYTHON := $(shell command -v python3.11 || command -v python3)
+# Everything from a fresh clone: make demo, make test. Needs make and a Python: 3.11, 3.12 or 3.13.
+# `make demo PYTHON=python3.12` chooses it; without, install/choose.py does, and says how much it downloads.
+PYTHON :=
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+RUN := $(VENV)/.installed
+DEVELOP := $(VENV)/.developing
+# Whatever Python there is, to look for the right one; the names of Pythons that do not run are passed over.
+ANY := $(shell for p in python3 python3.13 python3.12 python3.11 python; do $$p -c '' 2>/dev/null && echo $$p && break; done)
+INSTALL = $(or $(ANY),$(error no Python in PATH: 3.11, 3.12 or 3.13 is needed)) install/install.py --venv $(VENV) --python "$(PYTHON)"
 
-.PHONY: install demo test faults lint clean
+.PHONY: install develop demo test faults lint check-locks clean
 
-install: $(STAMP)
+install: $(RUN)
 
-# Installed anew whenever the pinned versions or the project's own metadata change.
-$(STAMP): requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
-		{ echo "make: Python 3.11 is needed; found none in PATH" >&2; exit 2; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -r requirements.lock
-	$(BIN)/python -m pip install --quiet --no-deps -e .
+develop: $(DEVELOP)
+
+# Installed anew whenever the pinned versions or the project's own metadata change, or another Python is asked for.
+$(RUN): requirements.lock pyproject.toml $(if $(PYTHON),FORCE)
+	@$(INSTALL) --lock requirements.lock
 	@touch $@
 
-demo: $(STAMP)
+$(DEVELOP): requirements.lock requirements-dev.lock pyproject.toml $(if $(PYTHON),FORCE)
+	@$(INSTALL) --lock requirements-dev.lock
+	@touch $(RUN) $@
+
+FORCE:
+
+demo: $(RUN)
 	$(BIN)/sweeps run quickstart
 
 # Two at a time where tests are of one thread; clusters of several processes one after another.
-test: $(STAMP) lint
+test: $(DEVELOP) lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not cluster and not faults"
 	$(BIN)/python -m pytest -m "cluster and not faults"
 
-faults: $(STAMP)
+faults: $(DEVELOP)
 	$(BIN)/python -m pytest -m "" tests/cluster/test_faults.py
 
-lint: $(STAMP)
+lint: $(DEVELOP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Do both locks resolve on every Python? Downloads what pip has not kept; installs nothing.
+check-locks:
+	@$(ANY) install/locks.py
 
 clean:
 	rm -rf $(VENV) results

@@ -8,3 +8,5 @@ from .proofs.verdicts import verdicts as verdicts
 from .pruning import find_circuit as find_circuit, find_circuits as find_circuits
 from .search.config import PruneConfig as PruneConfig
 from .tasks import TASKS as TASKS, task_data as task_data
+
+__version__: str

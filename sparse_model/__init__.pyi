@@ -9,3 +9,5 @@ from .saved.openai import load_openai as load_openai
 from .saved.pretrained import from_pretrained as from_pretrained, save_pretrained as save_pretrained
 from .training.checkpoint import Checkpoints as Checkpoints
 from .training.loop import train as train
+
+__version__: str

@@ -227,5 +227,8 @@ def pretend_gpu() -> Iterator[torch.device]:
         # of a real one it would ask these
         patch.setattr(Tensor, "pin_memory", lambda rows: rows)
         patch.setattr("torch.cuda.get_device_properties", lambda device: SimpleNamespace(total_memory=80 * 2**30))
+        # torch built for GPUs asks the driver whether a step is being captured
+        check = "torch.optim.Optimizer._accelerator_graph_capture_health_check"
+        patch.setattr(check, lambda self: None, raising=False)
         patch.setattr(Optimizer, "_group_tensors_by_device_and_dtype", staticmethod(_grouped))
         yield GPU

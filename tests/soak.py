@@ -21,9 +21,11 @@ from itertools import count
 from pathlib import Path
 
 import boto3
+from moto.server import ThreadedMotoServer
+
+sys.path.append(str(Path(__file__).parents[1]))  # or the folder tests/sweeps beside this file would be `sweeps`
 from chaos import PRUNING, TRIAL, WORKER, Driver, Nodes, rows, write_study
 from faulty_proxy import FaultyProxy, Plan, one_in_ten, sound
-from moto.server import ThreadedMotoServer
 
 from sparse_model import storage
 

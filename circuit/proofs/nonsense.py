@@ -20,7 +20,7 @@ from circuit.search.evaluation import Judge
 from circuit.search.exploration import explore
 from circuit.search.masks import learn_masks
 from circuit.search.subsets import Worlds
-from circuit.search.targets import Solution, combine, edge_circuits, held, minimise, smallest
+from circuit.search.targets import Solution, combine, edge_circuits, hardened, minimise, smallest
 from circuit.tasks import PairBatch
 from sparse_model.model.transformer import SparseTransformer
 
@@ -76,7 +76,7 @@ def control_edges(judge: Judge, config: PruneConfig, method: Method) -> int | No
         nodes = bisect_nodes(judge, tau, target)
         if nodes is not None and faithful:
             learned = tau > 0 if judge.at(target)(tau > 0) else nodes
-            found.append(held(Worlds(judge, start.seed, everything, target), learned, start))
+            found.append(hardened(Worlds(judge, start.seed, everything, target), learned, start))
         elif nodes is not None:
             found.append(minimise(judge, nodes, start, target))
         return float(judge.calibrated(tau > 0)[0])

@@ -53,7 +53,7 @@ SPARED = 1
 ADDED = 4
 """how many of those in which it fails are added, the worst first, and"""
 
-TRIES = 3
+HARDENINGS = 3
 """how many times at the most it is tried."""
 
 CALIBRATING = 64

@@ -24,7 +24,7 @@ from circuit.search.evaluation import Judge
 from circuit.search.exploration import explore
 from circuit.search.masks import learn_masks
 from circuit.search.parts import Parts
-from circuit.search.subsets import SPARED, TRIES, Worlds
+from circuit.search.subsets import HARDENINGS, SPARED, Worlds
 
 VERSION = 4
 """Of the search: raised when it comes to find other circuits, so that sizes kept from before are not taken for its."""
@@ -114,10 +114,10 @@ def _search_once(judge: Judge, config: PruneConfig, among: Tensor) -> Solution:
         return minimise(judge, learn_nodes(judge, config, among), config, target)
     worlds = Worlds(judge, config.seed, among, target)
     tau = learn_masks(judge.model, judge.data, judge.means, config, worlds.judge.at(target), among, judge.watch)
-    return held(worlds, tau > 0 if judge.at(target)(tau > 0) else regrow(judge, tau > 0, target, among), config)
+    return hardened(worlds, tau > 0 if judge.at(target)(tau > 0) else regrow(judge, tau > 0, target, among), config)
 
 
-def held(worlds: Worlds, learned: Tensor, config: PruneConfig) -> Solution:
+def hardened(worlds: Worlds, learned: Tensor, config: PruneConfig) -> Solution:
     """The circuit among nodes `learned` (N,), which reach the target with all others ablated, that holds in subsets:
     without what it can spare, and with what it lacks in fresh ones."""
     worlds.start(learned)
@@ -125,7 +125,7 @@ def held(worlds: Worlds, learned: Tensor, config: PruneConfig) -> Solution:
     if not worlds.judge.at(target)(learned):
         learned = regrow(worlds.judge, learned, target, worlds.among)
     parts, nodes = Parts(worlds.plain.model, learned), learned
-    for attempt in range(TRIES if config.eliminate else 0):
+    for attempt in range(HARDENINGS if config.eliminate else 0):
         reaches = worlds.judge.at(target)
         if not reaches(nodes):
             nodes = regrow(worlds.judge, nodes, target, learned)
@@ -144,7 +144,7 @@ def _inside(judge: Judge, config: PruneConfig, last: Solution) -> list[Solution]
     """Circuits inside one that was found for a stricter target: cut down further, and from masks of its own."""
     target = config.target_loss
     if config.ablation == "subsets":
-        return [last, held(Worlds(judge, config.seed, judge.everything(), target), last.nodes, config)]
+        return [last, hardened(Worlds(judge, config.seed, judge.everything(), target), last.nodes, config)]
     candidates = [_shrink(judge, last, config, target)]
     nodes = learn_nodes(judge, config.model_copy(update={"steps": max(1, round(INSIDE * config.steps))}), last.nodes)
     if not torch.equal(nodes, last.nodes):

@@ -101,6 +101,9 @@ def _read_config(uri: str) -> ModelConfig:
     path = storage.join(uri, "config.json")
     if not storage.exists(path) and storage.exists(storage.join(uri, "beeg_config.json")):
         raise InputError(f"{uri}: a checkpoint as the paper's authors released it; `sweeps import` makes a model of it")
+    if not storage.exists(path):
+        below = [name for name in storage.listdir(uri) if storage.exists(storage.join(uri, name, "config.json"))]
+        raise InputError(f"{uri}: no model here (no config.json); models below it: {', '.join(below) or 'none'}")
     content = read_json(path)
     if not isinstance(content, dict) or content.get("format") != MODEL_FORMAT["format"]:
         kind = content.get("model_type") if isinstance(content, dict) else None

@@ -15,6 +15,7 @@ from .files import (
     remove_many as remove_many,
     safe_name as safe_name,
     sizes as sizes,
+    sizes_below as sizes_below,
     upload as upload,
     versions as versions,
     write_bytes_atomic as write_bytes_atomic,

@@ -158,6 +158,20 @@ def sizes(uri: str) -> dict[str, int]:
     return {str(entry["name"]).rsplit("/", 1)[-1]: int(entry["size"]) for entry in files}
 
 
+def sizes_below(uri: str) -> dict[str, int]:
+    """Every file below a folder at any depth, hidden ones too, by its path there, with its size in bytes."""
+    fs, path = filesystem(uri)
+
+    def look() -> dict[str, int]:
+        try:
+            found = files_below(fs, path, hidden=()).files
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        return {name: int(info["size"] or 0) for name, info in found.items()}
+
+    return persistently("list", uri, look)
+
+
 _MARKS = ("ETag", "etag", "size", "mtime", "ino", "LastModified", "created")
 """What the file systems say of a file that is another after every write."""
 

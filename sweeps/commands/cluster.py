@@ -9,10 +9,12 @@ from typing import Annotated, Literal
 import typer
 
 from sparse_model.errors import InputError
+from sweeps.commands.folder import disk_lines
 from sweeps.commands.options import StorageOption, StudyArgument
 from sweeps.engine import submission
 from sweeps.engine.upload import check_travels, job_environment
 from sweeps.show import planning
+from sweeps.show.disk import disk_use
 from sweeps.show.status import ago, short, study_status
 from sweeps.show.text import terminal
 from sweeps.study.study import load_study
@@ -132,12 +134,14 @@ def submit_command(
 def status_command(
     uri: Annotated[str, typer.Argument(help="a study's folder or URI, e.g. s3://bucket/results/quickstart")],
     price: PriceOption = None,
+    disk: Annotated[bool, typer.Option("--disk", help="and what its folder holds, in files and bytes")] = False,
     form: TextOrJson = "text",
 ) -> int:
     """Say where a study stands: trials by state, rate, time left, cost so far. It may run anywhere, or nowhere."""
     found = study_status(uri)
     if form == "json":
-        print(json.dumps(dataclasses.asdict(found), indent=1, default=str))
+        used = {"disk": {name: dataclasses.asdict(use) for name, use in disk_use(uri).items()}} if disk else {}
+        print(json.dumps(dataclasses.asdict(found) | used, indent=1, default=str))
         return 0
     counts = ", ".join(f"{count} {name}" for name, count in sorted(found.by_status.items(), key=lambda pair: -pair[1]))
     last = f"last {ago(found.last_finished)}" if found.last_finished else "none yet"
@@ -154,7 +158,10 @@ def status_command(
     }
     if price is not None:
         lines["cost"] = _cost(price, found.device, found.device_hours, found.prune_core_hours, found.prune_gpu_hours)
+    if disk:
+        lines |= disk_lines(uri)
     terminal().print(f"study {found.study}")
+    width = max(map(len, lines))
     for name, text in lines.items():
-        terminal().print(f"{name:>10}: {text}", soft_wrap=True)
+        terminal().print(f"{name:>{width}}: {text}", soft_wrap=True)
     return 0

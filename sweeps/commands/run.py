@@ -12,7 +12,7 @@ from sparse_model import storage
 from sparse_model.storage.store_errors import begun, redacted
 from sweeps.commands.pages import say_report
 from sweeps.engine.parallel import on_all_cores
-from sweeps.engine.session import prepare_environment
+from sweeps.engine.session import capacity_at, prepare_environment
 from sweeps.frontier.queries import Frontier
 from sweeps.pages.report import write_report
 from sweeps.show.plot import plot_frontier
@@ -41,6 +41,8 @@ def run_command(
     from sweeps.engine.runner import run_study
 
     asked = load_study(study, storage_uri)
+    if address is not None:
+        capacity_at(address, asked.resources)  # before the data are prepared
     console = terminal()
     with Show(console) as show:
         show.line(f"study {asked.name}: {asked.search.trials} configurations, results in {asked.root}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +16,8 @@ from sparse_model.cores import cpu_count
 from sparse_model.errors import InputError
 from sweeps.study.study import ResourceConfig
 
+CONNECT_SECONDS = 10.0
+"""Seconds in which the head of a cluster has to answer."""
 OBJECT_STORE_BYTES = 200_000_000
 """Of our own Ray: only means, rows and configurations pass through it."""
 
@@ -64,6 +67,7 @@ class Capacity:
 def ray_session(resources: ResourceConfig, address: str | None) -> Iterator[Capacity]:
     """Ray, up while the context lasts; InputError where it cannot be reached or is too small for one trial."""
     prepare_environment()
+    check_answers(address)
     import ray
 
     if address is None:
@@ -91,6 +95,21 @@ def ray_session(resources: ResourceConfig, address: str | None) -> Iterator[Capa
         ray.shutdown()
 
 
+def check_answers(address: str | None) -> None:
+    """InputError where nobody listens at an address `host:port`, for which Ray itself would wait for minutes."""
+    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not colon:  # none, or a word of Ray's own such as auto
+        return
+    try:
+        if not port.isdigit():
+            raise OSError(f"no port {port!r}")
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(
+            f"address {address}: no Ray there ({error}); allowed: auto on the cluster, or its head's <host>:<port>"
+        ) from None
+
+
 def check_temporary_folder() -> None:
     """Ray's files go where we may write; InputError with a remedy where they belong to another user of the machine."""
     parent = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
@@ -112,6 +131,7 @@ def _owner(path: Path) -> str:
 def capacity_at(address: str, resources: ResourceConfig) -> Capacity:
     """What the trials of a study run on at an address; InputError where no cluster can be reached."""
     prepare_environment()
+    check_answers(address)
     import ray
 
     try:

@@ -37,6 +37,12 @@ NEEDED = {
     "curves": ("trial", "step"),
 }
 """Columns without which rows say nothing."""
+ONE_ROW_EACH = {
+    "trials": ("trial",),
+    "circuits": ("trial", "task", "target_loss", "method"),
+    "curves": ("trial", "step"),
+}
+"""Columns of which no two rows of a file have the same values."""
 _log = logging.getLogger(__name__)
 
 TRIES = 20
@@ -95,6 +101,8 @@ class Source:
         content = self._content(file, table, columns)
         foreign = b"schema_version" not in (file.schema_arrow.metadata or {})
         arrays = [self._column(content, table, name, foreign) for name in columns]
+        if foreign:
+            check_once(f"{self.root}: {self.name} in", table, dict(zip(columns, arrays, strict=True)))
         return pa.table(arrays, schema=pa.schema([schema.field(name) for name in columns], metadata=schema.metadata))
 
     def _content(self, file: Any, table: str, columns: Sequence[str]) -> Any:
@@ -128,13 +136,29 @@ class Source:
             return pa.nulls(len(content), kind)
 
 
+def check_once(where: str, table: str, found: Mapping[str, Any]) -> None:
+    """InputError for rows without a trial, and for two rows of what there is one of."""
+    if "trial" in found and (without := found["trial"].null_count) > 0:
+        raise InputError(f"{where} frontier/{table}: {without} rows have no trial")
+    keys = list(ONE_ROW_EACH[table])
+    if set(keys) <= found.keys():
+        counts = pa.table({name: found[name] for name in keys}).group_by(keys).aggregate([([], "count_all")])
+        for row in counts.filter(pc.greater(counts["count_all"], 1)).sort_by("trial").slice(0, 1).to_pylist():
+            said = " ".join(f"{name} {row[name]!r}" for name in keys if row[name] is not None)
+            raise InputError(f"{where} frontier/{table}: {row['count_all']} rows of {said}; allowed: one")
+
+
 def read_table(root: str, table: str, columns: Sequence[str] | None = None) -> Any:
     """One of the `TABLES` of the study at `root` as a `pyarrow.Table`; InputError for rows that cannot be read."""
     names = TABLES[table].names if columns is None else list(columns)
     needed = [*names, *(name for name in ("trial", *_FILLED_FROM.get(table, ())) if name not in names)]
     try:
         rows = together(rows for _, rows in kept_rows(read_sources(root, table), table, needed))
-        return _filled(table, rows).select(names) if rows is not None else TABLES[table].empty_table().select(names)
+        if rows is None:
+            return TABLES[table].empty_table().select(names)
+        if table == "trials":  # of several files
+            check_once(f"{root}:", table, {"trial": rows["trial"]})
+        return _filled(table, rows).select(names)
     except (pa.ArrowException, json.JSONDecodeError, KeyError) as error:
         raise InputError(f"{root}: rows that cannot be read ({' '.join(str(error).split())})") from None
 

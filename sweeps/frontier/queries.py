@@ -70,7 +70,9 @@ class Frontier:
         return self._table("curves").sort_by([(name, "ascending") for name in ("study", "trial", "step")])
 
     def where(self, condition: str) -> Any:
-        """Trials for which an SQL condition holds, e.g. `kind = 'sparse' AND val_loss < 2`."""
+        """Trials for which an SQL condition holds, e.g. `kind = 'sparse' AND val_loss < 2`; InputError for none."""
+        if not condition.strip():
+            raise InputError("where: ''; allowed: an SQL condition, e.g. \"kind = 'sparse'\"")
         return self.sql(f"SELECT * FROM trials WHERE {condition} ORDER BY study, trial")
 
     def sql(self, query: str) -> Any:

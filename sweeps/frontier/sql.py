@@ -39,7 +39,13 @@ def query_tables(query: str, tables: Mapping[str, Callable[[], Any]]) -> Any:
             answer = connection.sql(query).to_arrow_table()
             return _plain_numbers(answer.rename_columns(_told_apart(answer.column_names)))
         except duckdb.Error as error:
-            raise InputError(f"sql: {_line(str(error))}") from None
+            raise InputError(f"sql: {_line(str(error))}{_quoting(str(error))}") from None
+
+
+def _quoting(error: str) -> str:
+    """What may be meant by a column that is not there: a text without its quotes."""
+    missing = re.search(r'Referenced column "([^"]+)" not found', error)
+    return f"; a text stands in single quotes: '{missing[1]}'" if missing else ""
 
 
 def _plain_numbers(answer: Any) -> Any:

@@ -28,6 +28,9 @@ def study_uri(study: Study) -> str:
 def study_at(uri: str) -> Study:
     """The study whose folder is at `uri`; InputError where none is. Files of tasks are those kept with it."""
     path = storage.join(uri, "study.yaml")
+    if not storage.exists(path):
+        below = [name for name in storage.listdir(uri) if storage.exists(storage.join(uri, name, "study.yaml"))]
+        raise InputError(f"{uri}: no study here (no study.yaml); studies below it: {', '.join(below) or 'none'}")
     text = read_text(path)
     raw = parse_yaml(text, path)
     tasks = raw.get("tasks")

@@ -93,6 +93,9 @@ def test_ten_mistakes_exit_2(
         (["frontier", "nosuch://x"], "nosuch"),
         (["frontier", "{folder}", "--sql", "SELECT 1", "--where", "1=1"], "one of them"),
         (["frontier", "{folder}", "--where", "nothing = 1"], "nothing"),
+        (["frontier", "{folder}", "--where", " "], "where: ''; allowed: an SQL condition"),
+        (["frontier", "{folder}", "--sql", ""], "one query is expected"),
+        (["frontier", "{folder}", "--compare", "kind = 'sparse'", ""], "where: ''; allowed: an SQL condition"),
         (["frontier", "{folder}", "--format", "xml"], "xml"),
         (["frontier", "{folder}", "--plot", "{folder}/p.exe"], ".png"),
         (["frontier", "{folder}", "{folder}"], "twice"),
@@ -110,7 +113,19 @@ def test_ten_mistakes_exit_2(
         (["corpus", "smoke", "--workers", "2", "--address", "auto"], "--workers and --address: one of them"),
         (["plan", "smoke", "--storage", "s3://b/x?endpoint_override=http%3A%2F%2Fu%3Aword%40h"], "//***@h"),
         (["plan", "s3://user:word@b/x.yaml"], "study s3://***@b/x.yaml"),
-        (["dance"], "dance"),
+        (["dance"], "No such command 'dance'; `sweeps --help` lists the commands"),
+        ([], "Missing command; `sweeps --help` lists the commands"),
+        (["circuit"], "Missing command; `sweeps circuit --help` lists the commands"),
+        (["run"], "Missing argument 'study'; `sweeps run --help` says what it takes"),
+        (["run", "smoke", "--trials", "3"], "No such option: --trials; `sweeps run --help` says what it takes"),
+        (["plan", "smoke", "--price", "cheap"], "`sweeps plan --help` says what it takes"),
+        (["status", "{folder}/.."], "no study here (no study.yaml); studies below it: none"),
+        (["clean", "{folder}/frontier"], "no study here (no study.yaml); studies below it: none"),
+        (["frontier", "{folder}", "--where", "kind=sparse"], "a text stands in single quotes: 'sparse'"),
+        (["frontier", "{folder}", "--compare", "sparse", "dense"], "a text stands in single quotes: 'sparse'"),
+        (["train", "{folder}/m"], "--set kind=… is needed; allowed: sparse, dense"),
+        (["prune", "{folder}/frontier", "else_elif"], "no model here (no config.json); models below it: none"),
+        (["clean", "{folder}", "--only", "models"], "allowed: orphans, checkpoints, tokens"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(
@@ -372,3 +387,15 @@ def test_a_store_that_refuses_in_the_middle_is_a_fault_and_bad_input_is_not() ->
     with pytest.raises(InputError) as caught, begun():
         raise InputError("search.trials: -1")
     assert not isinstance(caught.value, StorageFailed)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:99999", "127.0.0.1:x"])
+def test_a_cluster_that_is_not_there_is_told_before_data_are_prepared(
+    address: str, study_text: Text, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text(study_text())
+    assert status_of(["run", str(path), "--address", address]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"address {address}: no Ray there" in line
+    assert [p.name for p in tmp_path.iterdir()] == ["s.yaml"]

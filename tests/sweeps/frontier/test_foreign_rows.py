@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -142,7 +143,7 @@ NANOSECONDS = 1767355200123456789
         ("train_loss", pa.array([decimal.Decimal("1.25")]), 1.25),
         ("train_loss", pa.array([float("nan")]), None),
         ("train_loss", pa.array([2], pa.int8()), 2.0),
-        ("train_loss", pa.array([1.5], pa.float16()), 1.5),
+        ("train_loss", pa.array(np.array([1.5], np.float16)), 1.5),
         ("retried", pa.array([1], pa.int8()), True),
         ("retried", pa.array([0.0]), False),
         ("study", pa.array(["s"]).dictionary_encode(), "s"),
@@ -205,3 +206,36 @@ def test_a_needed_column_that_cannot_be_read_is_refused(column: str, values: Any
     with pytest.raises(InputError, match=f"rows.parquet in frontier/.*column '{column}' of .*; allowed: ") as error:
         Frontier(str(tmp_path)).trials()
     assert "\n" not in str(error.value)
+
+
+def test_rows_without_a_trial_are_refused(tmp_path: Path) -> None:
+    ROWS.assign(trial=["a", None, None]).to_parquet(folder(tmp_path) / "x.parquet")
+    with pytest.raises(InputError, match=r"x\.parquet in frontier/trials: 2 rows have no trial"):
+        read(tmp_path, "trial")
+
+
+@pytest.mark.parametrize("several", [False, True], ids=["in one file", "in two"])
+def test_a_trial_that_is_there_twice_is_refused(several: bool, tmp_path: Path) -> None:
+    halves = (ROWS[:2], ROWS[1:]) if several else (pd.concat([ROWS, ROWS[1:2]]),)
+    for number, rows in enumerate(halves):
+        rows.to_parquet(folder(tmp_path) / f"part-{number}.parquet")
+    with pytest.raises(InputError, match="frontier/trials: 2 rows of trial 'b'; allowed: one"):
+        read(tmp_path, "trial")
+
+
+def test_a_circuit_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    ROWS.to_parquet(folder(tmp_path) / "x.parquet")
+    circuits = {
+        "trial": ["a", "a", "a"],
+        "task": ["x", "y", "x"],
+        "target_loss": 0.1,
+        "status": "ok",
+        "edges": [1, 2, 3],
+    }
+    pd.DataFrame(circuits).to_parquet(folder(tmp_path, "circuits") / "y.parquet")
+    with pytest.raises(
+        InputError, match=r"y\.parquet in frontier/circuits: 2 rows of trial 'a' task 'x' target_loss 0\.1"
+    ):
+        Frontier(str(tmp_path)).circuits()
+    pd.DataFrame(circuits | {"method": ["node", "node", "edge"]}).to_parquet(tmp_path / "frontier/circuits/y.parquet")
+    assert Frontier(str(tmp_path)).circuits().num_rows == 3

@@ -200,9 +200,10 @@ def test_schemas_have_what_others_rely_on(tmp_path: Path) -> None:
 
 
 def test_rows_from_before_a_column_was_added_are_read(tmp_path: Path) -> None:
-    write_trial_row(str(tmp_path), trial("t0", 1.0, 4.0) | {"active": 0.2})
-    path = row_uri(str(tmp_path), "trials", "t0")
-    pq.write_table(pq.read_table(path).drop_columns(["active"]), row_uri(str(tmp_path), "trials", "t1"))
+    for key in ("t0", "t1"):
+        write_trial_row(str(tmp_path), trial(key, 1.0, 4.0) | {"active": 0.2})
+    path = row_uri(str(tmp_path), "trials", "t1")
+    pq.write_table(pq.read_table(path).drop_columns(["active"]), path)
     assert Frontier(str(tmp_path)).trials()["active"].to_pylist() == [0.2, None]
 
 
