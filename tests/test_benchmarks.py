@@ -166,3 +166,17 @@ def test_faithful(tmp_path: Path, study_text: Callable[..., str]) -> None:
     row = figures["rows"][0]
     assert figures["edges_ratio"] == pytest.approx(max(1, row["faithful_edges"]) / max(1, row["node_edges"]))
     assert row["node_worst"] >= row["node_mean"]
+
+
+def test_heuristics(tmp_path: Path, study_text: Callable[..., str]) -> None:
+    """Everything is searched with each heuristic taken away, and put back after."""
+    study = tmp_path / "tiny.yaml"
+    study.write_text(study_text({"trial.training.tokens": 40_000, "trial.training.lr": 0.1}))
+    place = ["--study", str(study), "--storage", str(tmp_path)]
+    assert status_of(["train", str(tmp_path / "m"), *place, "--set", "kind=dense", "--set", "model.d_model=32"]) == 0
+    small = [*place, "--tasks", "else_elif", "--seeds", "0", "--target", "0.6"]
+    figures = run("heuristics.py", tmp_path / "figures.json", str(tmp_path / "m"), *small)
+    edges = {row["without"]: row["edges"] for row in figures["rows"]}
+    assert len(edges) == 1 + len(figures["earned"])
+    for what, told in figures["earned"].items():
+        assert told["edges"]["ratio"] == pytest.approx(max(1, edges[what]) / max(1, edges["with everything"]))
