@@ -113,7 +113,7 @@ def check_answers(address: str | None) -> None:
 def check_temporary_folder() -> None:
     """Ray's files go where we may write; InputError with a remedy where they belong to another user of the machine."""
     parent = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
-    place = parent / "ray" if (parent / "ray").exists() else parent
+    place = parent / "ray" if os.path.exists(parent / "ray") else parent  # no, where it cannot be looked at
     if not os.access(place, os.W_OK | os.X_OK):
         raise InputError(
             f"{place}: belongs to {_owner(place)}, and Ray's files are to go there; "

@@ -45,8 +45,8 @@ FAULTS = """
 import resource
 from sparse_model.cores import keep_freed_memory
 assert not {keep} or keep_freed_memory()
-for i in range(12):
-    blocks = [bytearray(2**24) for _ in range(4)]
+for i in range(8):
+    blocks = [bytearray(2**26) for _ in range(2)]  # above any size that glibc may come to keep by itself
     if i == 3:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     del blocks

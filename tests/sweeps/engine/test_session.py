@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -26,8 +27,9 @@ def said_as_nobody(folder: str, said: str) -> None:
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can be another user")
 @pytest.mark.parametrize("mode", [0o755, 0o777])
 def test_a_temporary_folder_of_another_user_is_told_with_a_remedy(tmp_path: Path, mode: int) -> None:
-    for path in (tmp_path, *tmp_path.parents[:2]):
-        path.chmod(0o755)
+    for path in (tmp_path, *tmp_path.parents):
+        if path.is_relative_to(tempfile.gettempdir()) and path != Path(tempfile.gettempdir()):
+            path.chmod(0o755)
     (tmp_path / "tmp" / "ray").mkdir(parents=True)
     (tmp_path / "tmp" / "ray").chmod(mode)
     said = tmp_path / "said"
