@@ -26,7 +26,15 @@ TRIAL_KEY = re.compile(r"t\d{5,}-[0-9a-f]{8}")
 """What our own trials are called; folders with other names were put there by somebody else, and stay."""
 UNFINISHED_FILE = re.compile(r"(^|/)(\.partial|_probe)-[0-9a-f]{32}$")
 HOUR = 3600.0
-FOLDERS = {"frontier": "rows", "models": "models", "circuits": "circuits", "ray": "checkpoints", "report": "report"}
+FOLDERS = {
+    "frontier": "rows",
+    "models": "models",
+    "circuits": "circuits",
+    "ray": "checkpoints",
+    "report": "report",
+    "suggestions": "draws",
+    "logs": "logs",
+}
 
 
 @dataclass(frozen=True)
