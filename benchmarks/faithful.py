@@ -13,11 +13,10 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
+from models import parser_of_models, searched_models
 from timing import processor
 
 from circuit.ablated.ablation import Means
@@ -26,12 +25,8 @@ from circuit.proofs.kept import CircuitParts
 from circuit.proofs.subsets import PROBABILITIES, in_subsets
 from circuit.pruning import find_circuit
 from circuit.search.config import Method, PruneConfig
-from circuit.tasks import TaskData, task_data
+from circuit.tasks import TaskData
 from sparse_model.model.transformer import SparseTransformer
-from sparse_model.saved.pretrained import from_pretrained
-from sweeps.commands.opening import prepared
-from sweeps.study.study import load_study
-from sweeps.trial.task_circuits import summarise_training_text
 
 TASKS = "bracket_counting,bracket_brace,if_equals,var_if,lambda_func,with_as,fstring_brace,while_return_true,class_init"
 WITHIN = 2.0
@@ -39,40 +34,21 @@ WITHIN = 2.0
 
 
 def main() -> None:
-    options = parsed()
-    torch.set_num_threads(options.threads)
-    data = prepared(load_study(options.study, options.storage), Console(stderr=True))
-    print(f"{processor()}, {options.threads} threads, {options.draws} fresh subsets on {options.judged} held-out pairs")
-    rows: list[dict[str, Any]] = []
-    for folder in options.models:
-        model, tokenizer = from_pretrained(folder)
-        means = summarise_training_text(model.requires_grad_(False), data).means
-        for name in options.tasks.split(","):
-            task = task_data(name, tokenizer, pairs=256, seed=0)
-            for seed in map(int, options.seeds.split(",")):
-                found = compared(model, means, task, seed, options)
-                if found is not None:
-                    rows.append({"model": folder, "task": name, "seed": seed, **found})
-                    show(rows[-1])
-                    if options.json:
-                        options.json.write_text(json.dumps({"rows": rows, **summed(rows)}, indent=1))
-    print(json.dumps(summed(rows), indent=1))
-
-
-def parsed() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="+", help="folders or URIs of models of one study")
-    parser.add_argument("--study", default="quickstart", help="whose corpus the models were trained on")
-    parser.add_argument("--storage", help="folder or URI of that study's data")
-    parser.add_argument("--tasks", default=TASKS, help="names, with commas")
-    parser.add_argument("--seeds", default="0,1,2", help="of the searches, with commas")
-    parser.add_argument("--target", type=float, default=0.15, help="task loss in nats")
+    parser = parser_of_models(__doc__, TASKS)
     parser.add_argument("--restarts", type=int, default=1, help="PruneConfig.restarts of both searches")
     parser.add_argument("--draws", type=int, default=200, help="fresh subsets of each circuit")
     parser.add_argument("--judged", type=int, default=16, help="held-out pairs on which they are")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="write the figures into this file as well")
-    return parser.parse_args()
+    options = parser.parse_args()
+    print(f"{processor()}, {options.threads} threads, {options.draws} fresh subsets on {options.judged} held-out pairs")
+    rows: list[dict[str, Any]] = []
+    for folder, model, means, task, seed in searched_models(options):
+        found = compared(model, means, task, seed, options)
+        if found is not None:
+            rows.append({"model": folder, "task": task.name, "seed": seed, **found})
+            show(rows[-1])
+            if options.json:
+                options.json.write_text(json.dumps({"rows": rows, **summed(rows)}, indent=1))
+    print(json.dumps(summed(rows), indent=1))
 
 
 def compared(

@@ -7,18 +7,16 @@ means over circuits and seeds, with 95 % bootstrap intervals over circuits. A ra
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
-from rich.console import Console
+from models import parser_of_models, searched_models
 from timing import processor
 from torch import Tensor
 
@@ -27,12 +25,8 @@ from circuit.search.config import PruneConfig
 from circuit.search.evaluation import Judge
 from circuit.search.learning import BatchOrder, Ease, Rescue
 from circuit.search.targets import find
-from circuit.tasks import PairBatch, task_data
-from sparse_model.saved.pretrained import from_pretrained
-from sweeps.commands.opening import prepared
+from circuit.tasks import PairBatch
 from sweeps.search.objectives import bootstrap_interval
-from sweeps.study.study import load_study
-from sweeps.trial.task_circuits import summarise_training_text
 
 TASKS = "bracket_counting,if_equals,lambda_func,var_if"
 EVERYTHING = "with everything"
@@ -82,40 +76,22 @@ WITHOUT: Mapping[str, tuple[dict[str, object], dict[str, object]]] = {
 
 
 def main() -> None:
-    options = parsed()
-    torch.set_num_threads(options.threads)
-    data = prepared(load_study(options.study, options.storage), Console(stderr=True))
+    options = parser_of_models(__doc__, TASKS).parse_args()
     print(f"{processor()}, {options.threads} threads")
     rows: list[dict[str, Any]] = []
-    for folder in options.models:
-        model, tokenizer = from_pretrained(folder)
-        means = summarise_training_text(model.requires_grad_(False), data).means
-        for name in options.tasks.split(","):
-            judge = Judge(model, means, task_data(name, tokenizer, pairs=256, seed=0).train)
-            for seed in map(int, options.seeds.split(",")):
-                for what in (EVERYTHING, *WITHOUT):
-                    row = {"model": folder, "task": name, "seed": seed, "without": what}
-                    rows.append(row | searched(judge, what, options.target, seed))
-                print(name, seed, *(f"{r['edges']}/{r['seconds']:.1f}s" for r in rows[-1 - len(WITHOUT) :]), flush=True)
+    for folder, model, means, task, seed in searched_models(options):
+        judge = Judge(model, means, task.train)
+        for what in (EVERYTHING, *WITHOUT):
+            row = {"model": folder, "task": task.name, "seed": seed, "without": what}
+            rows.append(row | searched(judge, what, options.target, seed))
+        told = (f"{row['edges']}/{row['seconds']:.1f}s" for row in rows[-1 - len(WITHOUT) :])
+        print(task.name, seed, *told, flush=True)
     figures = {"rows": rows, "earned": earned(rows)}
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1))
-    for what, told in figures["earned"].items():
-        edges, seconds = (f"{told[x]['ratio']:.2f} ({told[x]['low']:.2f}–{told[x]['high']:.2f})" for x in told)
+    for what, of in figures["earned"].items():
+        edges, seconds = (f"{of[x]['ratio']:.2f} ({of[x]['low']:.2f}–{of[x]['high']:.2f})" for x in of)
         print(f"{what:40} edges {edges:20} seconds {seconds}")
-
-
-def parsed() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="+", help="folders or URIs of models of one study")
-    parser.add_argument("--study", default="quickstart", help="whose corpus the models were trained on")
-    parser.add_argument("--storage", help="folder or URI of that study's data")
-    parser.add_argument("--tasks", default=TASKS, help="names, with commas")
-    parser.add_argument("--seeds", default="0,1,2", help="of the searches, with commas")
-    parser.add_argument("--target", type=float, default=0.15, help="task loss in nats")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="write the figures into this file as well")
-    return parser.parse_args()
 
 
 def searched(judge: Judge, what: str, target: float, seed: int) -> dict[str, float]:

@@ -3,15 +3,13 @@ a GPU does where there is triton. What is left goes to files in OUT."""
 
 import importlib.util
 import os
-import signal
 import sys
-import traceback
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from forks import in_copies
 from selection_cases import cases
 
 from sparse_model.distributed.sharding import own_rows
@@ -41,25 +39,8 @@ def gpu(out: Path) -> None:
     torch.save({what: matrix.weight for what, matrix in found.items()}, out / "gpu.pt")
 
 
-def in_processes(works: list[Callable[[], None]]) -> None:
-    """Each in a copy of this process, which has imported torch; the failure of one ends all."""
-    os.setpgid(0, 0)
-    for work in works:
-        if os.fork() == 0:
-            signal.alarm(280)  # that none waits for ever
-            try:
-                work()
-                os._exit(0)
-            except BaseException:
-                traceback.print_exc()
-                os._exit(1)
-    for _ in works:
-        if os.wait()[1]:
-            os.killpg(0, signal.SIGKILL)
-
-
 if __name__ == "__main__":
     torch.set_num_threads(1)
     out, port = Path(sys.argv[1]), int(sys.argv[2])
     works = [partial(shards, out, rank, world, port) for world in (2, 3) for rank in range(world)]
-    in_processes([*works, partial(gpu, out)] if importlib.util.find_spec("triton") else works)
+    in_copies([*works, partial(gpu, out)] if importlib.util.find_spec("triton") else works, 280)

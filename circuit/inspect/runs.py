@@ -9,7 +9,7 @@ Shapes: R rows of a task's prompts, T time, K nodes of the circuit in the order 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from circuit.ablated.ablation import float32_activations
 from circuit.ablated.compact import layers_of
+from circuit.ablated.hooks import hooked
 from circuit.graph.edges import matrices
 from circuit.graph.record import Circuit, means_of
 from circuit.inspect.running import nodes_of
@@ -112,15 +113,9 @@ class Held:
         """The activation (..., C) of a site with the nodes outside at their means."""
         return torch.where(self.inside[site], x, self.means[site].to(x.dtype))
 
-    @contextmanager
-    def installed(self) -> Iterator[None]:
+    def installed(self) -> AbstractContextManager[None]:
         """While it lasts, removed edges pass means through the model's own matrices."""
-        handles = [linear.register_forward_hook(hook) for linear, hook in self.removed]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        return hooked(self.removed)
 
     def _removed(
         self, model: SparseTransformer, circuit: Circuit

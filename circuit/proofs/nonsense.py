@@ -72,11 +72,12 @@ def control_edges(judge: Judge, config: PruneConfig, method: Method) -> int | No
 
     def search(start: PruneConfig) -> float:
         start = start.against("subsets" if faithful else "all")
-        tau = learn_masks(judge.model, judge.data, judge.means, start, judge.at(target), everything, judge.watch)
+        worlds = Worlds(judge, start.seed, everything, target) if faithful else None
+        reaches = (worlds.judge if worlds else judge).at(target)
+        tau = learn_masks(judge.model, judge.data, judge.means, start, reaches, everything, judge.watch)
         nodes = bisect_nodes(judge, tau, target)
-        if nodes is not None and faithful:
-            learned = tau > 0 if judge.at(target)(tau > 0) else nodes
-            found.append(hardened(Worlds(judge, start.seed, everything, target), learned, start))
+        if nodes is not None and worlds:
+            found.append(hardened(worlds, tau > 0 if judge.at(target)(tau > 0) else nodes, start))
         elif nodes is not None:
             found.append(minimise(judge, nodes, start, target))
         return float(judge.calibrated(tau > 0)[0])

@@ -14,7 +14,7 @@ Shapes: M strengths, B prompts, T time, C channels of a site; rows of a batch ar
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from circuit.ablated.ablation import Means, Pretraining, float32_activations
 from circuit.ablated.batches import AnswerBatch, all_batches
 from circuit.ablated.calibration import IDENTITY, Calibration, task_loss
 from circuit.ablated.compact import Edges, Nodes, layers_of
+from circuit.ablated.hooks import hooked
 from circuit.graph.edges import matrices
 from circuit.tasks import PairBatch
 from sparse_model.errors import InputError
@@ -106,15 +107,9 @@ class _Mixture:
         mixed = torch.where(self.inside[name], own, self._held(donor, self.means[name]))
         return torch.cat([mixed.flatten(0, 1), donor])
 
-    @contextmanager
-    def installed(self) -> Iterator[None]:
+    def installed(self) -> AbstractContextManager[None]:
         """While it lasts, removed edges pass held values through the model's own matrices."""
-        handles = [linear.register_forward_hook(hook) for linear, hook in self.removed]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        return hooked(self.removed)
 
     def _parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(M, B, T, C) of the prompts and (B, T, C) of the donors."""

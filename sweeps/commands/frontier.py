@@ -31,7 +31,7 @@ def frontier_command(
     tasks: Annotated[
         str | None, typer.Option(help="compare on these tasks, e.g. if_equals,var_if; all if left out")
     ] = None,
-    method: Annotated[str | None, typer.Option(help="circuits of this method (node, edge)")] = None,
+    method: Annotated[str | None, typer.Option(help="circuits of this method (node, edge, faithful)")] = None,
     pareto: Annotated[
         bool, typer.Option("--pareto", help="only the Pareto front, lowest validation loss first")
     ] = False,

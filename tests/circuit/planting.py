@@ -83,3 +83,18 @@ def cued_prompts(n_pairs: int, seed: int, shortest: int, longest: int) -> PairBa
         right=torch.tensor(ANSWERS * n_pairs),
         wrong=torch.tensor(ANSWERS[::-1] * n_pairs),
     )
+
+
+def model_of_last_token(data: PairBatch, config: ModelConfig, seed: int) -> SparseTransformer:
+    """A model that does a task through one channel: the last token of a prompt writes it, the answers read it."""
+    torch.manual_seed(seed)
+    model = SparseTransformer(config)
+    with torch.no_grad():
+        model.embedding.mul_(0.05)
+        model.unembedding.mul_(0.05)
+        model.embedding[:, 0] = 0
+        for row in range(len(data.length)):
+            model.embedding[data.tokens[row, data.length[row] - 1], 0] = 5.0 - 10 * (row % 2)
+        model.unembedding[:, 0] = -1.0
+        model.unembedding[data.right[0], 0] = 1.0
+    return model

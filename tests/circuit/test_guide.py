@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from planting import model_of_last_token
 
 from circuit.tasks import task_data
 from sparse_model.data.config import TokenizerConfig
 from sparse_model.data.idioms.programs import programs
 from sparse_model.data.tokenizer import Tokenizer
 from sparse_model.model.config import ModelConfig
-from sparse_model.model.transformer import SparseTransformer
 from sparse_model.saved.pretrained import save_pretrained
 
 GUIDE = Path(__file__).parents[2] / "docs" / "circuits.md"
@@ -25,17 +24,8 @@ GUIDE = Path(__file__).parents[2] / "docs" / "circuits.md"
 def planted_folder(tmp_path: Path) -> str:
     """A model that does else_elif through one channel: the last token writes it, the answers read it."""
     tokenizer = Tokenizer.train(itertools.islice(programs(seed=1), 1000), TokenizerConfig(vocab_size=1024))
-    torch.manual_seed(0)
-    model = SparseTransformer(ModelConfig(vocab_size=1024, context=64, n_layer=1, d_model=16, bigram=False))
-    data = task_data("else_elif", tokenizer, pairs=64, seed=0).train
-    with torch.no_grad():
-        model.embedding.mul_(0.05)
-        model.unembedding.mul_(0.05)
-        model.embedding[:, 0] = 0
-        for row in range(len(data.length)):
-            model.embedding[data.tokens[row, data.length[row] - 1], 0] = 5.0 - 10 * (row % 2)
-        model.unembedding[:, 0] = -1.0
-        model.unembedding[data.right[0], 0] = 1.0
+    config = ModelConfig(vocab_size=1024, context=64, n_layer=1, d_model=16, bigram=False)
+    model = model_of_last_token(task_data("else_elif", tokenizer, pairs=64, seed=0).train, config, 0)
     save_pretrained(model, tokenizer, str(tmp_path / "model"))
     return str(tmp_path / "model")
 

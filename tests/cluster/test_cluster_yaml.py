@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from jsonschema import ValidationError
 from ray import __version__ as ray_version
 from ray.autoscaler._private.util import prepare_config, validate_config
 
@@ -34,8 +35,10 @@ def content(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", LAUNCHER)
-def test_ray_accepts_it(name: str) -> None:
+def test_ray_accepts_it_and_no_word_of_ours(name: str) -> None:
     validate_config(prepare_config(content(name)))
+    with pytest.raises(ValidationError):
+        validate_config(prepare_config(content(name) | {"a_word_of_ours": 1}))
 
 
 @pytest.mark.parametrize("name", LAUNCHER)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from planting import model_of_last_token
 
 from circuit import PruneConfig, find_circuit, mean_activations
 from circuit.tasks import task_data
@@ -37,19 +38,9 @@ pruning: {{pairs: 16, steps: 20}}
 
 
 def planted_model(tokenizer: Tokenizer, seed: int) -> SparseTransformer:
-    """A model that does the task through one channel: the last token writes it, the answers read it."""
-    torch.manual_seed(seed)
-    model = SparseTransformer(ModelConfig(vocab_size=VOCABULARY, context=CONTEXT, n_layer=1, d_model=16, bigram=False))
-    data = task_data(TASK, tokenizer, pairs=64, seed=0).train
-    with torch.no_grad():
-        model.embedding.mul_(0.05)
-        model.unembedding.mul_(0.05)
-        model.embedding[:, 0] = 0
-        for row in range(len(data.length)):
-            model.embedding[data.tokens[row, data.length[row] - 1], 0] = 5.0 - 10 * (row % 2)
-        model.unembedding[:, 0] = -1.0
-        model.unembedding[data.right[0], 0] = 1.0
-    return model
+    """A model that does the task."""
+    config = ModelConfig(vocab_size=VOCABULARY, context=CONTEXT, n_layer=1, d_model=16, bigram=False)
+    return model_of_last_token(task_data(TASK, tokenizer, pairs=64, seed=0).train, config, seed)
 
 
 @pytest.fixture(scope="session")

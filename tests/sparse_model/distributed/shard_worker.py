@@ -3,15 +3,15 @@
 import json
 import os
 import shutil
-import signal
 import sys
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from forks import in_copies
 from safetensors.torch import save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from waits import Waits
@@ -218,25 +218,7 @@ def keep_memory(result: TrainResult, out: Path) -> None:
     (out / f"held-{rank()}.json").write_text(json.dumps(counts))
 
 
-def in_four_processes(*options) -> None:
-    """`main` in four copies of this process, which has imported everything; the failure of one ends all."""
-    workers = []
-    for me in range(4):
-        workers.append(os.fork())
-        if workers[-1] == 0:
-            signal.alarm(120)  # that none waits for ever
-            try:
-                main(me, *options)
-                os._exit(0)
-            except BaseException:
-                traceback.print_exc()
-                os._exit(1)
-    for _ in workers:
-        if os.wait()[1]:
-            os.killpg(0, signal.SIGKILL)
-
-
 if __name__ == "__main__":
-    os.setpgid(0, 0)
     torch.set_num_threads(1)
-    in_four_processes(int(sys.argv[1]), TokenDataset.open(sys.argv[2]), Path(sys.argv[3]))
+    options = int(sys.argv[1]), TokenDataset.open(sys.argv[2]), Path(sys.argv[3])
+    in_copies([partial(main, me, *options) for me in range(4)], 120)
