@@ -10,69 +10,28 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
 from typing import Any
-from unittest import mock
 
-import torch
 from models import parser_of_models, searched_models
 from timing import processor
-from torch import Tensor
 
-from circuit.search import masks
 from circuit.search.config import PruneConfig
 from circuit.search.evaluation import Judge
-from circuit.search.learning import BatchOrder, Ease, Rescue
 from circuit.search.targets import find
-from circuit.tasks import PairBatch
 from sweeps.search.objectives import bootstrap_interval
 
 TASKS = "bracket_counting,if_equals,lambda_func,var_if"
 EVERYTHING = "with everything"
 
 
-class NoEase(Ease):
-    def temper(self, fit: Tensor, margins: Tensor, sides: Tensor) -> None:
-        pass
-
-    def turn(self, gradient: Tensor, loss: float) -> None:
-        pass
-
-
-class NoRescue(Rescue):
-    def after(self, tau: Tensor, kept: int, loss: float) -> Tensor | None:
-        return None
-
-
-class AnyLength(BatchOrder):
-    def __init__(self, data: PairBatch, *rest: Any) -> None:
-        super().__init__(data, *rest)
-        self.epoch = []
-
-    def next(self) -> Any:
-        """Of pairs in random order, whatever their lengths."""
-        if not self.epoch:
-            order = torch.randperm(self.data.n_pairs, generator=self.generator)
-            self.epoch = list(torch.split(order, self.pairs))
-        return super().next()
-
-
-def last_state(states: Sequence[Tensor], near: Sequence[bool], reaches: Callable[[Tensor], bool]) -> Tensor:
-    return states[-1]
-
-
-WITHOUT: Mapping[str, tuple[dict[str, object], dict[str, object]]] = {
-    "edges in a node's price": ({"edge_price": 0.0}, {}),
-    "a price that rises": ({"steer": 0.0}, {}),
-    "retired nodes": ({"retire": 1.0}, {}),
-    "a smaller scale where it is easy": ({}, {"Ease": NoEase}),
-    "going back where the task breaks down": ({}, {"Rescue": NoRescue}),
-    "the best state on the way": ({}, {"best_state": last_state}),
-    "batches of like lengths": ({}, {"BatchOrder": AnyLength}),
-    "elimination": ({"eliminate": False}, {}),
+WITHOUT: Mapping[str, dict[str, object]] = {
+    "edges in a node's price": {"edge_price": 0.0},
+    "a price that rises": {"steer": 0.0},
+    "retired nodes": {"retire": 1.0},
+    "elimination": {"eliminate": False},
 }
-"""Heuristic -> fields of `PruneConfig`, and names in `circuit.search.masks`, that take it away."""
+"""Heuristic -> fields of `PruneConfig` that take it away."""
 
 
 def main() -> None:
@@ -96,13 +55,9 @@ def main() -> None:
 
 def searched(judge: Judge, what: str, target: float, seed: int) -> dict[str, float]:
     """Edges of the circuit that is found, and seconds."""
-    fields, names = WITHOUT.get(what, ({}, {}))
-    config = PruneConfig.model_validate({"target_loss": target, "seed": seed, **fields})
+    config = PruneConfig.model_validate({"target_loss": target, "seed": seed, **WITHOUT.get(what, {})})
     started = time.process_time()
-    with ExitStack() as changes:
-        for name, instead in names.items():
-            changes.enter_context(mock.patch.object(masks, name, instead))
-        found = find(judge, config, "node", [target])
+    found = find(judge, config, "node", [target])
     if not found:
         raise SystemExit(f"{judge.data.n_pairs} pairs: not even the whole model reaches {target}; leave the task out")
     return {"edges": found[target].size[0], "seconds": time.process_time() - started}

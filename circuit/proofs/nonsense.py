@@ -19,8 +19,8 @@ from circuit.search.discretise import bisect_nodes
 from circuit.search.evaluation import Judge
 from circuit.search.exploration import explore
 from circuit.search.masks import learn_masks
-from circuit.search.subsets import Worlds
-from circuit.search.targets import Solution, combine, edge_circuits, hardened, minimise, smallest
+from circuit.search.subsets import Subsets
+from circuit.search.targets import Solution, combine, edge_circuits, held, minimise, smallest
 from circuit.tasks import PairBatch
 from sparse_model.model.transformer import SparseTransformer
 
@@ -72,12 +72,12 @@ def control_edges(judge: Judge, config: PruneConfig, method: Method) -> int | No
 
     def search(start: PruneConfig) -> float:
         start = start.against("subsets" if faithful else "all")
-        worlds = Worlds(judge, start.seed, everything, target) if faithful else None
-        reaches = (worlds.judge if worlds else judge).at(target)
+        subsets = Subsets(judge, start.seed, target) if faithful else None
+        reaches = subsets.reached if subsets else judge.at(target)
         tau = learn_masks(judge.model, judge.data, judge.means, start, reaches, everything, judge.watch)
         nodes = bisect_nodes(judge, tau, target)
-        if nodes is not None and worlds:
-            found.append(hardened(worlds, tau > 0 if judge.at(target)(tau > 0) else nodes, start))
+        if nodes is not None and subsets:
+            found.append(held(subsets, tau > 0 if judge.at(target)(tau > 0) else nodes, everything, start))
         elif nodes is not None:
             found.append(minimise(judge, nodes, start, target))
         return float(judge.calibrated(tau > 0)[0])

@@ -21,14 +21,10 @@ def attributions(judge: Judge, gates: Tensor, calibration: Calibration = IDENTIT
     whole = AblatedModel(judge.model, judge.means, judge.index.channels(judge.everything()))
     gates = gates.detach().float().requires_grad_()
     total = torch.zeros_like(gates)
-    for world in judge.worlds:
-        if bool(world.rest.all()):
-            continue
-        opened = torch.where(world.rest, 1.0, gates)
-        for batch in world.batches:
-            loss = task_loss(whole.margins(batch, Gates(judge.index.split(opened))), batch.sides, calibration)
-            (gradient,) = torch.autograd.grad(loss, gates, retain_graph=True)
-            total -= gradient * len(batch.sides) / len(judge.sides)
+    for batch in judge.batches:
+        loss = task_loss(whole.margins(batch, Gates(judge.index.split(gates))), batch.sides, calibration)
+        (gradient,) = torch.autograd.grad(loss, gates)
+        total -= gradient * len(batch.sides) / len(judge.sides)
     return total
 
 
@@ -36,8 +32,7 @@ def margin_attributions(judge: Judge, gates: Tensor) -> Tensor:
     """(N, P) rise of every prompt's margin (nats) for each unit by which a node's gate is opened, at `gates` (N,)."""
     whole = AblatedModel(judge.model, judge.means, judge.index.channels(judge.everything()))
     found = []
-    assert len(judge.worlds) == 1, "of one world"
-    for batch in judge.worlds[0].batches:
+    for batch in judge.batches:
         own = gates.detach().float().repeat(len(batch.sides), 1).requires_grad_()
         margins = whole.margins(batch, Gates(judge.index.split(own)))
         found.append(torch.autograd.grad(margins.sum(), own)[0])  # of each prompt its own

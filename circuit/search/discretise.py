@@ -10,7 +10,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from circuit.search.attribution import attributions
 from circuit.search.evaluation import Judge
 
 GROWTH = 0.25
@@ -55,24 +54,18 @@ def bisect_nodes(judge: Judge, tau: Tensor, target: float, among: Tensor | None 
     return first(fewest(reaches, learned + 1, len(order)))
 
 
-def regrow(judge: Judge, keep: Tensor, target: float, among: Tensor) -> Tensor:
-    """`keep` (N,), which misses the target, with those nodes of `among` (N,), which reaches it, that it lacks.
+def regrow(reaches: Callable[[Tensor], bool], worth: Callable[[Tensor], Tensor], keep: Tensor, among: Tensor) -> Tensor:
+    """`keep` (N,), which does not reach what it should, with those nodes of `among` (N,), which does, that it lacks.
 
-    Nodes are added for which the loss falls the most per gate, as far as first order tells: anew after every
-    `GROWTH` of the circuit, and of the last ones no more than it takes.
+    Nodes are added for which the loss falls the most per gate, as far as first order tells by `worth` (N,) of a
+    circuit: anew after every `GROWTH` of it, and of the last ones no more than it takes.
     """
-    reaches = judge.at(target)
     while True:
-        _, calibration = judge.calibrated(keep)
         off = (among & ~keep).nonzero().squeeze(1)
-        if not len(off):
-            assert len(judge.worlds) > 1, "the nodes to choose from reach the target"
-            return keep  # few prompts of one world may be too hard for the whole model
-        worth = attributions(judge.sample, keep, calibration)[off]
+        assert len(off), "the nodes to choose from reach it"
         count = max(LEAST_GROWTH, round(GROWTH * int(keep.sum())))
-        best = off[worth.argsort(descending=True, stable=True)[:count]]
-        larger = keep.index_fill(0, best, True)
-        if reaches(larger):
+        best = off[worth(keep)[off].argsort(descending=True, stable=True)[:count]]
+        if reaches(larger := keep.index_fill(0, best, True)):
             break
         keep = larger
     return keep.index_fill(0, best[: fewest(lambda n: reaches(keep.index_fill(0, best[:n], True)), 1, len(best))], True)

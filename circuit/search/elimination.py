@@ -13,6 +13,7 @@ Shapes: `keep` is boolean (N + E,), see `Parts`; a *run* (n,) are numbers of par
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from circuit.ablated.calibration import softened
@@ -26,32 +27,21 @@ AT_ONCE = 16
 SHARE = 0.1
 """Share of a circuit's parts that may go, at once or in all, before estimates are made anew."""
 
-SHARE_IN_WORLDS = 0.25
-"""The same where each estimate takes a forward and a backward pass in several worlds."""
-
 ROUNDS = 2
 """How many times at the most every part is tried by itself."""
-
-HOPELESS_PART = 2.0
-"""Times the target that the estimated loss without a part may be for the part to be tried in several worlds."""
 
 RECUT = 0.8
 """Share of its parts that a circuit may shrink to before the model is cut down to it anew."""
 
 
-def eliminate(judge: Judge, parts: Parts, keep: Tensor, target: float, singly: bool = True) -> Tensor:
+def eliminate(judge: Judge, parts: Parts, keep: Tensor, target: float) -> Tensor:
     """`keep`, which reaches the target loss of a judge, without the parts that the target can spare.
 
     Runs of parts go first, those from the front that change the loss the least for each edge that goes. Then every
-    single part that is left is tried, round and round until all of them have proved needed, or for `ROUNDS` rounds;
-    in several worlds once, and only if `singly`.
+    single part that is left is tried, round and round until all of them have proved needed, or for `ROUNDS` rounds.
     """
     circuit = _Circuit(judge, parts, keep, target)
     circuit.shed()
-    if len(judge.worlds) > 1:
-        if singly:
-            circuit.try_each()
-        return circuit.checked()
     queue, needed = circuit.queue_within_budget(*circuit.estimates())[0], 0
     tries = ROUNDS * len(queue)
     while needed < len(queue) and tries > 0:
@@ -73,7 +63,6 @@ class _Circuit:
     def __init__(self, judge: Judge, parts: Parts, keep: Tensor, target: float) -> None:
         self.judge, self.parts, self.target = judge, parts, target
         self.branches = Branches(judge, parts)
-        self.share = SHARE if len(judge.worlds) == 1 else SHARE_IN_WORLDS
         self.history: list[Tensor] = []
         self._cut_to(keep)
 
@@ -87,7 +76,7 @@ class _Circuit:
         gone = True
         while gone:
             gone, before = False, int(self.keep.sum())
-            most = max(1, round(self.share * before))
+            most = max(1, round(SHARE * before))
             singles, changes = self.estimates()
             while int(self.keep.sum()) > before - most and self._shed(singles, changes, most):
                 gone = True
@@ -97,45 +86,37 @@ class _Circuit:
         return any(self.removed(queue[:n]) for n in _halved(min(affordable, most)))
 
     def estimates(self) -> tuple[Tensor, Tensor]:
-        """The parts (n,) that may go, and how their removal is expected to change the margins (n, P')."""
+        """The parts (n,) that may go, and how their removal is expected to change the margins (n, P)."""
         singles = self.parts.removable(self.keep).nonzero().squeeze(1)
         return singles, self.branches.changes(self.keep, singles)
 
     def queue_within_budget(self, singles: Tensor, changes: Tensor) -> tuple[Tensor, int]:
         """Those of `singles` (n,) that are left, and how many of the first of them the target is expected to spare
-        together, by the changes (n, P') of the margins."""
+        together, by the changes (n, P) of the margins."""
         left = self.keep[singles]
         singles, changes = singles[left], changes[left]
         lead, alone = self._expected(changes)
-        before = float(self.judge.sample.of_leads(lead))
+        before = float(F.softplus(-lead).mean())
         most = max(self.target, before + self.target - self.loss)
         # one more than the edges saved: of two parts that save the same, the less harmful goes first, also if that
         # is none
         price = (alone - before).abs() / (self.parts.saved(self.keep)[singles] + 1)
         order = price.masked_fill(alone > most, torch.inf).argsort(stable=True)
         lead = lead + (changes[order] * self.calibration.scale).cumsum(0)
-        together = self.judge.sample.of_leads(lead) <= most
+        together = F.softplus(-lead).mean(-1) <= most
         return singles[order], int(together.cumprod(0).sum())
 
-    def try_each(self) -> None:
-        """Once, every single part without which the loss is not expected to be far above the target: in several worlds
-        each try takes a forward pass of most of the model."""
-        singles, changes = self.estimates()
-        hopeful = self._expected(changes)[1] <= HOPELESS_PART * self.target
-        for part in self.queue_within_budget(singles[hopeful], changes[hopeful])[0]:
-            self.removed(part[None])
-
     def _expected(self, changes: Tensor) -> tuple[Tensor, Tensor]:
-        """Calibrated margins (P',) of the circuit, and the losses (n,) that changes (n, P') of its margins lead to."""
-        judge, (scale, shift) = self.judge.sample, self.calibration
-        lead = (scale * self.branches.sampled(self.trunk) + shift * judge.sides).float()
-        return lead, judge.of_leads(lead + changes * scale)
+        """Calibrated margins (P,) of the circuit, and the losses (n,) that changes (n, P) of its margins lead to."""
+        scale, shift = self.calibration
+        lead = (scale * self.trunk.margins + shift * self.judge.sides).float()
+        return lead, F.softplus(-(lead + changes * scale)).mean(1)
 
     def removed(self, run: Tensor) -> bool:
         """Whether the target is reached without the run too; if so it is gone."""
         candidate = self._without([run])[0]
-        trunk = self.branches.branch(self.trunk, candidate, self.target)
-        if trunk is None:
+        trunk = self.branches.branch(self.trunk, candidate)
+        if self.judge.fitted(trunk.margins)[0] > self.target:
             return False
         if int(candidate.sum()) < RECUT * self.cut_at:
             self._cut_to(candidate)
@@ -146,7 +127,7 @@ class _Circuit:
     def reduced(self, singles: Tensor) -> bool:
         """Whether any of the single parts (n,) could go; all that can are gone."""
         runs = list(torch.split(singles, 1))
-        losses = self.branches.losses(self.trunk, self._without(runs), self.target)
+        losses = self.branches.losses(self.trunk, self._without(runs))
         self.judge.watch.judged(int(self.keep[: self.parts.n_nodes].sum()), self.loss)
         spared = [runs[i] for i in losses.argsort(stable=True).tolist() if losses[i] <= self.target]
         if len(spared) > 1 and self.removed(torch.cat(spared)):

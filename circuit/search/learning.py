@@ -26,6 +26,7 @@ AVERAGED = 0.2
 EPSILON = 1e-12
 """Of Adam: far below any gradient that a mask gets, since a node's price alone can be 1e-4."""
 
+
 EASE = 0.25
 """Share of the target loss below which masks are learned with a smaller scale of the logits instead."""
 
@@ -82,7 +83,7 @@ def schedule(step: int, config: PruneConfig) -> float:
 
 
 class BatchOrder:
-    """Random batches of pairs of about the same length: padded to their longest, others would be mostly padding."""
+    """Batches of pairs in random order."""
 
     def __init__(self, data: PairBatch, pairs: int, generator: torch.Generator, device: torch.device) -> None:
         self.data, self.pairs, self.generator, self.device = data, pairs, generator, device
@@ -91,10 +92,8 @@ class BatchOrder:
     def next(self) -> AnswerBatch:
         """The next batch; every pair once in each epoch."""
         if not self.epoch:
-            longest = self.data.length.view(-1, 2).amax(1).double()
-            noisy = longest + 4 * torch.rand(len(longest), generator=self.generator, dtype=torch.float64)
-            parts = torch.split(noisy.argsort(), self.pairs)
-            self.epoch = [parts[i] for i in torch.randperm(len(parts), generator=self.generator)]
+            order = torch.randperm(self.data.n_pairs, generator=self.generator)
+            self.epoch = list(torch.split(order, self.pairs))
         return pair_batch(self.data, self.epoch.pop(), self.device)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from circuit.ablated.calibration import Calibration
 from circuit.ablated.compact import Edges
+from circuit.search.attribution import attributions
 from circuit.search.config import Method, PruneConfig
 from circuit.search.discretise import bisect_nodes, regrow
 from circuit.search.elimination import eliminate
@@ -24,9 +25,9 @@ from circuit.search.evaluation import Judge
 from circuit.search.exploration import explore
 from circuit.search.masks import learn_masks
 from circuit.search.parts import Parts
-from circuit.search.subsets import HARDENINGS, SPARED, Worlds
+from circuit.search.subsets import Subsets, spared
 
-VERSION = 4
+VERSION = 5
 """Of the search: raised when it comes to find other circuits, so that sizes kept from before are not taken for its."""
 
 INSIDE = 0.25
@@ -108,43 +109,35 @@ def _explore(judge: Judge, config: PruneConfig, among: Tensor) -> Solution:
 
 
 def _search_once(judge: Judge, config: PruneConfig, among: Tensor) -> Solution:
-    """Masks, bisection, elimination; in subsets masks, elimination and growth."""
+    """Masks, bisection, elimination; in subsets masks and elimination."""
     target = config.target_loss
     if config.ablation == "all":
         return minimise(judge, learn_nodes(judge, config, among), config, target)
-    worlds = Worlds(judge, config.seed, among, target)
-    tau = learn_masks(judge.model, judge.data, judge.means, config, worlds.judge.at(target), among, judge.watch)
-    return hardened(worlds, tau > 0 if judge.at(target)(tau > 0) else regrow(judge, tau > 0, target, among), config)
+    subsets = Subsets(judge, config.seed, target)
+    tau = learn_masks(judge.model, judge.data, judge.means, config, subsets.reached, among, judge.watch)
+    return held(subsets, tau > 0, among, config)
 
 
-def hardened(worlds: Worlds, learned: Tensor, config: PruneConfig) -> Solution:
-    """The circuit among nodes `learned` (N,), which reach the target with all others ablated, that holds in subsets:
-    without what it can spare, and with what it lacks in fresh ones."""
-    worlds.start(learned)
-    target = worlds.target
-    if not worlds.judge.at(target)(learned):
-        learned = regrow(worlds.judge, learned, target, worlds.among)
-    parts, nodes = Parts(worlds.plain.model, learned), learned
-    for attempt in range(HARDENINGS if config.eliminate else 0):
-        reaches = worlds.judge.at(target)
-        if not reaches(nodes):
-            nodes = regrow(worlds.judge, nodes, target, learned)
-        if reaches(nodes):
-            keep = parts.closed(torch.cat([nodes, torch.ones_like(parts.source, dtype=torch.bool)]))
-            nodes = eliminate(worlds.judge, parts, keep, target, singly=attempt == 0)[: parts.n_nodes]
-        if worlds.failures(nodes) <= SPARED:
-            break
-    if not worlds.judge.at(target)(nodes):
-        nodes = regrow(worlds.judge, nodes, target, learned)
-    parts = Parts(worlds.plain.model, nodes)
-    return Solution(parts, parts.everything(), worlds.calibration(nodes))
+def held(subsets: Subsets, learned: Tensor, among: Tensor, config: PruneConfig) -> Solution:
+    """The circuit among nodes `learned` (N,) that holds in subsets, without what it can spare. Where they do not hold,
+    with more of those `among` (N,)."""
+    judge, nodes = subsets.judge, learned
+    if not judge.at(subsets.target)(nodes):
+        nodes = regrown(judge, nodes, subsets.target, among)
+    if not subsets.reached(nodes) and subsets.reached(among):
+        nodes = regrow(subsets.reached, subsets.worth, nodes, among)
+    subsets.start(nodes)
+    if config.eliminate:
+        nodes = spared(subsets, nodes)
+    parts = Parts(judge.model, nodes)
+    return Solution(parts, parts.everything(), subsets.calibration(nodes))
 
 
 def _inside(judge: Judge, config: PruneConfig, last: Solution) -> list[Solution]:
     """Circuits inside one that was found for a stricter target: cut down further, and from masks of its own."""
     target = config.target_loss
     if config.ablation == "subsets":
-        return [last, hardened(Worlds(judge, config.seed, judge.everything(), target), last.nodes, config)]
+        return [last, held(Subsets(judge, config.seed, target), last.nodes, last.nodes, config)]
     candidates = [_shrink(judge, last, config, target)]
     nodes = learn_nodes(judge, config.model_copy(update={"steps": max(1, round(INSIDE * config.steps))}), last.nodes)
     if not torch.equal(nodes, last.nodes):
@@ -176,7 +169,12 @@ def learn_nodes(judge: Judge, config: PruneConfig, among: Tensor) -> Tensor:
     target = config.target_loss
     tau = learn_masks(judge.model, judge.data, judge.means, config, judge.at(target), among, judge.watch)
     nodes = bisect_nodes(judge, tau, target, tau > 0)
-    return regrow(judge, tau > 0, target, among) if nodes is None else nodes
+    return regrown(judge, tau > 0, target, among) if nodes is None else nodes
+
+
+def regrown(judge: Judge, keep: Tensor, target: float, among: Tensor) -> Tensor:
+    """`keep` (N,), which misses the target loss, with the nodes of `among` (N,), which reaches it, that it lacks."""
+    return regrow(judge.at(target), lambda nodes: attributions(judge, nodes, judge.calibrated(nodes)[1]), keep, among)
 
 
 def minimise(judge: Judge, nodes: Tensor, config: PruneConfig, target: float) -> Solution:

@@ -19,11 +19,12 @@ from circuit.graph.record import Circuit
 from circuit.pruning import find_circuit, find_circuits
 from circuit.search.branches import Branches
 from circuit.search.config import PruneConfig
-from circuit.search.discretise import bisect_nodes, fewest, regrow
+from circuit.search.discretise import bisect_nodes, fewest
 from circuit.search.elimination import _Circuit, eliminate
 from circuit.search.evaluation import Judge
 from circuit.search.masks import learn_masks
 from circuit.search.parts import Parts
+from circuit.search.targets import regrown
 from circuit.tasks import TaskData
 
 
@@ -131,14 +132,14 @@ def test_growth_brings_back_the_planted_nodes_that_were_lost_and_few_others(plan
     whole = judge.index.flat(planted.nodes)
     spare = int((~whole).nonzero()[-1])
     keep = whole.index_fill(0, whole.nonzero().flatten()[-lost:], False).index_fill(0, torch.tensor(spare), True)
-    larger = regrow(judge, keep, 0.15, judge.everything())
+    larger = regrown(judge, keep, 0.15, judge.everything())
     assert judge.calibrated(larger)[0] <= 0.15
     assert bool((larger | ~whole).all())
     assert bool((larger | ~keep).all()), "what was kept is kept"
     if lost == 1:
         assert int(larger.sum()) == int(whole.sum()) + 1, "one gate is enough, and first order sees which"
     among = whole.index_fill(0, torch.tensor(spare), True)
-    assert torch.equal(regrow(judge, keep, 0.15, among), among), "from nothing else"
+    assert torch.equal(regrown(judge, keep, 0.15, among), among), "from nothing else"
 
 
 def test_masks_that_dropped_too_much_are_made_up_for(planted: Any) -> None:
@@ -229,7 +230,7 @@ def _tried(monkeypatch: pytest.MonkeyPatch, rounds: int) -> Any:
             return self.keep
 
     monkeypatch.setattr("circuit.search.elimination._Circuit", Circuit)
-    judge: Any = SimpleNamespace(worlds=[None])
+    judge: Any = SimpleNamespace()
     return eliminate(judge, judge, torch.tensor([True] * 3), 0.5).tolist()
 
 
@@ -280,9 +281,7 @@ def test_parts_that_change_the_expected_loss_least_go_first() -> None:
     circuit = object.__new__(_Circuit)
     saved = torch.tensor([1000, 0, 5, 0])
     circuit.parts, circuit.target, circuit.loss = SimpleNamespace(saved=lambda keep: saved), loss + 0.05, loss  # type: ignore[assignment]
-    judge = SimpleNamespace(sides=torch.ones(4), of_leads=lambda lead: F.softplus(-lead).mean(-1))
-    circuit.judge = SimpleNamespace(sample=judge)  # type: ignore[assignment]
-    circuit.branches = SimpleNamespace(sampled=lambda trunk: trunk.margins)  # type: ignore[assignment]
+    circuit.judge = SimpleNamespace(sides=torch.ones(4))  # type: ignore[assignment]
     circuit.trunk = SimpleNamespace(keep=torch.tensor([True] * 4), margins=margins)  # type: ignore[assignment]
     circuit.calibration = Calibration(1.0, 0.0)
     order, affordable = circuit.queue_within_budget(torch.arange(4), changes)

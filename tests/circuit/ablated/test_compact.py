@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import math
 from typing import Any
 
 import pytest
@@ -151,18 +150,16 @@ def test_candidates_that_branch_off_are_those_judged_alone(
     drop[0] &= late
     candidates = parts.closed(keep & ~(drop & parts.removable(keep)))
     trunk = branches.trunk(keep)
-    branch = branches.branch(trunk, candidates[0], math.inf)
-    assert branch is not None
+    branch = branches.branch(trunk, candidates[0])
     smaller = parts.closed(candidates[0] & ~(drop[1] & parts.removable(keep)))
-    twig = branches.branch(branch, smaller, math.inf)
-    assert twig is not None
+    twig = branches.branch(branch, smaller)
     every = [*candidates, candidates[0], smaller]
     alone = torch.stack([judge.margins(one[: parts.n_nodes], parts.edges(one)) for one in every])
     # rounding may let another of two nearly tied activations through AbsTopK
     found = torch.stack([branch.margins, twig.margins])
     assert float(torch.isclose(found, alone[-2:], rtol=1e-4, atol=1e-4).float().mean()) > 0.97
     assert not torch.allclose(found[0], found[1], atol=1e-3)
-    losses = branches.losses(trunk, candidates, math.inf)
+    losses = branches.losses(trunk, candidates)
     torch.testing.assert_close(losses, judge.losses(alone[:3]), rtol=1e-2, atol=1e-2)
 
 
@@ -181,9 +178,7 @@ def test_changes_are_the_derivatives_of_every_margin(edges: bool, monkeypatch: p
     compact, values = AblatedModel(model, means, judge.index.channels(parts.nodes)), keep.float()
 
     def margins(gates: Tensor) -> Tensor:
-        return torch.cat(
-            [compact.margins(batch, parts.gates(compact, gates)).double() for batch in judge.worlds[0].batches]
-        )
+        return torch.cat([compact.margins(batch, parts.gates(compact, gates)).double() for batch in judge.batches])
 
     for i, part in list(enumerate(singles))[::3]:
         ends = [margins(values.index_fill(0, part, 1 + change)) for change in (-0.02, 0.02)]
