@@ -220,6 +220,20 @@ def test_one_sign_the_other_way_round_and_one_that_seeds_disagree_about(tmp_path
     assert parts["no bigram table"] == "not decided"
 
 
+def test_two_variants_are_compared_with_each_other_and_not_with_the_base(tmp_path: Path) -> None:
+    """Both are worse than the base; of the two, unclipped gradients are better, and so is annealing."""
+    worse = {"clip": 1.0, "none": 0.4, "anneal": 0.9, "sharkfin": 0.3}
+    plant_ablations(tmp_path, lambda name, seed: 2 + worse.get(name, 0.0) + 0.003 * (seed == len(name) % 3))
+    parts = {part.what: part for part in found(tmp_path, 8).parts}
+    unclipped, gain = (
+        parts["gradients as they are, against clipped"],
+        parts["no anneal, against anneal without sharkfin: the gain"],
+    )
+    assert unclipped.found.value == pytest.approx(-0.6, abs=0.01)  # type: ignore[union-attr]
+    assert gain.found.value == pytest.approx(0.6, abs=0.01)  # type: ignore[union-attr]
+    assert (unclipped.verdict, gain.verdict) == ("does not hold", "does not hold")
+
+
 @pytest.mark.parametrize(
     ("hurt", "more", "verdict"),
     [(0.3, 2.0, "holds"), (-0.3, 2.0, "does not hold"), (0.3, 0.5, "does not hold"), (0.3, 1.0, "not decided")],
