@@ -51,7 +51,7 @@ def test_a_part_of_the_results_trains_what_it_lists_and_nothing_drawn(name: str)
 @pytest.mark.parametrize("name", PARTS)
 def test_parts_of_the_headline_have_the_same_text_and_tokens(name: str) -> None:
     study, first, demo = load_study(name), load_study(PARTS[0]), load_study("quickstart")
-    assert (study.corpus, study.tokenizer, study.tasks) == (first.corpus, first.tokenizer, first.tasks)
+    assert (study.corpus, study.tokenizer) == (first.corpus, first.tokenizer)
     for field in ("training.tokens", "model.context", "model.positions", "model.n_layer"):
         assert study.space.corner_values(field) == first.space.corner_values(field)
     (tokens,), (fewer,) = study.space.corner_values("training.tokens"), demo.space.corner_values("training.tokens")
