@@ -37,6 +37,7 @@ NO_ANNEAL, NO_SHARKFIN = {"training.anneal": 0.0}, {"training.sharkfin": False}
 CONTRASTS = (
     Contrast("gradients as they are, against clipped", UNCLIPPED, WORSE, CLIPPED),
     Contrast("gradients clipped, not divided by their RMS", CLIPPED),
+    Contrast("gradients as they are", UNCLIPPED),
     Contrast("no warm-up", {"training.warmup": 0.0}, WORSE),
     Contrast("no anneal", NO_ANNEAL, WORSE),
     Contrast("no anneal, against anneal without sharkfin: the gain", NO_ANNEAL, NO_GAIN, NO_SHARKFIN),

@@ -35,7 +35,7 @@ class Measured:
         interval = (
             "" if self.low is None or self.high is None else f" ({self._text(self.low)} to {self._text(self.high)})"
         )
-        return f"{self._text(self.value)}{interval}, {self.over}"
+        return f"{self._text(self.value)}{interval}, {self.over}" if math.isfinite(self.value) else self.over
 
     def _text(self, value: float) -> str:
         return self.form.format(value)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from claim_rows import plant
+from claim_rows import plant, plant_ablations
 
 from sparse_model.errors import InputError
 from sweeps.claims import Landed, land_study, written_page
@@ -83,3 +84,15 @@ def test_pictures_are_drawn_of_what_is_there(tmp_path: Path) -> None:
     drawn = draw_pictures(Landed(str(DATA)), tmp_path)
     assert [path.name for path in drawn] == (["ablations.png"] if Landed(str(DATA)).has("ablations") else [])
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
+
+
+def test_ablations_as_a_table(tmp_path: Path) -> None:
+    worse = {"warmup": 0.2, "none": math.inf}
+    plant_ablations(tmp_path, lambda name, seed: 2 + worse.get(name, 0.0), lambda name: 3 if name == "all" else 1)
+    page = written_page("<!-- rows: ablations -->\n<!-- end of rows -->", Landed(str(tmp_path)))
+    lines = {line.split(" | ")[0].removeprefix("| "): line for line in page.splitlines()}
+    assert lines["the base"].startswith("| the base | 2.000 | – | – | 5.0 | 0.10 |")
+    assert "| 2.200 | +0.200 (+0.200 to +0.200), 3 seeds | 1.00 × (1.00 × to 1.00 ×), 5 tasks |" in lines["no warm-up"]
+    assert "| – | 3 of 3 seeds diverged |" in lines["gradients as they are"]
+    assert "3.00 × (3.00 × to 3.00 ×), 5 tasks" in lines["AbsTopK keeps all"]
+    assert "| no rows yet | no rows yet |" in lines["4 alive"]

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from claim_rows import TASKS, found, plant
+from claim_rows import TASKS, found, plant, plant_ablations
 
 from sweeps.claims.claim import Rule
 from sweeps.claims.intervals import Measured, over_pairs, over_tasks, slope_over_tasks, slope_over_trials
@@ -157,39 +156,6 @@ def test_kurtosis(tmp_path: Path, growth: float, verdict: str) -> None:
     config = {"model": {}, "training": {"fraction": 0.05, "lr": 0.7, "seed": 0}}
     plant(tmp_path, "ablations", "other", edges={"node": 1}, config=config, fraction=0.05, kurtosis=1e6)
     assert found(tmp_path, 6).verdict == verdict
-
-
-BASE = {"gradient": "normalize", "lr": 0.1, "warmup": 0.01, "anneal": 0.5, "sharkfin": True, "min_alive": 1}
-VARIANTS = {
-    "base": {},
-    "none": {"gradient": "none", "lr": 10.0},
-    "clip": {"gradient": "clip", "lr": 10.0},
-    "warmup": {"warmup": 0.0},
-    "anneal": {"anneal": 0.0},
-    "sharkfin": {"sharkfin": False},
-    "alive": {"min_alive": 0},
-    "bigram": {"bigram": False},
-    "sixteenth": {"activation_fraction": 0.0625},
-    "all": {"activation_fraction": 1.0},
-}
-OF_MODEL = {"bigram": True, "activation_fraction": 0.25}
-
-
-def plant_ablations(
-    folder: Path, loss: Callable[[str, int], float], edges: Callable[[str], float] = lambda name: 1.0
-) -> None:
-    """Every variant with three seeds, the base first; an infinite loss has diverged."""
-    for i, (name, change) in enumerate(VARIANTS.items()):
-        training = BASE | {field: value for field, value in change.items() if field in BASE}
-        model = OF_MODEL | {field: value for field, value in change.items() if field in OF_MODEL}
-        for seed in range(3):
-            value = loss(name, seed)
-            ended = math.isfinite(value)
-            row = {"seed": seed, "suggestion": i, "val_loss": value if ended else None}
-            row |= {"status": "ok" if ended else "diverged", "eligible": ended}
-            row |= {"dead_neurons": 0.2 + 0.01 * seed * (name == "alive") if name == "alive" else 0.1}
-            config = {"model": model, "training": training | {"seed": seed}}
-            plant(folder, "ablations", f"t{i:05d}-{seed}", edges={"node": edges(name)}, config=config, **row)
 
 
 def test_signs_of_ablations_that_are_the_papers(tmp_path: Path) -> None:
