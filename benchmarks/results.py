@@ -9,8 +9,10 @@ python benchmarks/results.py --data results --claim 1         of a folder of stu
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
+from sparse_model.errors import InputError
 from sweeps.claims import CLAIMS, Landed, land_study, written_page
 from sweeps.claims.pictures import draw_pictures
 
@@ -56,4 +58,8 @@ def arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except InputError as error:
+        print(f"results: {error}", file=sys.stderr)
+        sys.exit(2)

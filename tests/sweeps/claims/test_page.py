@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -77,6 +79,21 @@ def test_landed_rows_are_small_and_name_no_machine(study: str) -> None:
     text = (DATA / study / "study.yaml").read_text()
     text += " ".join(str(pq.read_table(path).to_pylist()) for path in files if path.suffix == ".parquet")
     assert not re.findall(r"(?:/home|/root|/work|/tmp|/Users)/\S*", text)
+
+
+def test_the_command_lands_and_shows_and_refuses(tmp_path: Path) -> None:
+    def run(*options: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(ROOT / "benchmarks" / "results.py"), "--data", str(tmp_path), *options]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+    nowhere = run("--land", str(tmp_path / "nowhere"), "--claim", "5")
+    assert nowhere.returncode == 2
+    assert nowhere.stderr.startswith(f"results: {tmp_path}/nowhere: no study here")
+    shown = run("--land", str(DATA / "quickstart"), "--claim", "5")
+    assert shown.returncode == 0, shown.stderr
+    assert (tmp_path / "quickstart" / "study.yaml").exists()
+    assert "5. Circuits are necessary, calibrated: " in shown.stdout
+    assert "tasks · above 0.623832: " in shown.stdout
 
 
 def test_pictures_are_drawn_of_what_is_there(tmp_path: Path) -> None:
