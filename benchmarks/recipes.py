@@ -1,6 +1,6 @@
 """What a recipe makes of a study's tokens, without its circuits: loss, and how many tasks the model does by itself.
 
-    OMP_NUM_THREADS=1 python benchmarks/recipes.py kind=dense model.d_model=24,32 training.lr=0.007,0.012
+    python benchmarks/recipes.py kind=dense model.d_model=24,32 training.lr=0.007,0.012
 
 Commas make a grid. What is not set is as the study has it; what it leaves open has to be set. A row per model:
 validation loss in nats per token, tasks whose loss on held-out pairs is at the study's, seconds of this process in
@@ -43,13 +43,14 @@ def main() -> None:
     parser.add_argument("--seeds", default="0", help="of weights and data order, with commas")
     parser.add_argument("--study", default="quickstart", help="whose corpus, tasks and space")
     parser.add_argument("--storage", help="folder or URI of that study's data")
-    parser.add_argument("--json", type=Path, help="add a line per model to this file")
+    parser.add_argument("--json", type=Path, help="write the figures into this file as well")
     options = parser.parse_args()
     torch.set_num_threads(1)
     study = load_study(options.study, options.storage)
     data = prepared(study, Console(stderr=True))
     config = settings(study)
     tasks = [task_data(name, data.tokenizer, pairs=config.pairs, seed=config.seed) for name in study.task_sources]
+    rows: list[dict[str, Any]] = []
     print(f"{processor()}, one thread\n\n{HEAD}\n|{' --- |' * 7}")
     for given, seed in itertools.product(grid(options.settings), map(int, options.seeds.split(","))):
         try:
@@ -57,11 +58,11 @@ def main() -> None:
         except InputError as error:
             print(f"| {' '.join(given)} | {error} |", flush=True)
             continue
-        row |= {"recipe": list(given), "seed": seed, "processor": processor()}
+        row |= {"recipe": list(given), "seed": seed}
         print(spelled(row), flush=True)
+        rows.append(row)
         if options.json is not None:
-            with options.json.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            options.json.write_text(json.dumps({"processor": processor(), "rows": rows}))
 
 
 def grid(texts: Sequence[str]) -> Iterator[tuple[str, ...]]:
