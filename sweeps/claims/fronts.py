@@ -40,7 +40,7 @@ def _matched_ratio(landed: Landed, studies: Sequence[str], method: str) -> Measu
         return NO_ROWS
     try:
         last = found.matched(SPARSE, DENSE, target=TARGET, method=method).to_pylist()[-1]
-        n_tasks = len(found.compared(target=TARGET, method=method).tasks)
+        n_tasks = len(found.between(SPARSE, DENSE, target=TARGET, method=method).tasks)
     except InputError as error:
         return _plain(error)
     few = n_tasks < LEAST_TASKS
@@ -57,7 +57,7 @@ def _aligned_ratio(column: str, landed: Landed, studies: Sequence[str], method: 
     if not _there(landed, studies, method, TARGET):
         return NO_ROWS
     try:
-        comparison = landed.frontier(studies).compared(target=TARGET, method=method)
+        comparison = landed.frontier(studies).between(SPARSE, DENSE, target=TARGET, method=method)
     except InputError as error:
         return _plain(error)
     curves = [_curve(comparison, kind, column) for kind in ("sparse", "dense")]
