@@ -15,7 +15,7 @@ import numpy as np
 from circuit.search.config import METHODS
 from sparse_model.errors import InputError
 from sweeps.claims.claim import NO_ROWS, ClaimPart, Rule
-from sweeps.claims.intervals import LEAST_TASKS, RATIO, Measured, over_tasks
+from sweeps.claims.intervals import LEAST_TASKS, RATIO, Measured, counted_as, over_tasks
 from sweeps.claims.landed import Landed
 from sweeps.frontier.comparison import Array, Comparison
 from sweeps.frontier.matched import LOSS_POINTS
@@ -45,7 +45,7 @@ def _matched_ratio(landed: Landed, studies: Sequence[str], method: str) -> Measu
         return _plain(error)
     few = n_tasks < LEAST_TASKS
     low, high = (None, None) if few else (last["ratio_low"], last["ratio_high"])
-    return Measured(last["ratio"], low, high, f"{n_tasks} tasks", RATIO)
+    return Measured(last["ratio"], low, high, counted_as(n_tasks, "task"), RATIO)
 
 
 def at_equal(column: str, landed: Landed, studies: Sequence[str]) -> list[ClaimPart]:

@@ -41,6 +41,11 @@ class Measured:
         return self.form.format(value)
 
 
+def counted_as(n: int, what: str) -> str:
+    """A number of things in words: 1 task, 2 tasks."""
+    return f"{n} {what}" + ("" if n == 1 else "s")
+
+
 RATIO, NATS, AS_SHARE = "{:.2f} ×", "{:+.3f}", "{:.2f}"
 """How ratios, differences in nats and shares are written."""
 
@@ -49,7 +54,7 @@ def over_tasks(ratios: Sequence[float]) -> Measured:
     """Geometric mean of positive ratios, one per task."""
     value = math.exp(float(np.mean(np.log(ratios))))
     low, high = bootstrap_interval(ratios) or (None, None) if len(ratios) >= LEAST_TASKS else (None, None)
-    return Measured(value, low, high, f"{len(ratios)} tasks", RATIO)
+    return Measured(value, low, high, counted_as(len(ratios), "task"), RATIO)
 
 
 def mean_over_tasks(values: Sequence[float], form: str) -> Measured:
@@ -63,7 +68,7 @@ def over_pairs(differences: Sequence[float], form: str = NATS) -> Measured:
     """Mean of differences between trials of the same seed, by Student's t; without an interval below three seeds."""
     n = len(differences)
     mean = float(np.mean(differences))
-    over = f"{n} seeds"
+    over = counted_as(n, "seed")
     if n < 3:
         return Measured(mean, None, None, over, form)
     half = float(stats.t.ppf(0.5 + COVERAGE / 200, n - 1) * np.std(differences, ddof=1) / math.sqrt(n))
@@ -73,7 +78,7 @@ def over_pairs(differences: Sequence[float], form: str = NATS) -> Measured:
 def slope_over_trials(x: Sequence[float], y: Sequence[float], form: str = NATS) -> Measured:
     """Least-squares slope of y over x, one point a trial, by Student's t: what is not straight widens it too."""
     fit = stats.linregress(x, y)
-    over = f"{len(x)} models"
+    over = counted_as(len(x), "model")
     if len(x) < 4 or len(set(x)) < 3:
         return Measured(float(fit.slope), None, None, over, form)
     half = float(stats.t.ppf(0.5 + COVERAGE / 200, len(x) - 2) * fit.stderr)
@@ -94,4 +99,4 @@ def slope_over_tasks(x: Any, logs: Any) -> Measured:
     centred = np.asarray(x, dtype=float) - np.mean(x)
     slopes = centred @ np.asarray(logs) / (centred @ centred)
     found = over_tasks([math.exp(slope) for slope in slopes])
-    return Measured(found.value, found.low, found.high, f"{len(centred)} models, {found.over}", RATIO)
+    return Measured(found.value, found.low, found.high, f"{counted_as(len(centred), 'model')}, {found.over}", RATIO)
