@@ -175,7 +175,7 @@ def test_trials_that_are_not_needed_for_a_common_loss_take_no_tasks_away(tmp_pat
     every = {"x": 10, "y": 10, "z": 10, "w": 10}
     for i, loss in enumerate((1.9, 2.1)):
         plant(tmp_path, f"s{i}", loss, every)
-        plant(tmp_path, f"d{i}", loss + 0.1, {task: 40 for task in every}, kind="dense")
+        plant(tmp_path, f"d{i}", loss + 0.1, dict.fromkeys(every, 40), kind="dense")
     plant(tmp_path, "weak", 3.0, {**dict.fromkeys(every), "x": 1}, kind="dense")
     for i in range(9):  # of neither group
         plant(tmp_path, f"other{i}", 2.0, {**dict.fromkeys(every), "x": 1}, kind="odd")
