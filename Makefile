@@ -9,7 +9,7 @@ DEVELOP := $(VENV)/.developing
 ANY := $(shell for p in python3 python3.13 python3.12 python3.11 python; do $$p -c '' 2>/dev/null && echo $$p && break; done)
 INSTALL = $(or $(ANY),$(error no Python in PATH: 3.11, 3.12 or 3.13 is needed)) install/install.py --venv $(VENV) --python "$(PYTHON)"
 
-.PHONY: install develop demo test faults lint check-locks clean
+.PHONY: install develop demo results test faults lint check-locks clean
 
 install: $(RUN)
 
@@ -28,6 +28,10 @@ FORCE:
 
 demo: $(RUN)
 	$(BIN)/sweeps run quickstart
+
+# Tables and pictures of docs/results.md, from the rows in docs/data.
+results: $(RUN)
+	$(BIN)/python benchmarks/results.py
 
 # Two at a time where tests are of one thread; clusters of several processes one after another.
 test: $(DEVELOP) lint

@@ -20,6 +20,7 @@ from sparse_model.model.config import ModelConfig
 from sparse_model.model.transformer import SparseTransformer
 from sparse_model.sparsity.selection import keep_mask
 from sweeps.cli import status_of
+from sweeps.study.study import load_study
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(FOLDER))
@@ -166,6 +167,21 @@ def test_faithful(tmp_path: Path, study_text: Callable[..., str]) -> None:
     row = figures["rows"][0]
     assert figures["edges_ratio"] == pytest.approx(max(1, row["faithful_edges"]) / max(1, row["node_edges"]))
     assert row["node_worst"] >= row["node_mean"]
+
+
+def test_recipes(tmp_path: Path, study_text: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
+    """What `sweeps train` makes of the study's own recipe, and what another value of a field it fixes makes."""
+    study = tmp_path / "tiny.yaml"
+    study.write_text(study_text({"trial.training.tokens": 40_000, "trial.training.lr": 0.1}))
+    place = ["--study", str(study), "--storage", str(tmp_path)]
+    recipe = ["kind=dense", "model.d_model=32", "training.lr=0.1,0.02"]
+    assert status_of(["train", str(tmp_path / "m"), *place, "--set", recipe[0], "--set", recipe[1]]) == 0
+    own, other = run("recipes.py", tmp_path / "figures.json", *place, *recipe)["rows"]
+    assert f"validation loss {own['val_loss']:.4f} nats" in capsys.readouterr().out
+    assert own["val_loss"] != other["val_loss"]
+    for row in (own, other):
+        assert row["tasks"] + len(row["undone"]) == len(load_study(str(study)).task_sources)
+        assert all(loss > 0.15 for loss in row["undone"].values())
 
 
 def test_heuristics(tmp_path: Path, study_text: Callable[..., str]) -> None:

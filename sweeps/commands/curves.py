@@ -7,6 +7,7 @@ from functools import partial
 from statistics import fmean
 from typing import Annotated, NamedTuple
 
+import pyarrow as pa
 import typer
 from rich import box
 from rich.table import Table
@@ -22,11 +23,14 @@ from circuit.search.evaluation import Judge
 from circuit.search.masks import learn_masks
 from circuit.search.targets import Solution, edge_circuits, node_circuits
 from circuit.tasks import check_source, source_name, task_data
+from sparse_model import storage
 from sparse_model.errors import InputError
 from sparse_model.saved.pretrained import from_pretrained
 from sweeps.commands.opening import opened
 from sweeps.commands.options import StorageOption
 from sweeps.engine.parallel import on_all_cores
+from sweeps.frontier.parquet import ROW_ENDING
+from sweeps.frontier.rows import parquet_bytes
 from sweeps.show.curve_store import CurveStore
 from sweeps.show.curves import (
     TARGETS,
@@ -93,6 +97,7 @@ def curves_command(
 def baselines_command(
     model: Annotated[str, typer.Argument(help="folder or URI of a model")],
     plot: PlotOption = None,
+    rows: Annotated[str | None, typer.Option(help="write the sizes into this .parquet file, a row per circuit")] = None,
     tasks: TasksOption = None,
     study: CurveStudyOption = "quickstart",
     storage_uri: StorageOption = None,
@@ -105,6 +110,8 @@ def baselines_command(
     """
     if plot is not None:
         image_format(plot)  # before an hour of searches
+    if rows is not None and not rows.endswith(ROW_ENDING):
+        raise InputError(f"rows {rows}; allowed ending: {ROW_ENDING}")
     asked = load_study(study, storage_uri)
     console = terminal()
     with Show(console) as show:
@@ -115,10 +122,28 @@ def baselines_command(
     points = mean_curves(curves, TARGETS)
     console.print(_table("geometric mean of edges", points, ratio=False))
     console.print(_areas_table([by_way for by_way in faithful.values() if by_way and all(by_way.values())]))
+    if rows is not None:
+        storage.write_bytes_atomic(rows, baseline_rows(_name(model), found))
     if plot is not None:
         plot_curves({"node": points}, plot, f"Learned masks against baselines: {model_names([model])[0]}")
     return 0
 
+
+def baseline_rows(model: str, found: Mapping[str, Mapping[str, Curve]]) -> bytes:
+    """A Parquet file of sizes: model, task, target_loss, way, edges (null where no circuit counts)."""
+    lines = [
+        {"model": model, "task": task, "target_loss": target, "way": way, "edges": size}
+        for task, by_way in sorted(found.items())
+        for way, curve in by_way.items()
+        for target, size in sorted(curve.items(), reverse=True)
+    ]
+    return parquet_bytes(pa.Table.from_pylist(lines, schema=BASELINE_SCHEMA))
+
+
+BASELINE_SCHEMA = pa.schema(
+    {"model": pa.string(), "task": pa.string(), "target_loss": pa.float64(), "way": pa.string(), "edges": pa.int64()}
+)
+"""Of what `sweeps baselines --rows` writes."""
 
 SEARCHED: tuple[Method, ...] = ("node", "edge")
 """Methods of which curves are drawn: those of a study's searches at many target losses."""

@@ -117,6 +117,6 @@ def _put_matched(found: Frontier, groups: tuple[str, str], choice: Selection, fo
         console.print(f"Edges at equal validation loss: A where {groups[0]}, B where {groups[1]}")
         console.print(matched_table(answer))
         console.print("all: mean over the common losses · intervals: bootstrap over tasks and seeds")
-        console.print(found.compared(**choice).note())
+        console.print(found.between(*groups, **choice).note())
     else:
         _put(answer, form)

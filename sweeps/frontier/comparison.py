@@ -10,7 +10,7 @@ Shapes: N trials, K tasks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -117,11 +117,13 @@ def compare(
     target: float | None = None,
     tasks: Sequence[str] | None = None,
     method: str | None = None,
+    choose: Callable[[Array], list[int]] | None = None,
 ) -> Comparison:
     """Compare the eligible of `trials` by `circuits` of one target loss and method (both `pyarrow.Table`s).
 
     `target` is the trials' own if left out, `tasks` those that make the largest comparison, `method` node if there is
-    any such circuit. InputError for a target, task or method there is none of.
+    any such circuit. `choose` is told which trials solve which tasks, boolean (N, K), and gives the columns to compare
+    on; `largest_block` if left out. InputError for a target, task or method there is none of.
     """
     if isinstance(tasks, str):
         raise InputError(f"tasks {tasks!r}; allowed: a list of names")
@@ -139,7 +141,7 @@ def compare(
     names = _asked(tasks, circuits)
     logs = log_edge_matrix(trials, circuits, names)
     solved = ~np.isnan(logs) & eligible[:, None]
-    common = list(range(len(names))) if tasks is not None else largest_block(solved)
+    common = list(range(len(names))) if tasks is not None else (choose or largest_block)(solved)
     compared: Array = np.asarray(solved[:, common].all(axis=1)) if common else np.zeros(len(trials), dtype=bool)
     there = len(pc.unique(circuits["task"]))
     named = tuple(names[k] for k in common)

@@ -1,11 +1,15 @@
 """Two groups of trials at equal validation loss: how many times the edges of one the other needs.
 
-Each group's Pareto front is read as a curve of log edges over validation loss, straight between its points. Where both
-curves are defined, edges are compared. Seeds of a configuration are averaged first: they are one point. Intervals are
-percentiles of a bootstrap over tasks and, within each configuration, over seeds; trials are not resampled, because the
-front of a resample always lies above the front.
+Each group's Pareto front is read as a curve of log edges over validation loss, straight between its points, and level
+from its last point up to the highest loss of the group: trials there are dominated, so the group has a model that is
+better and smaller. Where both curves are defined, edges are compared. Seeds of a configuration are averaged first: they
+are one point. Intervals are percentiles of a bootstrap over tasks and, within each configuration, over seeds; trials
+are not resampled, because the front of a resample always lies above the front.
 
-Shapes: N trials compared, n of a group, C configurations of it, K tasks, G losses.
+Tasks are those of the largest comparison of the two groups that have a loss in common: trials of neither group, and
+ones that solve little and lie where the other group is not, do not take tasks away.
+
+Shapes: N trials of both groups, n of a group, C configurations of it, K tasks, G losses.
 """
 
 from __future__ import annotations
@@ -33,7 +37,7 @@ def matched(comparison: Comparison, groups: Sequence[tuple[str, Array]]) -> Any:
 
     A group is its name and a boolean (N) over the comparison's trials. The last row, whose `val_loss` is null, is the
     mean over the whole common range. Ratios are edges of the second group over edges of the first. InputError where the
-    fronts have no validation loss in common.
+    groups have no validation loss in common.
     """
     samples = [TrialGroup(comparison, name, members) for name, members in groups]
     losses = _common_losses(samples)
@@ -50,6 +54,28 @@ def matched(comparison: Comparison, groups: Sequence[tuple[str, Array]]) -> Any:
         "ratio_high": np.exp(high),
     }
     return pa.table(rows)
+
+
+def block_between(trials: Any, members: Sequence[Array], solved: Array) -> list[int]:
+    """Columns of a boolean (N, K), which trials solve which tasks, on which two groups of them are best compared.
+
+    Tasks are added from the one that most pairs of a trial of each group solve; of the blocks so made of full rows it
+    is the one with most pairs × tasks, among those in which the groups have a validation loss in common.
+    """
+    first, second = members
+    losses, config = trials["val_loss"].to_numpy(zero_copy_only=False), _configurations(trials)
+    best, chosen, alive = (False, 0), 0, np.ones(len(solved), dtype=bool)
+    order = np.argsort(-solved[first].sum(axis=0) * solved[second].sum(axis=0), kind="stable")
+    for count, column in enumerate(order, start=1):
+        alive &= solved[:, column]
+        groups = [np.flatnonzero(alive & group) for group in members]
+        pairs = len(groups[0]) * len(groups[1])
+        if not pairs:
+            break
+        low, high = _shared([_reach(losses[group], config[group]) for group in groups])
+        if (size := (low <= high, pairs * count)) > best:
+            best, chosen = size, count
+    return sorted(int(column) for column in order[:chosen])
 
 
 class TrialGroup:
@@ -90,6 +116,11 @@ class TrialGroup:
         return np.asarray(np.interp(losses, *self.front(self.evenly)))
 
     @property
+    def reach(self) -> tuple[float, float]:
+        """Lowest and highest validation loss of its configurations."""
+        return _reach(self.losses, np.repeat(np.arange(len(self.counts)), self.counts) if self.has_seeds else None)
+
+    @property
     def evenly(self) -> Array:
         """Weights by which every task counts the same."""
         return np.full(self.logs.shape[1], 1 / self.logs.shape[1])
@@ -121,12 +152,24 @@ def _staircase(losses: Array, logs: Array) -> Staircase:
     return losses[last], logs[last]
 
 
+def _reach(losses: Array, config: Array | None) -> tuple[float, float]:
+    """Lowest and highest mean loss of the configurations (n) that trials are of; None: each of its own."""
+    if config is not None:
+        _, config = np.unique(config, return_inverse=True)
+        losses = np.bincount(config, losses) / np.bincount(config)
+    return float(losses.min()), float(losses.max())
+
+
+def _shared(ranges: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """What ranges have in common; nothing where its lower end is above its upper."""
+    return max(low for low, _ in ranges), min(high for _, high in ranges)
+
+
 def _common_losses(groups: Sequence[TrialGroup]) -> Array:
-    ends = [(x[0], x[-1]) for x, _ in (group.front(group.evenly) for group in groups)]
-    low, high = max(end[0] for end in ends), min(end[1] for end in ends)
+    low, high = _shared([group.reach for group in groups])
     if low > high:
-        ranges = ", ".join(f"{group.name} {x[0]:.3f} to {x[1]:.3f}" for group, x in zip(groups, ends, strict=True))
-        raise InputError(f"compare: the fronts have no validation loss in common ({ranges})")
+        ranges = ", ".join(f"{group.name} {group.reach[0]:.3f} to {group.reach[1]:.3f}" for group in groups)
+        raise InputError(f"compare: the groups have no validation loss in common ({ranges})")
     return np.unique(np.linspace(low, high, LOSS_POINTS))
 
 

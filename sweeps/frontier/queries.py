@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypedDict, Unpack
 
 import numpy as np
@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 
 from sparse_model import storage
 from sparse_model.errors import InputError
-from sweeps.frontier.comparison import CIRCUIT_COLUMNS, Comparison, compare, places
-from sweeps.frontier.matched import matched
+from sweeps.frontier.comparison import CIRCUIT_COLUMNS, Array, Comparison, compare, places
+from sweeps.frontier.matched import block_between, matched
 from sweeps.frontier.pareto import dominated_area, growing_area
 from sweeps.frontier.parquet import read_table, row_files
 from sweeps.frontier.rows import TABLES, table_uri
@@ -87,12 +87,7 @@ class Frontier:
 
         `choice`: where, target, tasks, method, each as in `Selection`.
         """
-        if unknown := choice.keys() - Selection.__annotations__.keys():
-            raise TypeError(f"{', '.join(unknown)}: no such choice; allowed: {', '.join(Selection.__annotations__)}")
-        condition = choice.get("where")
-        trials = self.trials() if condition is None else self.where(condition)
-        circuits = self._table("circuits", CIRCUIT_COLUMNS)
-        return compare(trials, circuits, choice.get("target"), choice.get("tasks"), choice.get("method"))
+        return self._compared(self._selected(choice), choice)
 
     def pareto(self, **choice: Unpack[Selection]) -> Any:
         """The non-dominated compared trials, from the lowest validation loss on, with their `edges`."""
@@ -128,15 +123,35 @@ class Frontier:
 
     def matched(self, first: str, second: str, **choice: Unpack[Selection]) -> Any:
         """Edges of two groups of trials, given as SQL conditions, at equal validation loss (`matched.py`)."""
-        comparison = self.compared(**choice)
-        rows = np.arange(len(comparison.trials))
-        groups = [
-            (condition, np.isin(rows, places(self.where(condition), comparison.trials).drop_null().to_numpy()))
-            for condition in (first, second)
-        ]
-        if both := int((groups[0][1] & groups[1][1]).sum()):
+        comparison = self.between(first, second, **choice)
+        return matched(comparison, [(name, self._inside(name, comparison.trials)) for name in (first, second)])
+
+    def between(self, first: str, second: str, **choice: Unpack[Selection]) -> Comparison:
+        """The trials of two groups, given as SQL conditions, on the tasks that `matched` compares them on."""
+        trials = self._selected(choice)
+        groups = [self._inside(condition, trials) for condition in (first, second)]
+        if both := int((groups[0] & groups[1]).sum()):
             raise InputError(f"compare: {both} trials are in both groups ({first}; {second})")
-        return matched(comparison, groups)
+        either = groups[0] | groups[1]
+        trials = trials.filter(pa.array(either))
+        members = [group[either] for group in groups]
+        return self._compared(trials, choice, lambda solved: block_between(trials, members, solved))
+
+    def _selected(self, choice: Selection) -> Any:
+        if unknown := choice.keys() - Selection.__annotations__.keys():
+            raise TypeError(f"{', '.join(unknown)}: no such choice; allowed: {', '.join(Selection.__annotations__)}")
+        condition = choice.get("where")
+        return self.trials() if condition is None else self.where(condition)
+
+    def _compared(
+        self, trials: Any, choice: Selection, choose: Callable[[Array], list[int]] | None = None
+    ) -> Comparison:
+        circuits = self._table("circuits", CIRCUIT_COLUMNS)
+        return compare(trials, circuits, choice.get("target"), choice.get("tasks"), choice.get("method"), choose)
+
+    def _inside(self, condition: str, trials: Any) -> Array:
+        """(N) for which of the trials an SQL condition holds."""
+        return np.isin(np.arange(len(trials)), places(self.where(condition), trials).drop_null().to_numpy())
 
     def _table(self, name: str, columns: Sequence[str] | None = None) -> Any:
         tables = [self._unchanged(uri, name, columns) for uri in self.uris]

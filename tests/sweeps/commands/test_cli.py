@@ -64,7 +64,7 @@ def test_shipped_studies_are_named_where_users_look(capsys: pytest.CaptureFixtur
     assert status_of(["run", "--help"]) == 0
     said, readme = capsys.readouterr().out, (Path(__file__).parents[3] / "README.md").read_text()
     for name in shipped_studies():
-        assert name in said
+        assert name in "".join(said.split())  # names are broken at their hyphens
         assert f"`{name}`" in readme
 
 
@@ -88,7 +88,7 @@ def test_ten_mistakes_exit_2(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["run", "no_such_study"], "shipped studies: lr, quickstart, smoke"),
+        (["run", "no_such_study"], f"shipped studies: {', '.join(shipped_studies())}"),
         (["frontier", "/nowhere"], "no frontier here"),
         (["frontier", "nosuch://x"], "nosuch"),
         (["frontier", "{folder}", "--sql", "SELECT 1", "--where", "1=1"], "one of them"),

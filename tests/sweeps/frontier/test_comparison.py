@@ -147,6 +147,60 @@ def test_groups_that_cannot_be_compared(tmp_path: Path) -> None:
         found.matched("kind = 'sparse'", "val_loss < 2.5")
 
 
+def test_a_group_is_compared_up_to_its_highest_loss_though_its_front_ends_before(tmp_path: Path) -> None:
+    """The narrower dense model is worse in both, so the front is the wider one alone; the group reaches 2.4 all the
+    same, with 100 edges at the most."""
+    plant(tmp_path, "wide", 1.8, {"x": 100}, kind="dense")
+    plant(tmp_path, "narrow", 2.4, {"x": 300}, kind="dense")
+    plant(tmp_path, "a", 2.0, {"x": 10})
+    plant(tmp_path, "b", 2.2, {"x": 5})
+    table = Frontier(str(tmp_path)).matched("kind = 'sparse'", "kind = 'dense'").to_pylist()
+    assert [row["val_loss"] for row in table[:-1]] == pytest.approx([2.0, 2.05, 2.1, 2.15, 2.2])
+    assert [row["edges_second"] for row in table] == pytest.approx([100] * 6)
+    assert (table[0]["ratio"], table[-2]["ratio"]) == pytest.approx((10, 20))
+
+
+def test_groups_are_compared_on_tasks_that_leave_them_a_loss_in_common(tmp_path: Path) -> None:
+    """Without `poor` there would be four tasks, and nothing to compare: then `a` is worse than all dense ones."""
+    every = {"x": 10, "y": 10, "z": 10, "w": 10}
+    plant(tmp_path, "a", 2.0, every)
+    plant(tmp_path, "good", 1.9, {task: 10 * n for task, n in every.items()}, kind="dense")
+    plant(tmp_path, "poor", 2.2, {**dict.fromkeys(every), "x": 60}, kind="dense")
+    found = Frontier(str(tmp_path))
+    assert found.between("kind = 'sparse'", "kind = 'dense'").tasks == ("x",)
+    assert found.matched("kind = 'sparse'", "kind = 'dense'")["val_loss"].to_pylist() == [pytest.approx(2.0), None]
+
+
+def test_trials_that_are_not_needed_for_a_common_loss_take_no_tasks_away(tmp_path: Path) -> None:
+    every = {"x": 10, "y": 10, "z": 10, "w": 10}
+    for i, loss in enumerate((1.9, 2.1)):
+        plant(tmp_path, f"s{i}", loss, every)
+        plant(tmp_path, f"d{i}", loss + 0.1, dict.fromkeys(every, 40), kind="dense")
+    plant(tmp_path, "weak", 3.0, {**dict.fromkeys(every), "x": 1}, kind="dense")
+    for i in range(9):  # of neither group
+        plant(tmp_path, f"other{i}", 2.0, {**dict.fromkeys(every), "x": 1}, kind="odd")
+    found = Frontier(str(tmp_path))
+    comparison = found.between("kind = 'sparse'", "kind = 'dense'")
+    assert comparison.tasks == tuple(sorted(every))
+    assert "4 tasks (of 4) that all 4 compared trials solve" in comparison.note()
+    assert "1 of 5 trials are not compared" in comparison.note()
+    assert found.compared().tasks == ("x",)
+    last = found.matched("kind = 'sparse'", "kind = 'dense'").to_pylist()[-1]
+    assert (last["ratio_low"], last["ratio"], last["ratio_high"]) == pytest.approx((4, 4, 4))
+
+
+def test_a_common_loss_is_one_of_means_over_seeds(tmp_path: Path) -> None:
+    """Single seeds overlap in `y`, their means do not: of configurations only `x` is left."""
+    both = {"x": 10, "y": 10, "z": 10}
+    plant(tmp_path, "s0", 2.0, both, suggestion=0)
+    plant(tmp_path, "s1", 2.4, both, suggestion=0)
+    plant(tmp_path, "s2", 2.6, {"x": 10, "y": None, "z": None}, suggestion=1)
+    plant(tmp_path, "d0", 2.3, both, kind="dense", suggestion=2)
+    found = Frontier(str(tmp_path))
+    assert found.between("kind = 'sparse'", "kind = 'dense'").tasks == ("x",)
+    assert len(found.matched("kind = 'sparse'", "kind = 'dense'")) == 2
+
+
 def test_rows_of_another_program(tmp_path: Path) -> None:
     """One file with many trials, written with pandas, with the columns that matter and no others."""
     trials = pd.DataFrame(

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from sparse_model.errors import InputError
 from sweeps.cli import status_of
+from sweeps.commands.curves import WAYS
 from sweeps.frontier.queries import Frontier
 from sweeps.frontier.rows import write_circuit_rows, write_trial_row
 from sweeps.search.objectives import bootstrap_interval
@@ -118,7 +120,12 @@ def test_commands_on_a_trained_model(
     model = str(tmp_path / "model")
     assert status_of(["train", model, *common, *size]) == 0
     capsys.readouterr()
-    assert status_of(["baselines", model, *common, "--tasks", "else_elif"]) == 0
+    rows = tmp_path / "baselines.parquet"
+    assert status_of(["baselines", model, *common, "--tasks", "else_elif", "--rows", str(rows)]) == 0
+    written = pq.read_table(rows).to_pylist()
+    assert {(row["model"], row["task"]) for row in written} == {("model", "else_elif")}
+    assert {"learned", "attribution", "random"} <= {row["way"] for row in written} <= set(WAYS)
+    assert status_of(["baselines", model, *common, "--rows", str(tmp_path / "rows.csv")]) == 2
     said = capsys.readouterr().out
     assert "CPR" in said
     assert "edge attribution" in said

@@ -29,7 +29,34 @@ def mistakes(text: str) -> list[str]:
 def test_shipped_studies_are_sound(name: str) -> None:
     study = load_study(name)
     assert study.name == name
-    assert study.space.kinds() == ("sparse", "dense")
+    assert set(study.space.kinds()) <= {"sparse", "dense"}
+
+
+PARTS = [name for name in shipped_studies() if name.startswith("headline-")]
+
+
+@pytest.mark.parametrize("name", [*PARTS, "ablations"])
+def test_a_part_of_the_results_trains_what_it_lists_and_nothing_drawn(name: str) -> None:
+    """Every field that varies is given in every entry, so that the sampler has nothing to choose."""
+    study = load_study(name)
+    params = [study.space.params(entry) for entry in study.search.try_first]
+    assert len(params) == study.search.trials
+    for chosen in params:
+        kind = chosen.get("kind", study.space.kind)
+        asked = {entry.path for entry in study.space.entries[kind].values() if entry.is_sampled}
+        assert asked == chosen.keys() - {"kind"}
+    assert len(study.seeds) >= 2
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_parts_of_the_headline_have_the_same_text_and_tokens(name: str) -> None:
+    study, first, demo = load_study(name), load_study(PARTS[0]), load_study("quickstart")
+    assert (study.corpus, study.tokenizer) == (first.corpus, first.tokenizer)
+    for field in ("training.tokens", "model.context", "model.positions", "model.n_layer"):
+        assert study.space.corner_values(field) == first.space.corner_values(field)
+    (tokens,), (fewer,) = study.space.corner_values("training.tokens"), demo.space.corner_values("training.tokens")
+    assert tokens >= 5 * fewer
+    assert study.target_loss == 0.15
 
 
 def test_quickstart_is_a_real_sweep() -> None:

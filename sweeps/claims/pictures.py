@@ -1,0 +1,46 @@
+"""The pictures of docs/results.md that are drawn from landed rows."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from sweeps.claims.ablation import CONTRASTS, FEWER, FRACTION, Ablations, Contrast
+from sweeps.claims.intervals import Measured
+from sweeps.claims.landed import Landed
+from sweeps.claims.table import HEADLINE
+from sweeps.show.plot import FAINT, INK, plot_frontier
+
+
+def draw_pictures(landed: Landed, folder: Path) -> list[Path]:
+    """Draw what there are rows for; the files drawn."""
+    drawn = []
+    if all(landed.has(study) for study in HEADLINE):
+        drawn.append(folder / "headline.png")
+        plot_frontier(landed.frontier(HEADLINE), str(drawn[-1]))
+    if landed.has("ablations"):
+        drawn.append(folder / "ablations.png")
+        draw_ablations(Ablations(landed, ["ablations"])).savefig(drawn[-1], dpi=160, facecolor="white")
+    return drawn
+
+
+def draw_ablations(rows: Ablations) -> Figure:
+    """Differences in loss from the base with their intervals, the most harmful change on top."""
+    fewer = [Contrast(f"AbsTopK keeps {name}", {FRACTION: fraction}) for fraction, name in FEWER]
+    simple = [contrast for contrast in CONTRASTS if not contrast.against and contrast.column == "val_loss"]
+    found = [(contrast.name, rows.difference(contrast)) for contrast in (*simple, *fewer)]
+    shown = [(name, m) for name, m in found if isinstance(m, Measured) and math.isfinite(m.value)]
+    shown.sort(key=lambda entry: entry[1].value)
+    figure = Figure(figsize=(8, 0.32 * len(shown) + 1.2), layout="constrained")
+    axes = figure.subplots()
+    axes.axvline(0, color=FAINT, linewidth=1)
+    for place, (_, measured) in enumerate(shown):
+        if measured.low is not None and measured.high is not None:
+            axes.plot([measured.low, measured.high], [place, place], color=FAINT, linewidth=2)
+        axes.plot([measured.value], [place], "o", color=INK)
+    axes.set_yticks(range(len(shown)), [name for name, _ in shown])
+    axes.set_xlabel("validation loss less the base's, nats (95 % interval over seeds)")
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
