@@ -154,7 +154,9 @@ def public_callables() -> Iterator[tuple[str, Any]]:
         for name in module.__all__:
             thing = getattr(module, name)
             if inspect.isclass(thing):
-                for key, member in inspect.getmembers(thing, inspect.isroutine):
+                for key, member in inspect.getmembers(
+                    thing, lambda member: inspect.isroutine(member) and callable(member)
+                ):
                     ours = str(getattr(member, "__module__", "")).partition(".")[0] == package
                     if ours and (key[0] != "_" or key == "__init__"):
                         yield f"{name}.{key}", member
