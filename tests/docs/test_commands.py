@@ -217,6 +217,8 @@ def test_the_function_of_a_new_task_draws_pairs(part: PromptPart) -> None:
 
 @pytest.mark.parametrize("command", MAKES)
 def test_make_knows_its_targets(command: str) -> None:
+    targets = re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), flags=re.M)[0].split()
+    assert {word for word in command.split()[1:] if "=" not in word} <= {*targets}  # `make tests` is no error: a folder
     done = subprocess.run([*shlex.split(command), "-n"], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
 
