@@ -115,10 +115,9 @@ class Frontier:
         """
         comparison = self.compared(**choice)
         trials = comparison.trials.select(["finished", "study", "trial"]).filter(pa.array(comparison.compared))
-        order = pc.sort_indices(
-            trials.append_column("place", pa.array(np.arange(len(trials)))),
-            sort_keys=[("finished", "ascending", "at_start"), ("place", "ascending", "at_end")],
-        )
+        placed = trials.append_column("known", pc.is_valid(trials["finished"]))  # unknown times come first
+        placed = placed.append_column("place", pa.array(np.arange(len(trials))))
+        order = pc.sort_indices(placed, sort_keys=[(name, "ascending") for name in ("known", "finished", "place")])
         points = _decades(comparison.points)[order.to_numpy()]
         return (
             trials.take(order)
