@@ -23,9 +23,9 @@ OLDEST_TORCH = (2, 11)
 """As in pyproject.toml: what is installed already and older is not used."""
 SMALL = 400
 """MB: a torch below is taken without libraries for GPUs."""
-GPU_LIBRARIES, RUN, DEVELOP = 2200, 324, 322
+GPU_LIBRARIES, RUN, DEVELOP = 2200, 325, 334
 """MB, on Linux x86_64: what torch 2.13.0 from the usual index asks for besides itself; the rest of requirements.lock;
-what requirements-dev.lock adds. `make check-locks` prints them."""
+what requirements-dev.lock adds, triton among it. `make check-locks` prints what they are of."""
 
 QUESTION = """
 import json, platform, sys

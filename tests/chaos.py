@@ -157,7 +157,7 @@ class Driver:
     def said(self) -> str:
         return self.log.read_text()
 
-    def till(self, happened: Callable[[], Any], patience: float = 120) -> None:
+    def till(self, happened: Callable[[], Any], patience: float = 300) -> None:
         """Wait until something has happened; the driver must be alive till then."""
         deadline = time.monotonic() + patience
         while not happened():

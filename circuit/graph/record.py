@@ -137,13 +137,14 @@ class Circuit(Config):
             where = ".".join(map(str, first["loc"])) or "content"
             raise InputError(f"{name}: not a saved circuit ({where}: {first['msg']})") from None
 
-    def save(self, uri: str) -> None:
+    def save(self, uri: storage.PathOrURI) -> None:
         """Write the JSON to a path or fsspec URI, whole or not at all."""
-        storage.write_bytes_atomic(uri, self.to_json().encode())
+        storage.write_bytes_atomic(storage.as_uri(uri), self.to_json().encode())
 
     @classmethod
-    def load(cls, uri: str) -> Circuit:
+    def load(cls, uri: storage.PathOrURI) -> Circuit:
         """Read what `save` wrote; InputError where it is missing, truncated or something else."""
+        uri = storage.as_uri(uri)
         return cls.from_json(read_text(uri), uri)
 
     def page(self, model: SparseTransformer, task: Any, text: Tensor | None = None, **options: Any) -> str:

@@ -34,10 +34,10 @@ class Notes(Config):
         return cls(format="circuit-sweeps/notes", version=1, task=circuit.task, model=circuit.model)
 
     @classmethod
-    def load(cls, uri: str) -> Notes:
+    def load(cls, uri: storage.PathOrURI) -> Notes:
         """Read what a page saved; InputError where it is something else."""
         try:
-            return cls.model_validate_json(storage.read_bytes(uri))
+            return cls.model_validate_json(storage.read_bytes(storage.as_uri(uri)))
         except ValidationError as error:
             first = error.errors()[0]
             raise InputError(

@@ -4,6 +4,7 @@ from circuit.tasks.audit import Audit, audit
 from circuit.tasks.build import PairBatch, TaskData, build_harder, build_task
 from circuit.tasks.file import ENDING, build_file_task, file_task_name, read_task_file
 from circuit.tasks.table import TASKS, task_named
+from sparse_model import storage
 from sparse_model.data.tokenizer import Tokenizer
 from sparse_model.errors import InputError
 
@@ -30,11 +31,12 @@ def check_source(source: str) -> None:
         read_task_file(source)
 
 
-def task_data(source: str, tokenizer: Tokenizer, *, pairs: int, seed: int) -> TaskData:
+def task_data(source: storage.PathOrURI, tokenizer: Tokenizer, *, pairs: int, seed: int) -> TaskData:
     """Prompts of a task, `pairs` to search on and as many held out; of a file at most as many.
 
     InputError as `build_task` and `build_file_task` raise it.
     """
+    source = storage.as_uri(source)
     source_name(source)
     if is_file(source):
         return build_file_task(read_task_file(source), tokenizer, n_train=pairs, n_heldout=pairs, seed=seed)

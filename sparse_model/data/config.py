@@ -5,6 +5,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from sparse_model.storage.paths import URIField
 from sparse_model.storage.store_errors import check_no_credentials
 
 GENERATED = "idioms"
@@ -20,7 +21,7 @@ class _Config(BaseModel):
 class SourceConfig(_Config):
     """One source of documents."""
 
-    source: str = Field(
+    source: URIField = Field(
         min_length=1,
         description="idioms (generated programs), stdlib (the running interpreter's library), installed "
         "(installed packages), installed:<package> (one of them: its text is that of its version, whatever Python "

@@ -22,6 +22,7 @@ from sparse_model.data.shard_files import CACHE_BYTES, CachedShards, LocalShards
 from sparse_model.data.tokenizer import Tokenizer
 from sparse_model.errors import InputError
 from sparse_model.storage.files import filesystem, is_local, join, read_bytes
+from sparse_model.storage.paths import PathOrURI, as_uri
 
 TOKENIZER_FILE = "tokenizer.json"
 
@@ -41,7 +42,7 @@ class TokenDataset:
         self._expected: dict[Split, tuple[int, int, int, int]] = {}
 
     @classmethod
-    def open(cls, uri: str, cache_dir: str | Path | None = None, cache_bytes: int = CACHE_BYTES) -> Self:
+    def open(cls, uri: PathOrURI, cache_dir: str | Path | None = None, cache_bytes: int = CACHE_BYTES) -> Self:
         """Open the dataset folder at `uri`.
 
         Shards in an object store are copied when they are needed, checked against their hashes, to `cache_dir`
@@ -50,6 +51,7 @@ class TokenDataset:
         and below once that size shards are copied over and over. Raises InputError for a dataset that is missing,
         incomplete or damaged.
         """
+        uri = as_uri(uri)
         manifest = read_manifest(uri)
         if is_local(uri):
             shards = [shard for split in SPLITS for shard in manifest.split(split).shards]

@@ -36,6 +36,7 @@ from sparse_model.data.readers.tally import SourceReport, Tally, summed_reports
 from sparse_model.data.tokenizer import Tokenizer
 from sparse_model.errors import InputError
 from sparse_model.storage.files import check_writable, exists, join, read_bytes, remove, write_bytes_atomic
+from sparse_model.storage.paths import PathOrURI, as_uri
 
 DATASET_FORMAT = 3  # raise when the same configuration and input would give other tokens
 FEWEST_TOKENS = 1024  # of a split: a loss measured on less means nothing
@@ -47,7 +48,7 @@ TellShare = Callable[[str, float], None]
 def prepare(
     corpus: CorpusConfig,
     tokenizer: TokenizerConfig,
-    root: str,
+    root: PathOrURI,
     progress: TellShare | None = None,
     *,
     execute: Execute | None = None,
@@ -67,6 +68,7 @@ def prepare(
     `begun` is the key of the dataset that is to be gone on with: it is opened if it is of the same text, whatever
     version of a library made it; InputError, saying what has changed, if not.
     """
+    root = as_uri(root)
     report = progress or _silent
     inputs = _inspect(corpus, report)
     key = dataset_key(corpus, tokenizer, inputs, part_bytes)

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Self
 
 import tokenizers
@@ -11,6 +10,7 @@ from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from sparse_model.data.config import TokenizerConfig
 from sparse_model.errors import InputError
 from sparse_model.storage.files import write_bytes_atomic
+from sparse_model.storage.paths import PathOrURI, as_uri
 from sparse_model.storage.text import read_text
 
 # The released pattern: brackets and quotes can fuse with their neighbours, so that `("` or `],` is one token.
@@ -79,9 +79,9 @@ class Tokenizer:
         return cls(_byte_level(models.BPE(vocab=dict(vocabulary), merges=[(first, second) for first, second in pairs])))
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
+    def load(cls, path: PathOrURI) -> Self:
         """From a tokenizer.json on disk or at a URI; raises InputError naming it if it cannot be used."""
-        text = read_text(str(path))
+        text = read_text(as_uri(path))
         try:
             return cls.from_json(text)
         except InputError as error:
@@ -91,9 +91,9 @@ class Tokenizer:
         """The content of tokenizer.json, readable by Hugging Face libraries."""
         return self._backend.to_str(pretty=False)
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: PathOrURI) -> None:
         """Write one tokenizer.json, on disk or at a URI."""
-        write_bytes_atomic(str(path), self.to_json().encode("utf-8"))
+        write_bytes_atomic(as_uri(path), self.to_json().encode("utf-8"))
 
     def __reduce__(self) -> tuple[object, ...]:
         return type(self).from_json, (self.to_json(),)

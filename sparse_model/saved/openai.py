@@ -54,16 +54,19 @@ WITHOUT_EFFECT = (
 """Keys of the released configuration that only matter in training, or for speed."""
 
 
-def load_openai(uri: str, tokenizer_uri: str | None = None) -> tuple[SparseTransformer, Tokenizer | None]:
+def load_openai(
+    uri: storage.PathOrURI, tokenizer_uri: storage.PathOrURI | None = None
+) -> tuple[SparseTransformer, Tokenizer | None]:
     """A released checkpoint in a folder or at an fsspec URI, and its tokenizer, None where there are no files of one.
 
     The model's logits equal those of the released forward pass, to rounding. `tokenizer_uri` is the tokenizer's folder
     if it is another one. Keys of beeg_config.json that mean nothing here are named in a warning. Raises InputError for
     files that are missing, truncated or of another model, naming keys and shapes that do not fit.
     """
+    uri = storage.as_uri(uri)
     _refuse_other_forms(uri)
     config = _read_config(storage.join(uri, CONFIG))
-    tokenizer = read_tokenizer(tokenizer_uri or uri, required=tokenizer_uri is not None)
+    tokenizer = read_tokenizer(storage.as_uri(tokenizer_uri or uri), required=tokenizer_uri is not None)
     if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
         raise InputError(f"{uri}: vocab_size {config.vocab_size}; the tokenizer has {tokenizer.vocab_size} tokens")
     path = storage.join(uri, WEIGHTS)

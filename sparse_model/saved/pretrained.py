@@ -25,12 +25,13 @@ from sparse_model.storage.text import read_json
 MODEL_FORMAT = {"format": "circuit-sweeps/sparse-transformer", "version": 1}
 
 
-def save_pretrained(model: SparseTransformer, tokenizer: Tokenizer, uri: str) -> None:
+def save_pretrained(model: SparseTransformer, tokenizer: Tokenizer, uri: storage.PathOrURI) -> None:
     """Write the files under a folder or fsspec URI, the weights last: a folder with weights is complete.
 
     Hugging Face libraries read the tokenizer and the tensors (a tied unembedding once) as they are. In a process group
     every worker calls this alike, and the first writes.
     """
+    folder = storage.as_uri(uri)
     weights = _whole_weights(model)
     if rank():
         return
@@ -41,7 +42,7 @@ def save_pretrained(model: SparseTransformer, tokenizer: Tokenizer, uri: str) ->
         "model.safetensors": save(weights, metadata={"format": "pt"}),
     }
     for name, content in files.items():
-        storage.write_bytes_atomic(storage.join(uri, name), content)
+        storage.write_bytes_atomic(storage.join(folder, name), content)
 
 
 def _whole_weights(model: SparseTransformer) -> dict[str, Tensor]:
@@ -83,8 +84,9 @@ def _json(content: dict[str, object]) -> bytes:
     return json.dumps(content, indent=2).encode()
 
 
-def from_pretrained(uri: str, device: str | torch.device = "cpu") -> tuple[SparseTransformer, Tokenizer]:
+def from_pretrained(uri: storage.PathOrURI, device: str | torch.device = "cpu") -> tuple[SparseTransformer, Tokenizer]:
     """Read back what `save_pretrained` wrote; a truncated or foreign file is an InputError that names it."""
+    uri = storage.as_uri(uri)
     config = _read_config(uri)
     weights = _read_weights(config, uri)
     model = SparseTransformer(config)

@@ -20,3 +20,4 @@ from .files import (
     versions as versions,
     write_bytes_atomic as write_bytes_atomic,
 )
+from .paths import PathOrURI as PathOrURI, URIField as URIField, as_uri as as_uri

@@ -74,8 +74,8 @@ class Checkpoints:
     size and hash of every file. `warn` is told, on every worker, of a checkpoint that cannot be read.
     """
 
-    def __init__(self, uri: str, keep: int = 2, warn: Callable[[str], None] = warnings.warn) -> None:
-        self.uri, self.keep, self.warn = uri, keep, warn
+    def __init__(self, uri: storage.PathOrURI, keep: int = 2, warn: Callable[[str], None] = warnings.warn) -> None:
+        self.uri, self.keep, self.warn = storage.as_uri(uri), keep, warn
 
     def restore(self, take: Take) -> bool:
         for name in self._complete():

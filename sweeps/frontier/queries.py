@@ -35,10 +35,10 @@ class Selection(TypedDict, total=False):
 class Frontier:
     """The rows below one or more studies' folders. Every method reads what is there now; studies may be running."""
 
-    def __init__(self, *uris: str, may_be_empty: bool = False) -> None:
+    def __init__(self, *places: storage.PathOrURI, may_be_empty: bool = False) -> None:
         """Studies' folders, e.g. `./results/quickstart`; InputError where no trial has a row, unless that `may_be` and
         it is a study's."""
-        self.uris = uris
+        self.uris = uris = tuple(map(storage.as_uri, places))
         self._read: dict[tuple[Any, ...], tuple[dict[str, str], Any]] = {}
         for i, uri in enumerate(uris):
             begun = may_be_empty and storage.exists(storage.join(uri, "study.yaml"))
@@ -110,10 +110,9 @@ class Frontier:
         """
         comparison = self.compared(**choice)
         trials = comparison.trials.select(["finished", "study", "trial"]).filter(pa.array(comparison.compared))
-        order = pc.sort_indices(
-            trials.append_column("place", pa.array(np.arange(len(trials)))),
-            sort_keys=[("finished", "ascending", "at_start"), ("place", "ascending", "at_end")],
-        )
+        placed = trials.append_column("known", pc.is_valid(trials["finished"]))  # unknown times come first
+        placed = placed.append_column("place", pa.array(np.arange(len(trials))))
+        order = pc.sort_indices(placed, sort_keys=[(name, "ascending") for name in ("known", "finished", "place")])
         points = _decades(comparison.points)[order.to_numpy()]
         return (
             trials.take(order)

@@ -55,8 +55,8 @@ class ToldReport(NamedTuple):
 
 
 def write_report(
-    uris: Sequence[str],
-    out: str | None = None,
+    places: Sequence[storage.PathOrURI],
+    out: storage.PathOrURI | None = None,
     draw: DrawnPages = "front",
     tell: Callable[[float, str], None] = lambda share, words: None,
     spread: Spread | None = None,
@@ -66,7 +66,8 @@ def write_report(
     `spread` carries out a function over jobs, in turn if left out. Pages that are there are kept. What cannot be drawn
     is said in `problems`. InputError where there are no rows, and no study either.
     """
-    where = out or (storage.join(uris[0], "report") if len(uris) == 1 else "report")
+    uris = [storage.as_uri(place) for place in places]
+    where = storage.as_uri(out) if out else (storage.join(uris[0], "report") if len(uris) == 1 else "report")
     storage.check_writable(where)
     frontier = Frontier(*uris, may_be_empty=True)
     several, problems = len(uris) > 1, []

@@ -29,11 +29,12 @@ CROWD = 300
 FORMATS = ("png", "svg", "pdf")
 
 
-def plot_frontier(frontier: Frontier, uri: str, **choice: Unpack[Selection]) -> None:
+def plot_frontier(frontier: Frontier, uri: storage.PathOrURI, **choice: Unpack[Selection]) -> None:
     """Draw a frontier into an image at a path or URI that ends in .png, .svg or .pdf; InputError for any other.
 
     `choice` says what is compared, as in `Frontier.compared`.
     """
+    uri = storage.as_uri(uri)
     form = image_format(uri)
     buffer = io.BytesIO()
     draw(frontier.compared(**choice)).savefig(buffer, format=form, dpi=160, facecolor="white")

@@ -46,8 +46,9 @@ class Status:
         return sum(self.by_status.values())
 
 
-def study_status(uri: str) -> Status:
+def study_status(uri: storage.PathOrURI) -> Status:
     """The status of the study whose folder is at `uri`; InputError where none is."""
+    uri = storage.as_uri(uri)
     study = study_at(uri)
     rows = read_table(uri, "trials").to_pylist() if storage.exists(table_uri(uri, "trials")) else []
     rows = [row for row in rows if row["status"] in FINAL]

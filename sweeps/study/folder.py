@@ -25,8 +25,9 @@ def study_uri(study: Study) -> str:
     return storage.join(study.root, "study.yaml")
 
 
-def study_at(uri: str) -> Study:
+def study_at(uri: storage.PathOrURI) -> Study:
     """The study whose folder is at `uri`; InputError where none is. Files of tasks are those kept with it."""
+    uri = storage.as_uri(uri)
     path = storage.join(uri, "study.yaml")
     if not storage.exists(path):
         below = [name for name in storage.listdir(uri) if storage.exists(storage.join(uri, name, "study.yaml"))]

@@ -20,6 +20,7 @@ from sparse_model.data.shard_files import CACHE_BYTES
 from sparse_model.distributed.kinds import Parallel
 from sparse_model.errors import InputError
 from sparse_model.model.config import Config
+from sparse_model.storage.paths import URIField
 from sparse_model.storage.store_errors import check_no_credentials, redacted
 from sparse_model.storage.text import decoded
 from sweeps.study.problems import InputErrors, Problem, pydantic_problems, shown
@@ -44,7 +45,7 @@ class SearchConfig(Config):
         "then, and stored: a study that goes on tries what it has drawn",
     )
     try_first: tuple[dict[str, Any], ...] = Field((), description="trials, or parts of them, to begin with")
-    warm_start: tuple[str, ...] = Field(
+    warm_start: tuple[URIField, ...] = Field(
         (),
         description="folders or URIs of earlier studies to learn from: of their trials, those with the same fixed "
         "fields, tokens, tasks and target",
@@ -166,12 +167,12 @@ class Study(Config):
     """One study, checked. `load_study` reads one from a file and names every mistake in it."""
 
     name: str = Field(description="names the study's folder below the storage")
-    storage: str = Field(
+    storage: URIField = Field(
         "./results", min_length=1, validate_default=True, description="folder or fsspec URI below which all results go"
     )
     corpus: CorpusConfig = Field(description="the text")
     tokenizer: TokenizerConfig = Field(TokenizerConfig(), description="how it becomes tokens")
-    tasks: Literal["all"] | tuple[str, ...] = Field(
+    tasks: Literal["all"] | tuple[URIField, ...] = Field(
         "all", description="names of tasks (see `sweeps tasks`) and .jsonl files of pairs, or all that have a name"
     )
     trial: dict[str, Any] = Field(description="template of a trial: kind, model, training, sparse, dense")
@@ -284,20 +285,20 @@ class Study(Config):
         return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
-def load_study(name: str, storage_uri: str | None = None) -> Study:
+def load_study(name: storage.PathOrURI, storage_uri: storage.PathOrURI | None = None) -> Study:
     """The study in a file, or a shipped one by its name; `storage_uri` takes the place of its `storage`.
 
     Raises InputErrors with one line for every mistake in it.
     """
-    where, text = _find(name)
+    where, text = _find(storage.as_uri(name))
     return read_study(text, where, storage_uri)
 
 
-def read_study(text: str, where: str, storage_uri: str | None = None) -> Study:
+def read_study(text: str, where: str, storage_uri: storage.PathOrURI | None = None) -> Study:
     """The study in a YAML text; `where` is what messages call it."""
     raw = parse_yaml(text, where)
     if storage_uri is not None:
-        raw["storage"] = storage_uri
+        raw["storage"] = storage.as_uri(storage_uri)
     study: Study | None = None
     problems: list[Problem] = []
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import shlex
 import shutil
@@ -14,9 +15,12 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
-from circuit import Circuit
+from circuit import Circuit, task_data
 from circuit.pages import Notes
+from circuit.tasks import local as local_tasks
+from circuit.tasks.context import PROMPT_PARTS, PromptPart
 from docs.conftest import DENSE, SPARSE, TASK, write_rows
+from sparse_model import InputError, from_pretrained
 from sweeps.cli import status_of, sweeps_app
 from sweeps.study import read_study
 
@@ -44,21 +48,35 @@ def fenced(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), flags=re.S | re.M)
 
 
+def without_environment(command: str) -> str:
+    """A command without the variables that stand before it."""
+    return re.sub(r"^([A-Z_]+=\S+ )+", "", command)
+
+
 def shown() -> Iterator[tuple[str, str]]:
     """(page, command) of every line in a block of commands."""
     for page in PAGES:
         for block in fenced(page, "sh"):
             for line in block.replace("\\\n", "").splitlines():
-                command = re.sub(r"\s+#\s.*", "", line).strip()
+                command = without_environment(re.sub(r"\s+#\s.*", "", line).strip())
                 if command:
                     yield page.name, command
 
 
+def spans() -> Iterator[tuple[str, str]]:
+    """(page, text) of everything within a sentence that is set as code."""
+    for page in PAGES:
+        text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.S | re.M)
+        for found in re.findall(r"`([^`]*)`", text):
+            yield page.name, without_environment(" ".join(found.split()))
+
+
+SPANS = sorted({text for _, text in spans()})
 SHOWN = list(dict.fromkeys(command for _, command in shown()))
 OURS = [command for command in SHOWN if command.startswith("sweeps ")]
 RUN = [command for command in OURS if not re.match(r"sweeps (run|submit|import) |sweeps prune models/", command)]
-SCRIPTS = [command for command in SHOWN if re.match(r"python \S+\.py", command)]
-MAKES = [command for command in SHOWN if command.startswith("make ")]
+SCRIPTS = [command for command in SHOWN + SPANS if re.match(r"python \S+\.py", command)]
+MAKES = [command for command in dict.fromkeys(SHOWN + SPANS) if re.match(r"make( |$)", command)]
 RAYS = [command for command in SHOWN if command.startswith("ray ")]
 ELSEWHERE = {
     "sweeps run quickstart": "runs for a quarter of an hour; below, its file is checked, and smoke is run from a wheel",
@@ -151,19 +169,56 @@ def test_the_study_of_readme(here: Path) -> None:
             read_study(block, page.name)
 
 
-@pytest.mark.parametrize(
-    "page", [page for page in PAGES if page.name in ("README.md", "frontier.md")], ids=lambda p: p.name
-)
+SAYS = {
+    "README.md": f"{TASK}: without final.in.0 the loss goes from", "frontier.md": "if_equals",
+    "public.md": "val_loss double", "pages.md": "",
+}  # fmt: skip
+"""Pages whose Python is run in the newcomer's folder, and what it prints."""
+PYTHON_ELSEWHERE = {
+    "circuits.md": "tests/circuit/test_guide.py",
+    "tasks.md": "below, and tests/circuit/tasks/test_task_files.py",
+    "released.md": "below",
+}
+
+
+def test_no_python_is_left_out() -> None:
+    assert {page.name for page in PAGES if fenced(page, "python")} == {*SAYS, *PYTHON_ELSEWHERE}
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name in SAYS], ids=lambda page: page.name)
 def test_python_runs(page: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    names: dict[str, Any] = {}
+    model, tokenizer = from_pretrained(here / MODELS / SPARSE)
+    task = task_data(TASK, tokenizer, pairs=16, seed=0)
+    text = task.train.tokens[:, : model.config.context]
+    names: dict[str, Any] = {"circuit": Circuit.load("circuit.json"), "model": model, "tokenizer": tokenizer}
+    names = names | {"task": task, "text": text} if page.name == "pages.md" else {}  # it goes on from circuits.md
     for block in fenced(page, "python"):
         exec(compile(block, page.name, "exec"), names)
-    said = capsys.readouterr().out
-    assert f"{TASK}: without final.in.0 the loss goes from" in said if page.name == "README.md" else "if_equals" in said
+    assert SAYS[page.name] in capsys.readouterr().out
+    assert page.name != "pages.md" or Path("page.html").read_text().startswith("<!doctype html>")
+
+
+def test_python_that_loads_a_released_model_looks_for_its_files(here: Path) -> None:
+    (block,) = fenced(ROOT / "docs" / "released.md", "python")
+    with pytest.raises(InputError, match=r"csp_yolo2/beeg_config\.json"):
+        exec(compile(block.replace("s3://bucket/", f"{here}/"), "released.md", "exec"), {})
+
+
+@pytest.mark.parametrize("part", PROMPT_PARTS)
+def test_the_function_of_a_new_task_draws_pairs(part: PromptPart) -> None:
+    _, block = fenced(ROOT / "docs" / "tasks.md", "python")
+    names = vars(local_tasks).copy()
+    exec(compile(block, "tasks.md", "exec"), names)
+    pair = names["not_in"](random.Random(0), part)
+    assert pair == names["not_in"](random.Random(0), part)
+    assert " not" in pair.prompt_a
+    assert pair.prompt_a.replace(" not", "").startswith(pair.prompt_b.rsplit("\n", 1)[0])
 
 
 @pytest.mark.parametrize("command", MAKES)
 def test_make_knows_its_targets(command: str) -> None:
+    targets = re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), flags=re.M)[0].split()
+    assert {word for word in command.split()[1:] if "=" not in word} <= {*targets}  # `make tests` is no error: a folder
     done = subprocess.run([*shlex.split(command), "-n"], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
 
@@ -190,20 +245,28 @@ def test_ray_knows_its_commands(command: str) -> None:
     assert group.make_context(command, words)
 
 
-def spans() -> Iterator[tuple[str, str]]:
-    """(page, text) of every command of ours within a sentence."""
-    for page in PAGES:
-        text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.S | re.M)
-        for found in re.findall(r"`sweeps ([^`]*)`", text):
-            yield page.name, " ".join(found.split())
-
-
-@pytest.mark.parametrize("text", sorted({text for _, text in spans() if re.match(r"[a-z-]", text)}))
+@pytest.mark.parametrize("text", [text for text in SPANS if re.match(r"sweeps [a-z-]", text)])
 def test_commands_within_sentences_are_there(text: str) -> None:
     command: Any = get_command(sweeps_app)
-    words = text.split()
+    words = text.split()[1:]
     while hasattr(command, "commands") and words and words[0] not in ("COMMAND", "...") and words[0][0] != "-":
         assert words[0] in command.commands, text
         command, words = command.commands[words[0]], words[1:]
     known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
     assert {word for word in words if word.startswith("--")} <= known
+
+
+@pytest.mark.parametrize("text", [text for text in SPANS if re.match(r"ray [a-z]", text)])
+def test_commands_of_ray_within_sentences_are_there(text: str) -> None:
+    from ray.scripts.scripts import cli
+
+    command, words = cli, text.split()[1:]
+    while hasattr(command, "commands") and words:
+        assert words[0] in command.commands, text
+        command, words = command.commands[words[0]], words[1:]
+    assert {word for word in words if word.startswith("--")} <= {name for each in command.params for name in each.opts}
+
+
+@pytest.mark.parametrize("text", [text for text in SPANS if text.startswith("pytest ")])
+def test_tests_within_sentences_are_there(text: str) -> None:
+    assert all((ROOT / place).exists() for place in text.split()[1:])

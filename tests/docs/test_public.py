@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -40,7 +42,23 @@ def test_readme_is_for_one_day() -> None:
         assert f"docs/{page.name}" in (ROOT / "README.md").read_text(), f"{page.name}: no way leads there"
 
 
-def test_links_lead_somewhere() -> None:
+def anchors(page: Path) -> set[str]:
+    """The places within a page that links may name, as GitHub makes them of its headings."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.S | re.M), flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def links() -> Iterator[tuple[Path, str]]:
     for page in (ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")):
-        for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
-            assert "://" in target or (page.parent / target).exists(), f"{page.name}: {target}"
+        yield from ((page, target) for target in re.findall(r"\]\(([^)]+)", page.read_text()))
+    for cell in json.loads((ROOT / "docs" / "tour.ipynb").read_text())["cells"]:
+        found = re.findall(r"\]\(([^)]+)", "".join(cell["source"])) if cell["cell_type"] == "markdown" else []
+        yield from ((ROOT / "docs" / "tour.ipynb", target) for target in found)
+
+
+def test_links_lead_somewhere() -> None:
+    for page, target in links():
+        file, _, anchor = target.partition("#")
+        there = page.parent / file if file else page
+        assert "://" in target or there.exists(), f"{page.name}: {target}"
+        assert "://" in target or not anchor or anchor in anchors(there), f"{page.name}: {target}"

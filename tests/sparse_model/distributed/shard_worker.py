@@ -221,4 +221,4 @@ def keep_memory(result: TrainResult, out: Path) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     options = int(sys.argv[1]), TokenDataset.open(sys.argv[2]), Path(sys.argv[3])
-    in_copies([partial(main, me, *options) for me in range(4)], 120)
+    in_copies([partial(main, me, *options) for me in range(4)], 250)

@@ -44,7 +44,7 @@ def out(data, tmp_path_factory) -> Path:
     tests = Path(__file__).parents[2]
     environment["PYTHONPATH"] = f"{tests.parent}{os.pathsep}{tests}"
     port = random.randrange(20_000, 30_000)
-    subprocess.run([sys.executable, script, str(port), data.uri, str(folder)], env=environment, timeout=120, check=True)
+    subprocess.run([sys.executable, script, str(port), data.uri, str(folder)], env=environment, timeout=260, check=True)
     return folder
 
 
