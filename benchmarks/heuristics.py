@@ -10,14 +10,19 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
+from unittest import mock
 
 from models import parser_of_models, searched_models
 from timing import processor
+from torch import Tensor
 
+from circuit.search import masks
 from circuit.search.config import PruneConfig
 from circuit.search.evaluation import Judge
+from circuit.search.learning import Ease, Rescue
 from circuit.search.targets import find
 from sweeps.search.objectives import bootstrap_interval
 
@@ -25,13 +30,34 @@ TASKS = "bracket_counting,if_equals,lambda_func,var_if"
 EVERYTHING = "with everything"
 
 
-WITHOUT: Mapping[str, dict[str, object]] = {
-    "edges in a node's price": {"edge_price": 0.0},
-    "a price that rises": {"steer": 0.0},
-    "retired nodes": {"retire": 1.0},
-    "elimination": {"eliminate": False},
+class NoEase(Ease):
+    def temper(self, fit: Tensor, margins: Tensor, sides: Tensor) -> None:
+        pass
+
+    def turn(self, gradient: Tensor, loss: float) -> None:
+        pass
+
+
+class NoRescue(Rescue):
+    def after(self, tau: Tensor, kept: int, loss: float) -> Tensor | None:
+        return None
+
+
+def last_state(states: Sequence[Tensor], near: Sequence[bool], reaches: Callable[[Tensor], bool]) -> Tensor:
+    return states[-1]
+
+
+WITHOUT: Mapping[str, tuple[dict[str, object], dict[str, object]]] = {
+    "edges in a node's price": ({"edge_price": 0.0}, {}),
+    "a price that rises": ({"steer": 0.0}, {}),
+    "retired nodes": ({"retire": 1.0}, {}),
+    "a smaller scale where it is easy": ({}, {"Ease": NoEase}),
+    "going back where the task breaks down": ({}, {"Rescue": NoRescue}),
+    "the best state on the way": ({}, {"best_state": last_state}),
+    "all three of these": ({}, {"Ease": NoEase, "Rescue": NoRescue, "best_state": last_state}),
+    "elimination": ({"eliminate": False}, {}),
 }
-"""Heuristic -> fields of `PruneConfig` that take it away."""
+"""Heuristic -> fields of `PruneConfig`, and names in `circuit.search.masks`, that take it away."""
 
 
 def main() -> None:
@@ -55,9 +81,13 @@ def main() -> None:
 
 def searched(judge: Judge, what: str, target: float, seed: int) -> dict[str, float]:
     """Edges of the circuit that is found, and seconds."""
-    config = PruneConfig.model_validate({"target_loss": target, "seed": seed, **WITHOUT.get(what, {})})
+    fields, names = WITHOUT.get(what, ({}, {}))
+    config = PruneConfig.model_validate({"target_loss": target, "seed": seed, **fields})
     started = time.process_time()
-    found = find(judge, config, "node", [target])
+    with ExitStack() as changes:
+        for name, instead in names.items():
+            changes.enter_context(mock.patch.object(masks, name, instead))
+        found = find(judge, config, "node", [target])
     if not found:
         raise SystemExit(f"{judge.data.n_pairs} pairs: not even the whole model reaches {target}; leave the task out")
     return {"edges": found[target].size[0], "seconds": time.process_time() - started}

@@ -37,7 +37,7 @@ def test_every_figure_of_the_page_is_of_the_rows(anew: str) -> None:
 
 
 def test_a_changed_figure_is_written_over(anew: str) -> None:
-    spoiled = re.sub(r"\| dense, width 48 \| 0 \| [\d,]+ \| [\d.]+", "| dense, width 48 | 0 | 1 | 0.001", anew)
+    spoiled = re.sub(r"\| dense, width 32 \| 0 \| [\d,]+ \| [\d.]+", "| dense, width 32 | 0 | 1 | 0.001", anew)
     assert spoiled != anew
     assert written_page(spoiled, Landed(str(DATA))) == anew
 
