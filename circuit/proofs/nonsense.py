@@ -20,7 +20,7 @@ from circuit.search.evaluation import Judge
 from circuit.search.exploration import explore
 from circuit.search.masks import learn_masks
 from circuit.search.subsets import Subsets
-from circuit.search.targets import Solution, combine, edge_circuits, held, minimise, smallest
+from circuit.search.targets import Solution, combine, edge_circuits, held_in_subsets, minimise, smallest
 from circuit.tasks import PairBatch
 from sparse_model.model.transformer import SparseTransformer
 
@@ -77,7 +77,7 @@ def control_edges(judge: Judge, config: PruneConfig, method: Method) -> int | No
         tau = learn_masks(judge.model, judge.data, judge.means, start, reaches, everything, judge.watch)
         nodes = bisect_nodes(judge, tau, target)
         if nodes is not None and subsets:
-            found.append(held(subsets, tau > 0 if judge.at(target)(tau > 0) else nodes, everything, start))
+            found.append(held_in_subsets(subsets, tau > 0 if judge.at(target)(tau > 0) else nodes, everything, start))
         elif nodes is not None:
             found.append(minimise(judge, nodes, start, target))
         return float(judge.calibrated(tau > 0)[0])

@@ -26,10 +26,10 @@ from circuit.ablated.compact import AblatedModel, Gates
 from circuit.search.evaluation import Judge
 from circuit.search.parts import Parts
 
-PROBABILITIES = (1.0, 0.9, 0.75, 0.5, 0.25, 0.0)
+DRAWN_PROBABILITIES = (1.0, 0.9, 0.75, 0.5, 0.25, 0.0)
 """With which each other node is ablated: each for as many pairs of a draw."""
 
-PAIRS = 72
+DRAWN_PAIRS = 72
 """Pairs of a draw, each beside a subset of its own, and"""
 
 TOGETHER = 12
@@ -45,16 +45,16 @@ TAIL = 5.0
 LOUDER = 1.5
 """Times the scale of the learned circuit that one found inside it may have."""
 
-ROUNDS = 40
+DRAWN_ROUNDS = 40
 """Draws at the most by which nodes are removed,"""
 
-FAILED = 3
+EMPTY_ROUNDS = 3
 """and how many of them may remove nothing."""
 
-AT_ONCE = 0.25
+SHARE_OF_A_ROUND = 0.25
 """Share of a circuit's nodes that may go in one round."""
 
-TRIES = 4
+SINGLE_TRIES = 4
 """How many single nodes at the front of the queue may prove needed in a round before it is given up: those without
 which the target is missed with all others ablated are not counted."""
 
@@ -69,7 +69,7 @@ ENOUGH = 0.8
 seen it may lose in others."""
 
 
-class Draw(NamedTuple):
+class Beside(NamedTuple):
     """Batches of pairs, the nodes (B, N) that each prompt has its own values of, kept or not, and the `sides` (P,)."""
 
     batches: list[AnswerBatch]
@@ -87,28 +87,28 @@ class Subsets:
         self.whole = AblatedModel(judge.model, judge.means, judge.index.channels(judge.everything()))
         self.first = self.draw()
 
-    def draw(self, pairs: int = PAIRS) -> Draw:
+    def draw(self, pairs: int = DRAWN_PAIRS) -> Beside:
         """The next pairs of the data, round and round, each beside a fresh subset."""
         data, device = self.judge.data, self.judge.sides.device
         rows = (torch.arange(pairs) + self.drawn) % data.n_pairs
         self.drawn += pairs
         rows = rows[data.length.view(-1, 2).amax(1)[rows].argsort(stable=True)]
-        ablated = torch.tensor(PROBABILITIES).repeat(-(-pairs // len(PROBABILITIES)))
+        ablated = torch.tensor(DRAWN_PROBABILITIES).repeat(-(-pairs // len(DRAWN_PROBABILITIES)))
         ablated = ablated[torch.randperm(len(ablated), generator=self.generator)[:pairs]]
         batches, rest = [], []
         for some, p in zip(torch.split(rows, TOGETHER), torch.split(ablated, TOGETHER), strict=True):
             left = torch.rand(len(some), self.judge.index.total, generator=self.generator) >= p[:, None]
             batches.append(pair_batch(data, some, device))
             rest.append(left.repeat_interleave(2, 0).to(device))
-        return Draw(batches, rest, torch.cat([batch.sides for batch in batches]))
+        return Beside(batches, rest, torch.cat([batch.sides for batch in batches]))
 
     @torch.no_grad()
-    def margins(self, draw: Draw, keep: Tensor) -> Tensor:
+    def margins(self, draw: Beside, keep: Tensor) -> Tensor:
         """(P,) of a circuit `keep` (N,)."""
         gates = (torch.where(rest, 1.0, keep.float()) for rest in draw.rest)
         return torch.cat([self._margins(*both) for both in zip(draw.batches, gates, strict=True)])
 
-    def changes(self, draw: Draw, keep: Tensor) -> tuple[Tensor, Tensor]:
+    def changes(self, draw: Beside, keep: Tensor) -> tuple[Tensor, Tensor]:
         """Margins (P,) of a circuit, and first-order estimates (P, N) of how they change with a node's gate."""
         margins, found = [], []
         for batch, rest in zip(draw.batches, draw.rest, strict=True):
@@ -122,7 +122,7 @@ class Subsets:
     def _margins(self, batch: AnswerBatch, gates: Tensor) -> Tensor:
         return self.whole.margins(batch, Gates(self.judge.index.split(gates)))
 
-    def fitted(self, draw: Draw, margins: Tensor, alone: Tensor, enough: float = ENOUGH) -> tuple[float, Calibration]:
+    def fitted(self, draw: Beside, margins: Tensor, alone: Tensor, enough: float = ENOUGH) -> tuple[float, Calibration]:
         """The calibration for margins (P,) of a draw and those `alone`, with all other nodes ablated: the best for
         their mean, made softer as long as that lowers what is furthest beyond its bound, and where that is at `enough`
         or below as far as it stays there. And how far that is, 1 being the bound."""
@@ -165,7 +165,7 @@ class Subsets:
 
     def calibration(self, keep: Tensor) -> Calibration:
         """Of a circuit (N,): by fresh subsets, and at the target or below where all other nodes are ablated."""
-        draw, alone = self.draw(2 * PAIRS), self.judge.margins(keep)
+        draw, alone = self.draw(2 * DRAWN_PAIRS), self.judge.margins(keep)
         _, found = self.fitted(draw, self.margins(draw, keep), alone)
         if float(task_loss(alone.double(), self.judge.sides, found)) <= self.target:
             return found
@@ -177,7 +177,7 @@ class Subsets:
         return float(task_loss(margins.double(), self.first.sides, fit))
 
     @staticmethod
-    def _lead(draw: Draw, margins: Tensor, calibration: Calibration) -> Tensor:
+    def _lead(draw: Beside, margins: Tensor, calibration: Calibration) -> Tensor:
         return calibration.scale * margins + calibration.shift * draw.sides
 
 
@@ -191,9 +191,9 @@ def spared(subsets: Subsets, nodes: Tensor) -> Tensor:
     """Those of `nodes` (N,) that the circuit needs in subsets."""
     circuit = _Circuit(subsets, nodes)
     failed = 0
-    for _ in range(ROUNDS):
+    for _ in range(DRAWN_ROUNDS):
         failed += not circuit.shed()
-        if failed == FAILED:
+        if failed == EMPTY_ROUNDS:
             break
     return circuit.nodes
 
@@ -212,8 +212,8 @@ class _Circuit:
         """Whether some of its cheapest nodes could go, by a draw to choose them and another to check; they are gone.
         Where they could not, less is believed of the estimates."""
         self._look()
-        check, tries, before = _Check(self), TRIES, self.nodes
-        most = max(1, round(AT_ONCE * int(before.sum())))
+        check, tries, before = _Check(self), SINGLE_TRIES, self.nodes
+        most = max(1, round(SHARE_OF_A_ROUND * int(before.sum())))
         while tries:
             queue, affordable = self._queue(check.rise)
             affordable = min(affordable, most - int((before & ~self.nodes).sum()))
@@ -263,7 +263,7 @@ class _Check:
 
     def __init__(self, circuit: _Circuit) -> None:
         self.circuit, self.subsets = circuit, circuit.subsets
-        self.draw: Draw | None = None
+        self.draw: Beside | None = None
         self.rise = 0.0  # of the mean loss, by what has gone in this round
 
     def passed(self, candidate: Tensor) -> bool:
@@ -286,7 +286,7 @@ class _Check:
         """Whether it is at the target with all other nodes ablated, calibrated for that."""
         return self.subsets.judge.at(self.subsets.target)(candidate)
 
-    def _losses(self, draw: Draw, keep: Tensor) -> tuple[float, float, float]:
+    def _losses(self, draw: Beside, keep: Tensor) -> tuple[float, float, float]:
         """With all other nodes ablated; the mean in subsets; that of the worst pairs."""
         judge = self.subsets.judge
         margins, alone = self.subsets.margins(draw, keep), judge.margins(keep)

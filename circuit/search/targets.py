@@ -115,10 +115,10 @@ def _search_once(judge: Judge, config: PruneConfig, among: Tensor) -> Solution:
         return minimise(judge, learn_nodes(judge, config, among), config, target)
     subsets = Subsets(judge, config.seed, target)
     tau = learn_masks(judge.model, judge.data, judge.means, config, subsets.reached, among, judge.watch)
-    return held(subsets, tau > 0, among, config)
+    return held_in_subsets(subsets, tau > 0, among, config)
 
 
-def held(subsets: Subsets, learned: Tensor, among: Tensor, config: PruneConfig) -> Solution:
+def held_in_subsets(subsets: Subsets, learned: Tensor, among: Tensor, config: PruneConfig) -> Solution:
     """The circuit among nodes `learned` (N,) that holds in subsets, without what it can spare. Where they do not hold,
     with more of those `among` (N,)."""
     judge, nodes = subsets.judge, learned
@@ -137,7 +137,7 @@ def _inside(judge: Judge, config: PruneConfig, last: Solution) -> list[Solution]
     """Circuits inside one that was found for a stricter target: cut down further, and from masks of its own."""
     target = config.target_loss
     if config.ablation == "subsets":
-        return [last, held(Subsets(judge, config.seed, target), last.nodes, last.nodes, config)]
+        return [last, held_in_subsets(Subsets(judge, config.seed, target), last.nodes, last.nodes, config)]
     candidates = [_shrink(judge, last, config, target)]
     nodes = learn_nodes(judge, config.model_copy(update={"steps": max(1, round(INSIDE * config.steps))}), last.nodes)
     if not torch.equal(nodes, last.nodes):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from circuit.ablated.compact import AblatedModel
 from circuit.search.evaluation import Judge
-from circuit.search.subsets import PAIRS, PROBABILITIES, Subsets, spared, worst_pairs
+from circuit.search.subsets import DRAWN_PAIRS, DRAWN_PROBABILITIES, Subsets, spared, worst_pairs
 
 
 def subsets_of(planted: Any, seed: int = 0) -> Subsets:
@@ -20,12 +20,12 @@ def test_a_draw_has_fresh_pairs_each_beside_a_subset_of_its_own(planted: Any) ->
     subsets = subsets_of(planted)
     one, two = subsets.first, subsets.draw()
     share = torch.cat([1 - rest.float().mean(1) for rest in one.rest])
-    assert len(one.sides) == 2 * PAIRS == len(share)
-    for p in PROBABILITIES:
-        assert int(((share - p).abs() < 0.12).sum()) >= 2 * PAIRS // len(PROBABILITIES)
+    assert len(one.sides) == 2 * DRAWN_PAIRS == len(share)
+    for p in DRAWN_PROBABILITIES:
+        assert int(((share - p).abs() < 0.12).sum()) >= 2 * DRAWN_PAIRS // len(DRAWN_PROBABILITIES)
     rest = torch.cat(one.rest)
     assert torch.equal(rest[::2], rest[1::2]), "both prompts of a pair are beside the same"
-    assert len(torch.unique(rest[::2], dim=0)) > PAIRS // 2
+    assert len(torch.unique(rest[::2], dim=0)) > DRAWN_PAIRS // 2
     assert not torch.equal(rest, torch.cat(two.rest))
     assert torch.equal(rest, torch.cat(subsets_of(planted).first.rest)), "the same from the same seed"
     assert not torch.equal(rest, torch.cat(subsets_of(planted, 1).first.rest))
