@@ -30,6 +30,11 @@ def fewest(reaches: Callable[[int], bool], low: int, high: int) -> int:
     return high
 
 
+def halved(count: int) -> list[int]:
+    """count, half of it, and so on down to 1."""
+    return [] if count < 1 else [count, *halved(count // 2)]
+
+
 def bisect_nodes(judge: Judge, tau: Tensor, target: float, among: Tensor | None = None) -> Tensor | None:
     """The fewest nodes (N,) of highest tau that reach the target loss; None if not even all of them do.
 

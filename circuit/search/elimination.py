@@ -18,6 +18,7 @@ from torch import Tensor
 
 from circuit.ablated.calibration import softened
 from circuit.search.branches import Branches, Trunk
+from circuit.search.discretise import halved
 from circuit.search.evaluation import Judge
 from circuit.search.parts import Parts
 
@@ -83,7 +84,7 @@ class _Circuit:
 
     def _shed(self, singles: Tensor, changes: Tensor, most: int) -> bool:
         queue, affordable = self.queue_within_budget(singles, changes)
-        return any(self.removed(queue[:n]) for n in _halved(min(affordable, most)))
+        return any(self.removed(queue[:n]) for n in halved(min(affordable, most)))
 
     def estimates(self) -> tuple[Tensor, Tensor]:
         """The parts (n,) that may go, and how their removal is expected to change the margins (n, P)."""
@@ -155,8 +156,3 @@ class _Circuit:
         self.calibration = softened(fit, trunk.margins, self.judge.sides, self.target)
         self.history.append(trunk.keep)
         self.judge.watch.judged(int(self.keep[: self.parts.n_nodes].sum()), self.loss)
-
-
-def _halved(count: int) -> list[int]:
-    """count, half of it, and so on down to 1."""
-    return [] if count < 1 else [count, *_halved(count // 2)]

@@ -14,6 +14,7 @@ Shapes: N nodes of a model in the order of `NodeIndex`, B prompts of a batch, P 
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ from torch import Tensor
 from circuit.ablated.batches import AnswerBatch, pair_batch
 from circuit.ablated.calibration import Calibration, calibrate, softened, task_loss
 from circuit.ablated.compact import AblatedModel, Gates
+from circuit.search.discretise import halved
 from circuit.search.evaluation import Judge
 from circuit.search.parts import Parts
 
@@ -75,6 +77,10 @@ class Beside(NamedTuple):
     batches: list[AnswerBatch]
     rest: list[Tensor]
     sides: Tensor
+
+    def lead(self, margins: Tensor, calibration: Calibration) -> Tensor:
+        """(P,) margins, calibrated."""
+        return calibration.scale * margins + calibration.shift * self.sides
 
 
 class Subsets:
@@ -154,13 +160,12 @@ class Subsets:
         there at least as good as the whole model."""
         if not self.judge.at(self.target)(keep):
             return False
-        loss = self._first_loss(keep)
-        return loss <= self.target or loss <= self._first_loss(self.judge.everything())
+        return self._first_loss(keep) <= max(self.target, self._whole_loss)
 
     def worth(self, keep: Tensor) -> Tensor:
         """(N,) fall in loss (nats) in the first draw for each unit by which a node's gate is opened."""
         margins, gradient = self.changes(self.first, keep)
-        lead = self._lead(self.first, margins, self.fitted(self.first, margins, self.judge.margins(keep))[1])
+        lead = self.first.lead(margins, self.fitted(self.first, margins, self.judge.margins(keep))[1])
         return (torch.sigmoid(-lead)[:, None] * gradient).mean(0)
 
     def calibration(self, keep: Tensor) -> Calibration:
@@ -171,14 +176,14 @@ class Subsets:
             return found
         return softened(self.judge.fitted(alone)[1], alone, self.judge.sides, self.target)
 
+    @cached_property
+    def _whole_loss(self) -> float:
+        return self._first_loss(self.judge.everything())
+
     def _first_loss(self, keep: Tensor) -> float:
         margins = self.margins(self.first, keep)
         fit = calibrate(margins, self.first.sides, self.judge.max_scale)
         return float(task_loss(margins.double(), self.first.sides, fit))
-
-    @staticmethod
-    def _lead(draw: Beside, margins: Tensor, calibration: Calibration) -> Tensor:
-        return calibration.scale * margins + calibration.shift * draw.sides
 
 
 def worst_pairs(lead: Tensor) -> Tensor:
@@ -217,7 +222,7 @@ class _Circuit:
         while tries:
             queue, affordable = self._queue(check.rise)
             affordable = min(affordable, most - int((before & ~self.nodes).sum()))
-            passed = next((n for n in _halved(affordable) if check.passed(self._without(queue[:n]))), 0)
+            passed = next((n for n in halved(affordable) if check.passed(self._without(queue[:n]))), 0)
             self.nodes = self._without(queue[:passed])
             if affordable < 1:
                 break
@@ -236,7 +241,7 @@ class _Circuit:
         draw = self.subsets.draw()
         margins, gradient = self.subsets.changes(draw, self.nodes)
         _, fit = self.subsets.fitted(draw, margins, self.subsets.judge.margins(self.nodes))
-        lead = (fit.scale * margins + fit.shift * draw.sides)[:, None]
+        lead = draw.lead(margins, fit)[:, None]
         rise = F.softplus(fit.scale * gradient - lead) - F.softplus(-lead)
         self.worth = KEPT * self.worth + rise.mean(0)
         self.loss = KEPT * self.loss + float(F.softplus(-lead).mean())
@@ -291,14 +296,9 @@ class _Check:
         judge = self.subsets.judge
         margins, alone = self.subsets.margins(draw, keep), judge.margins(keep)
         _, fit = self.subsets.fitted(draw, margins, alone)
-        lead = fit.scale * margins + fit.shift * draw.sides
+        lead = draw.lead(margins, fit)
         return (
             float(task_loss(alone.double(), judge.sides, fit)),
             float(F.softplus(-lead).mean()),
             float(worst_pairs(lead)),
         )
-
-
-def _halved(count: int) -> list[int]:
-    """count, half of it, and so on down to 1."""
-    return [] if count < 1 else [count, *_halved(count // 2)]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 
 from circuit.ablated.compact import AblatedModel
 from circuit.search.evaluation import Judge
-from circuit.search.subsets import DRAWN_PAIRS, DRAWN_PROBABILITIES, Subsets, spared, worst_pairs
+from circuit.search.subsets import DRAWN_PAIRS, DRAWN_PROBABILITIES, Subsets, _Check, _Circuit, spared, worst_pairs
 
 
 def subsets_of(planted: Any, seed: int = 0) -> Subsets:
@@ -22,7 +23,7 @@ def test_a_draw_has_fresh_pairs_each_beside_a_subset_of_its_own(planted: Any) ->
     share = torch.cat([1 - rest.float().mean(1) for rest in one.rest])
     assert len(one.sides) == 2 * DRAWN_PAIRS == len(share)
     for p in DRAWN_PROBABILITIES:
-        assert int(((share - p).abs() < 0.12).sum()) >= 2 * DRAWN_PAIRS // len(DRAWN_PROBABILITIES)
+        assert int(((share - p).abs() < 0.07).sum()) > DRAWN_PAIRS // len(DRAWN_PROBABILITIES)
     rest = torch.cat(one.rest)
     assert torch.equal(rest[::2], rest[1::2]), "both prompts of a pair are beside the same"
     assert len(torch.unique(rest[::2], dim=0)) > DRAWN_PAIRS // 2
@@ -78,3 +79,42 @@ def test_what_no_subset_needs_goes_and_what_they_need_stays(planted: Any) -> Non
     assert not subsets.reached(lacking)
     back = subsets.worth(lacking)[~lacking].argmax()
     assert int((~lacking).nonzero()[back]) == int(useful.nonzero()[-1])
+
+
+def test_what_a_node_is_worth_is_the_rise_of_the_loss_without_it(planted: Any) -> None:
+    subsets = subsets_of(planted)
+    keep = subsets.judge.index.flat(planted.nodes)
+    node = int(
+        subsets.judge.index.flat({"final.in": planted.nodes["final.in"]}).nonzero()[0]
+    )  # margins are linear in it
+    circuit, draw = _Circuit(subsets, keep), subsets_of(planted).draw()
+    margins, alone = subsets.margins(draw, keep), subsets.judge.margins(keep)
+    _, fit = subsets.fitted(draw, margins, alone)
+    without = subsets.margins(draw, keep.index_fill(0, torch.tensor([node]), False))
+    rise = (F.softplus(-draw.lead(without, fit)) - F.softplus(-draw.lead(margins, fit))).mean()
+    circuit._look()
+    assert float(circuit.worth[node]) == pytest.approx(float(rise), rel=1e-3)
+    assert circuit.mean == pytest.approx(float(F.softplus(-draw.lead(margins, fit)).mean()), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("alone", "mean", "worst", "passed"),
+    [
+        (0.15, 0.09, 0.7, True),
+        (0.16, 0.09, 0.7, False),  # all others ablated: the target
+        (0.15, 0.12, 0.7, False),  # 0.08 and a rise of 0.05: more than 0.7 of the target
+        (0.15, 0.09, 0.9, False),  # five times the target, and worse than the circuit itself
+    ],
+)
+def test_a_removal_is_checked_by_three_bounds(
+    planted: Any, monkeypatch: pytest.MonkeyPatch, alone: float, mean: float, worst: float, passed: bool
+) -> None:
+    subsets = subsets_of(planted)
+    keep = subsets.judge.index.flat(planted.nodes)
+    circuit = _Circuit(subsets, keep)
+    circuit.loss, circuit.weight = 0.08, 1.0
+    of = iter([(0.1, 0.07, 0.8), (alone, mean, worst)])  # of the circuit, then of what is left of it
+    monkeypatch.setattr(_Check, "_losses", lambda *_: next(of))
+    check = _Check(circuit)
+    assert check.passed(keep) == passed
+    assert check.rise == (pytest.approx(mean - 0.07) if passed else 0)
