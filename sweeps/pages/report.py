@@ -18,22 +18,23 @@ from sparse_model.saved.pretrained import from_pretrained
 from sweeps.frontier.queries import Frontier
 from sweeps.pages.one_circuit import CONTEXT_WINDOWS, drawn, study_of
 from sweeps.pages.report_data import page_name, report_data
-from sweeps.trial.task_circuits import training_windows
+from sweeps.trial.task_circuits import circuit_row, training_windows
 
 MOST_PAIRS = 64
 """Pairs of prompts of a page that a report draws: there may be hundreds of pages."""
 
 DrawnPages = Literal["front", "all", "none"]
-"""Of which trials the circuits get pages: those on the front, all, none."""
+"""Which circuits get pages: those that count, of trials on the front; all of all trials; none."""
 
 
 class _Job(NamedTuple):
-    """A trial whose circuits are to be drawn: the study's folder, its key, the key of its text."""
+    """A trial whose circuits are drawn, all or those that count: the study's folder, its key, that of its text."""
 
     root: str
     study: str
     trial: str
     data: str
+    all_circuits: bool
 
 
 _Draw = Callable[[_Job], list[str]]
@@ -105,7 +106,7 @@ def _jobs(frontier: Frontier, uris: Sequence[str], draw: DrawnPages) -> list[_Jo
     chosen = frontier.pareto() if draw == "front" else trials.filter(pc.equal(trials["status"], "ok"))
     with_models = {uri: set(storage.listdir(storage.join(uri, "models"))) for uri in uris}
     return [
-        _Job(uri, row["study"] or "", row["trial"], row["data"] or "")
+        _Job(uri, row["study"] or "", row["trial"], row["data"] or "", draw == "all")
         for row in chosen.to_pylist()
         for uri in uris
         if row["trial"] in with_models[uri] and (len(uris) == 1 or _is_of(uri, row["study"]))
@@ -136,7 +137,7 @@ def draw_trial(where: str, several: bool, job: _Job) -> list[str]:
         uri = storage.join(folder, f"{name}.json")
         try:
             circuit = Circuit.load(uri)
-            if circuit.status == "ok":
+            if circuit.status == "ok" and (job.all_circuits or circuit_row(circuit)["counted"]):
                 page = drawn(circuit, uri, model_uri, study, model, tokenizer, text, most_pairs=MOST_PAIRS)
                 target = storage.join(where, *page_name(job.study, job.trial, name, several).split("/"))
                 storage.write_bytes_atomic(target, page.encode())

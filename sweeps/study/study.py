@@ -198,8 +198,8 @@ class Study(Config):
     )
     report: Literal["front", "all", "none"] = Field(
         "front",
-        description="pages of circuits in the report that a run ends with: of the trials on the front, of all trials; "
-        "none: no report",
+        description="pages of circuits in the report that a run ends with: front, of those that count of trials on the "
+        "front; all, of all; none: no report",
     )
     min_tasks_solved: int = Field(
         1, ge=1, description="a trial that solves fewer tasks stays off the frontier: its mean is over too few circuits"

@@ -54,7 +54,7 @@ def folder(study_text: Callable[..., str], tmp_path: Path) -> Folder:
     for name, channels in (("else_elif", (1, 2)), ("else_elif-0.5", (2, 3))):
         kinds = ("attn.in", "attn.q", "attn.k", "attn.v", "attn.out")
         nodes = {f"layers.0.{kind}": channels for kind in kinds} | {"final.in": channels}
-        circuits.append(record(model, task, text, nodes))
+        circuits.append(record(model, task, text, nodes).model_copy(update={"heldout_loss": 0.1}))
         circuits[-1].save(f"{study.root}/circuits/{KEY}/{name}.json")
     (root / "study.yaml").write_text(study.to_yaml())
     good = {"study": "tiny", "trial": KEY, **circuit_row(circuits[0]), "heldout_loss": 0.1}
@@ -111,8 +111,10 @@ def test_circuits_are_compared_as_table_json_and_page(
         assert status_of(["circuit", "compare", *wrong]) == 2
 
 
-def test_a_report_draws_the_circuits_of_the_front(folder: Folder, opened: Open, capsys: Any) -> None:
+def test_a_report_draws_the_circuits_of_the_front_that_count(folder: Folder, opened: Open, capsys: Any) -> None:
     root = Path(folder.study.root)
+    failing = folder.circuits[0].model_copy(update={"heldout_loss": 2.0})
+    failing.save(folder.circuit.replace(".json", "-0.3.json"))
     assert status_of(["report", str(root)]) == 0
     assert f"report: {root}/report/index.html (2 pages of circuits)" in capsys.readouterr().out
     page = opened(root / "report" / "index.html")
@@ -124,8 +126,9 @@ def test_a_report_draws_the_circuits_of_the_front(folder: Folder, opened: Open, 
     page.wait_for_selector("#tasks a")
     drawn = root / "report" / href
     drawn.write_text("kept")
-    assert status_of(["report", str(root)]) == 0
+    assert status_of(["report", str(root), "--circuits", "all"]) == 0
     assert drawn.read_text() == "kept"
+    assert "(3 pages of circuits)" in capsys.readouterr().out
 
 
 def test_a_run_ends_with_a_report_unless_it_is_not_wanted(folder: Folder, monkeypatch: Any, capsys: Any) -> None:

@@ -19,8 +19,9 @@ from circuit.proofs.agreement import agreement, inside
 from circuit.proofs.backups import backups
 from circuit.proofs.kept import Ablated, CircuitParts
 from circuit.proofs.necessity import necessity
-from circuit.proofs.nonsense import control_edges, nonsense, shuffled_weights
+from circuit.proofs.nonsense import control_edges, nonsense, nonsense_edges, shuffled_weights
 from circuit.proofs.subsets import PROBABILITIES, draws, in_subsets, losses_beside
+from circuit.proofs.verdicts import verdicts
 from circuit.pruning import find_circuit, find_circuits
 from circuit.search.config import PruneConfig
 from circuit.search.evaluation import Judge
@@ -78,6 +79,18 @@ def cancelling(model: SparseTransformer) -> None:
     mlp.up.weight[[3, 4], READ] = 3.0
     mlp.down.weight[:, [3, 4]] = 0
     mlp.down.weight[READ, 3], mlp.down.weight[READ, 4] = 20.0, -20.0
+
+
+def parroting(train: PairBatch) -> Any:
+    """A change after which the answer's sign decides between the tokens of nonsense as well."""
+
+    def change(model: SparseTransformer) -> None:
+        for seed in range(3):  # the median of five; one token may stand for both answers in others
+            data = nonsense(train, TEXT, len(model.unembedding), seed)
+            for answer in ANSWERS:
+                model.unembedding[data.right[train.right == answer][0]] = model.unembedding[answer]
+
+    return change
 
 
 def backup(model: SparseTransformer) -> None:
@@ -216,6 +229,20 @@ def test_nonsense_is_consistent_of_like_frequency_and_no_answer_of_the_task(plan
     assert not {new for _, new in pairs} & set(ANSWERS)
     other = nonsense(planted.task.train, text, 40, seed=2)
     assert not torch.equal(other.right, data.right)
+
+
+def test_a_circuit_that_answers_nonsense_as_well_fails_and_the_planted_one_passes(planted: Any) -> None:
+    config = PruneConfig(steps=40)
+    for sound, (model, means) in (
+        (True, (planted.model, planted.means)),
+        (False, changed(planted, parroting(planted.task.train))),
+    ):
+        circuit = circuit_of(model, means, planted.nodes, planted.task.train)
+        found = nonsense_edges(Judge(model, means, planted.task.train), config, "node", TEXT)
+        proofs = NO_PROOFS.model_copy(update={"nonsense_edges": tuple(found)})
+        (verdict,) = (v for v in verdicts(circuit.model_copy(update={"proofs": proofs})) if v.proof == "nonsense")
+        assert len(found) == 5
+        assert verdict.passed == sound, found
 
 
 def test_weights_are_shuffled_within_each_matrix(planted: Any) -> None:
