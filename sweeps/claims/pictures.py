@@ -10,16 +10,18 @@ from matplotlib.figure import Figure
 from sweeps.claims.ablation import CONTRASTS, FEWER, FRACTION, Ablations, Contrast
 from sweeps.claims.intervals import Measured
 from sweeps.claims.landed import Landed
-from sweeps.claims.table import HEADLINE
+from sweeps.claims.table import HEADLINE, WITHOUT_NONZEROS
 from sweeps.show.plot import FAINT, INK, plot_frontier
 
 
 def draw_pictures(landed: Landed, folder: Path) -> list[Path]:
     """Draw what there are rows for; the files drawn."""
     drawn = []
-    if all(landed.has(study) for study in HEADLINE):
-        drawn.append(folder / "headline.png")
-        plot_frontier(landed.frontier(HEADLINE), str(drawn[-1]))
+    for studies in (HEADLINE, WITHOUT_NONZEROS):
+        if all(landed.has(study) for study in studies):
+            drawn.append(folder / "headline.png")
+            plot_frontier(landed.frontier(studies), str(drawn[-1]))
+            break
     if landed.has("ablations"):
         drawn.append(folder / "ablations.png")
         draw_ablations(Ablations(landed, ["ablations"])).savefig(drawn[-1], dpi=160, facecolor="white")

@@ -79,7 +79,7 @@ SCRIPTS = [command for command in SHOWN + SPANS if re.match(r"python \S+\.py", c
 MAKES = [command for command in dict.fromkeys(SHOWN + SPANS) if re.match(r"make( |$)", command)]
 RAYS = [command for command in SHOWN if command.startswith("ray ")]
 ELSEWHERE = {
-    "sweeps run quickstart": "runs for a quarter of an hour; below, its file is checked, and smoke is run from a wheel",
+    "sweeps run quickstart": "runs for ten minutes; below, its file is checked, and smoke is run from a wheel",
     "sweeps report results/quickstart": "",
     "sweeps run mine.yaml": "test_the_study_of_readme",
     "sweeps import csp_yolo2 --tokenizer tinypython --out models/csp_yolo2": "tests/sparse_model/saved/test_openai.py",
