@@ -24,8 +24,8 @@ from sparse_model.model.transformer import SparseTransformer
 
 FOLDER = Path(__file__).parents[1] / "docs" / "data" / "stories"
 TASKS = ("bracket_counting", "set_or_string_fixedvarname", "single_double_quote")
-PAIRS, SEEN, LARGEST = 64, 8, 6
-"""Held-out pairs for `--nodes`; how often a token has to be there to be told; how many tokens are told."""
+PAIRS, SEEN, ENDS = 64, 8, 5
+"""Held-out pairs for `--nodes`; how often a token has to be there to be told; how many at each end are told."""
 
 
 class Prompt(NamedTuple):
@@ -85,7 +85,7 @@ def hits(model: SparseTransformer, tokenizer: Tokenizer, task: str) -> list[Hits
 
 
 def nodes_told(model: SparseTransformer, tokenizer: Tokenizer, task: str) -> Iterator[str]:
-    """Of each node: the circuit's loss on held-out prompts without it, and after which tokens it is largest.
+    """Of each node: the circuit's loss on held-out prompts without it, and the tokens where it is lowest and highest.
 
     Values are of the whole model, means over the places of a token; tokens of fewer than `SEEN` places are left out.
     """
@@ -95,13 +95,13 @@ def nodes_told(model: SparseTransformer, tokenizer: Tokenizer, task: str) -> Ite
     nodes = nodes_of(circuit)
     values = activations(model, nodes, heldout.tokens)
     inside = torch.arange(heldout.tokens.shape[1]) < heldout.length[:, None]
-    tokens, counts = heldout.tokens[inside].unique(return_counts=True)
-    tokens = tokens[counts >= SEEN]
+    tokens = (heldout.tokens[inside].bincount() >= SEEN).nonzero().flatten()
     for place, node in enumerate(nodes):
         at = values[..., place]
         means = torch.stack([at[inside & (heldout.tokens == token)].mean() for token in tokens])
-        largest = means.abs().argsort(descending=True)[:LARGEST].tolist()
-        told = "  ".join(f"{tokenizer.decode([int(tokens[i])])!r} {float(means[i]):.1f}" for i in largest)
+        order = means.argsort().tolist()
+        ends = order[:ENDS] + order[-ENDS:]
+        told = "  ".join(f"{tokenizer.decode([int(tokens[i])])!r} {float(means[i]):.1f}" for i in ends)
         effect = without[node.name]
         yield f"{node.name:22}{effect.before:7.3f}{effect.after:7.3f}  {told}"
 
