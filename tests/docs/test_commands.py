@@ -178,6 +178,7 @@ PYTHON_ELSEWHERE = {
     "circuits.md": "tests/circuit/test_guide.py",
     "tasks.md": "below, and tests/circuit/tasks/test_task_files.py",
     "released.md": "below",
+    "stories.md": "tests/docs/test_stories.py",
 }
 
 
