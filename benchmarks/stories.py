@@ -1,9 +1,9 @@
 """How often prompts written from a circuit alone make the whole model answer wrongly; beside them, controls.
 
-    python benchmarks/stories.py docs/data/stories/model
-    python benchmarks/stories.py docs/data/stories/model --nodes
+    python benchmarks/stories.py docs/stories/model
+    python benchmarks/stories.py docs/stories/model --nodes
 
-Prompts and circuits lie in docs/data/stories. docs/stories.md tells how the prompts were written.
+Prompts and circuits lie in docs/stories. docs/stories.md tells how the prompts were written.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from sparse_model import from_pretrained
 from sparse_model.data.tokenizer import Tokenizer
 from sparse_model.model.transformer import SparseTransformer
 
-FOLDER = Path(__file__).parents[1] / "docs" / "data" / "stories"
+FOLDER = Path(__file__).parents[1] / "docs" / "stories"
 TASKS = ("bracket_counting", "set_or_string_fixedvarname", "single_double_quote")
 PAIRS, SEEN, ENDS = 64, 8, 5
 """Held-out pairs for `--nodes`; how often a token has to be there to be told; how many at each end are told."""
 
 
 class Prompt(NamedTuple):
-    """A line of docs/data/stories/<task>.jsonl; `why` names the nodes it is aimed at."""
+    """A line of docs/stories/<task>.jsonl; `why` names the nodes it is aimed at."""
 
     prompt: str
     right: str
