@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +21,7 @@ from circuit import Circuit, CircuitModel, effects, nodes_of, task_data
 from circuit.inspect.activity import activations
 from sparse_model import from_pretrained
 from sparse_model.data.tokenizer import Tokenizer
+from sparse_model.errors import InputError
 from sparse_model.model.transformer import SparseTransformer
 
 FOLDER = Path(__file__).parents[1] / "docs" / "stories"
@@ -128,4 +130,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except InputError as error:
+        print(f"stories: {error}", file=sys.stderr)
+        sys.exit(2)

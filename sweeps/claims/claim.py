@@ -72,7 +72,7 @@ class Claim:
         """What the landed rows say of it."""
         found = Finding(self, (), ())
         for studies in self.sources:
-            if all(landed.has(study) for study in studies):
+            if landed.has(*studies):
                 found = Finding(self, studies, tuple(self.compute(landed, studies)))
                 if found.verdict != NO_ROWS:
                     break

@@ -43,9 +43,9 @@ class Landed:
         below = Path(self.folder).glob("*/frontier/trials/*.parquet")
         return tuple(sorted({path.parents[2].name for path in below}))
 
-    def has(self, study: str) -> bool:
-        """Whether it has rows."""
-        return study in self.studies
+    def has(self, *studies: str) -> bool:
+        """Whether all of them have rows."""
+        return set(studies) <= set(self.studies)
 
     def frontier(self, studies: Sequence[str]) -> Frontier:
         """The rows of several studies as one frontier."""

@@ -17,11 +17,10 @@ from sweeps.show.plot import FAINT, INK, plot_frontier
 def draw_pictures(landed: Landed, folder: Path) -> list[Path]:
     """Draw what there are rows for; the files drawn."""
     drawn = []
-    for studies in (HEADLINE, WITHOUT_NONZEROS):
-        if all(landed.has(study) for study in studies):
-            drawn.append(folder / "headline.png")
-            plot_frontier(landed.frontier(studies), str(drawn[-1]))
-            break
+    studies = HEADLINE if landed.has(*HEADLINE) else WITHOUT_NONZEROS
+    if landed.has(*studies):
+        drawn.append(folder / "headline.png")
+        plot_frontier(landed.frontier(studies), str(drawn[-1]))
     if landed.has("ablations"):
         drawn.append(folder / "ablations.png")
         draw_ablations(Ablations(landed, ["ablations"])).savefig(drawn[-1], dpi=160, facecolor="white")

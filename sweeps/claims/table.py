@@ -15,7 +15,7 @@ WITHOUT_NONZEROS = ("headline-width", "headline-dense")
 MATCHED_PART, FAITHFUL_PART, DEMO = ("headline-matched",), ("headline-faithful",), ("quickstart",)
 TARGETS_PART = ("headline-targets",)
 FRONTS = (HEADLINE, WITHOUT_NONZEROS, DEMO)
-"""Studies that hold sparse and dense models side by side: the first of which all rows have landed is taken."""
+"""Groups of studies that hold sparse and dense models side by side."""
 
 CLAIMS = (
     Claim(

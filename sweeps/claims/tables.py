@@ -55,7 +55,7 @@ def parts_table(landed: Landed, arguments: Sequence[str]) -> str:
 
 def models_table(landed: Landed, arguments: Sequence[str]) -> str:
     """The models of some studies, from the lowest validation loss on."""
-    if not all(landed.has(study) for study in arguments):
+    if not landed.has(*arguments):
         return "No rows yet."
     comparison = landed.frontier(arguments).compared()
     shown = [row for row in comparison.table().to_pylist() if row["status"] == "ok"]

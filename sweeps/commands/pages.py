@@ -149,7 +149,9 @@ def report_command(
     out: Annotated[
         str | None, typer.Option(help="folder or URI of the report; default: `report` in the study's")
     ] = None,
-    circuits: Annotated[DrawnPages, typer.Option(help="of which trials circuits get pages")] = "front",
+    circuits: Annotated[
+        DrawnPages, typer.Option(help="which get pages: those that count, of trials on the front; all; none")
+    ] = "front",
 ) -> int:
     """Write a report of studies: an index.html that opens offline, and pages of circuits."""
     with Show(Console(stderr=True)) as show:
