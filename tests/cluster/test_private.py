@@ -26,6 +26,7 @@ def test_placement_groups_tell_their_creator() -> None:
     assert "REMOVED" in set(PlacementGroupTableData.PlacementGroupState.keys()), where
     assert callable(state._connect_and_get_accessor), where
     assert callable(state.actor_table), where
+    assert callable(state.job_table), where
 
 
 def test_a_process_group_is_joined_by_rays_own_functions() -> None:
