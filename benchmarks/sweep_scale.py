@@ -110,7 +110,7 @@ def run_inside(root: str, trials: int, sampler: str) -> None:
         runner.run_trials(run, search, events, capacity)
         seconds, after = time.perf_counter() - start, memory_mb()
     start = time.perf_counter()
-    known, _ = runner.known_results(study, "data", retry_failed=False)
+    known, _ = runner.known_results(study, "data", runner.Again())
     assert len(known) == trials, f"{len(known)} of {trials} trials have rows"
     assert StudySearch(study, known, (), Suggestions(study)).is_finished()
     replay = time.perf_counter() - start

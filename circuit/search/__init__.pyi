@@ -1,4 +1,4 @@
-from .config import PruneConfig as PruneConfig
+from .config import SEARCH_VERSION as SEARCH_VERSION, PruneConfig as PruneConfig
 from .evaluation import Judge as Judge, Score as Score
 from .masks import learn_masks as learn_masks
 from .targets import Solution as Solution, edge_circuits as edge_circuits, node_circuits as node_circuits

@@ -14,6 +14,10 @@ Method = Literal["node", "edge", "faithful"]
 METHODS: tuple[Method, ...] = ("node", "edge", "faithful")
 
 
+SEARCH_VERSION = 5
+"""Raised when the search comes to find other circuits, so that sizes from before are not taken for its."""
+
+
 class PruneConfig(Config):
     """Search of one circuit (METHOD 6).
 

@@ -27,9 +27,6 @@ from circuit.search.masks import learn_masks
 from circuit.search.parts import Parts
 from circuit.search.subsets import Subsets, spared
 
-VERSION = 5
-"""Of the search: raised when it comes to find other circuits, so that sizes kept from before are not taken for its."""
-
 INSIDE = 0.25
 """Share of the steps of mask learning that a search inside a stricter circuit takes: little is left to learn."""
 

@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from sparse_model import storage
+from sparse_model.errors import InputError
 from sweeps.frontier.parquet import read_table
 from sweeps.frontier.queries import Frontier
 from sweeps.frontier.rows import parquet_bytes
@@ -48,8 +49,15 @@ class Landed:
         return set(studies) <= set(self.studies)
 
     def frontier(self, studies: Sequence[str]) -> Frontier:
-        """The rows of several studies as one frontier."""
-        return Frontier(*(storage.join(self.folder, study) for study in studies))
+        """The rows of several studies as one frontier; InputError where several searches found their circuits."""
+        found = Frontier(*(storage.join(self.folder, study) for study in studies))
+        rows = found.where("status = 'ok'").group_by(["search_version"]).aggregate([("study", "distinct")])
+        if len(rows) > 1:
+            raise InputError(
+                f"{self.folder}: circuits of searches {sorted(rows['search_version'].to_pylist())} in "
+                f"{', '.join(studies)}: their sizes do not mix; `sweeps run STUDY --prune-again` searches again"
+            )
+        return found
 
     def trials(self, studies: Sequence[str]) -> list[dict[str, Any]]:
         """Rows of trials, `config` read."""

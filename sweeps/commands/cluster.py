@@ -10,7 +10,7 @@ import typer
 
 from sparse_model.errors import InputError
 from sweeps.commands.folder import disk_lines
-from sweeps.commands.options import StorageOption, StudyArgument
+from sweeps.commands.options import PruneAgainOption, RetryOption, StorageOption, StudyArgument
 from sweeps.engine import submission
 from sweeps.engine.upload import check_travels, job_environment
 from sweeps.show import planning
@@ -104,7 +104,8 @@ def submit_command(
     address: Annotated[str, typer.Option(help="of the cluster's dashboard, e.g. http://127.0.0.1:8265")],
     storage_uri: StorageOption = None,
     working_dir: Annotated[str, typer.Option(help="folder to upload: this project")] = ".",
-    retry_failed: Annotated[bool, typer.Option(help="run trials again that failed before")] = False,
+    retry_failed: RetryOption = False,
+    prune_again: PruneAgainOption = False,
     env: Annotated[
         list[str] | None, typer.Option(help="environment variable of the job: NAME=value, or NAME as here; repeatable")
     ] = None,
@@ -118,7 +119,9 @@ def submit_command(
     asked = submission.check_shared(study, storage_uri)
     check_travels(study, asked, working_dir)
     environment = job_environment(env or [])
-    command = submission.entrypoint(study, storage_uri, working_dir, retry_failed=retry_failed)
+    asked_again = {"--retry-failed": retry_failed, "--prune-again": prune_again}
+    flags = [flag for flag, is_on in asked_again.items() if is_on]
+    command = submission.entrypoint(study, storage_uri, working_dir, flags)
     client, job = submission.start_job_at(address, command, working_dir, environment)
     console = terminal()
     console.print(f"job {job}: {command}", soft_wrap=True)

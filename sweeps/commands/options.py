@@ -25,3 +25,13 @@ def device_named(name: str | None) -> torch.device:
     if name is not None and name not in here:
         raise InputError(f"--device {name!r}; allowed: {', '.join(here)}{'' if gpus else ' (torch sees no GPU)'}")
     return torch.device(name or ("cuda" if gpus else "cpu"))
+
+
+RetryOption = Annotated[bool, typer.Option(help="run trials again that failed before")]
+PruneAgainOption = Annotated[
+    bool,
+    typer.Option(
+        "--prune-again",
+        help="search again in trained models whose circuits another version's search found",
+    ),
+]

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from sparse_model import storage
 from sparse_model.storage.store_errors import begun, redacted
+from sweeps.commands.options import PruneAgainOption, RetryOption
 from sweeps.commands.pages import say_report
 from sweeps.engine.parallel import on_all_cores
 from sweeps.engine.session import capacity_at, prepare_environment
@@ -31,14 +32,15 @@ def run_command(
     address: Annotated[
         str | None, typer.Option(help="of a Ray cluster (auto: the one this runs on); none: one is started here")
     ] = None,
-    retry_failed: Annotated[bool, typer.Option(help="run trials again that failed before")] = False,
+    retry_failed: RetryOption = False,
+    prune_again: PruneAgainOption = False,
 ) -> int:
     """Run a study, or resume it: trials that have a row already are not repeated.
 
     Exits 1 if no trial of the study ended well, 2 on bad input (nothing is run), 130 when interrupted.
     """
     prepare_environment()
-    from sweeps.engine.runner import run_study
+    from sweeps.engine.runner import Again, run_study
 
     asked = load_study(study, storage_uri)
     if address is not None:
@@ -46,7 +48,8 @@ def run_command(
     console = terminal()
     with Show(console) as show:
         show.line(f"study {asked.name}: {asked.search.trials} configurations, results in {asked.root}")
-        done = run_study(asked, StudyProgress(show, asked), address=address, retry_failed=retry_failed)
+        again = Again(failed=retry_failed, pruned=prune_again)
+        done = run_study(asked, StudyProgress(show, asked), address=address, again=again)
     with begun():
         return _summary(asked, done, console)
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ray import tune
 
+from circuit.search.config import SEARCH_VERSION
 from circuit.tasks import task_data
 from sparse_model import storage
 from sparse_model.data.loader import TokenDataset
@@ -42,7 +44,20 @@ TRIAL_RETRIES = 3
 """Times a trial is run again after its own process died."""
 
 
-def run_study(study: Study, progress: StudyProgress, *, address: str | None, retry_failed: bool) -> Frontier:
+@dataclass(frozen=True)
+class Again:
+    """Which trials that have a row are run again: those that failed; those whose circuits another search found, of
+    which nothing is trained again."""
+
+    failed: bool = False
+    pruned: bool = False
+
+    def takes(self, row: Mapping[str, Any]) -> bool:
+        """Whether the trial of this row is run again."""
+        return (self.failed and row["status"] == "failed") or (self.pruned and is_of_another_search(row))
+
+
+def run_study(study: Study, progress: StudyProgress, *, address: str | None, again: Again) -> Frontier:
     """Run or resume a study to its end; afterwards every one of its trials has a row.
 
     Raises InputError, before anything is trained, for a study that cannot be run, or that another driver runs.
@@ -51,16 +66,16 @@ def run_study(study: Study, progress: StudyProgress, *, address: str | None, ret
     check_warm_start(study)
     check_trackers(study)
     with holding_lease(study.root, progress.note) as lease:
-        return _run_held(study, progress, lease, address, retry_failed)
+        return _run_held(study, progress, lease, address, again)
 
 
-def _run_held(study: Study, progress: StudyProgress, lease: Lease, address: str | None, retry_failed: bool) -> Frontier:
+def _run_held(study: Study, progress: StudyProgress, lease: Lease, address: str | None, again: Again) -> Frontier:
     on_any_machine = on_ray(study.resources, address)
     data = prepare(
         study.corpus, study.tokenizer, study.storage, progress.data, execute=on_any_machine, begun=begun_with(study)
     )
     check_tasks(study, data)
-    known, attempts = known_results(study, data.manifest.key, retry_failed)
+    known, attempts = known_results(study, data.manifest.key, again)
     study = keep_study(study)
     progress.replayed(len(known))
     warm = warm_trials(study, data.manifest.key)
@@ -114,11 +129,16 @@ def begun_with(study: Study) -> str | None:
     return next((key for key in rows["data"].to_pylist() if key), None)
 
 
-def known_results(study: Study, data_key: str, retry_failed: bool) -> tuple[dict[str, Objectives], dict[str, int]]:
-    """Objectives of trials that have ended, and those that failed and are to be run again, with their next attempt.
+def is_of_another_search(row: Mapping[str, Any]) -> bool:
+    """Whether the circuits of a trial's row are not of today's search."""
+    return bool(row["status"] == "ok" and row["search_version"] != SEARCH_VERSION)
+
+
+def known_results(study: Study, data_key: str, again: Again) -> tuple[dict[str, Objectives], dict[str, int]]:
+    """Objectives of trials that have ended, and those that are to be run again, with their next attempt.
 
     Raises InputError where they were trained on other text than there is now (of another Python's library, say, or cut
-    in another way by an earlier version), or have rows of an earlier schema.
+    in another way by an earlier version), or have rows of an earlier schema or circuits of another search.
     """
     if not storage.listdir(table_uri(study.root, "trials")):
         return {}, {}
@@ -134,8 +154,15 @@ def known_results(study: Study, data_key: str, retry_failed: bool) -> tuple[dict
                 f"corpus: its text has changed since {row['trial']} was trained, or this version cuts it otherwise "
                 f"(dataset {row['data']}, now {data_key}); give the study another name"
             )
-    again = {row["trial"]: row["attempt"] + 1 for row in rows if retry_failed and row["status"] == "failed"}
-    return {row["trial"]: objectives(row, study.unsolved_edges) for row in rows if row["trial"] not in again}, again
+        if is_of_another_search(row) and not again.pruned:
+            raise InputError(
+                f"{study.root}: circuits of {row['trial']} are of search {row['search_version'] or 'unknown'}, this "
+                f"version's is {SEARCH_VERSION}: their sizes do not mix; --prune-again searches again in the models "
+                "that are trained, or give the study another name"
+            )
+    attempts = {row["trial"]: row["attempt"] + 1 for row in rows if again.takes(row)}
+    ended = [row for row in rows if row["trial"] not in attempts]
+    return {row["trial"]: objectives(row, study.unsolved_edges) for row in ended}, attempts
 
 
 def run_trials(run: StudyRun, search: StudySearch, events: TrialEvents, capacity: Capacity) -> None:

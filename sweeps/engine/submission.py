@@ -7,7 +7,7 @@ import logging
 import shlex
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,11 @@ ANSWER_SECONDS = 60.0
 """For which an answer of the dashboard is waited for."""
 
 
-def entrypoint(study: str, storage_uri: str | None, working_dir: str, *, retry_failed: bool = False) -> str:
-    """The command a job runs on the head node. InputError for a study file that the upload would not hold."""
+def entrypoint(study: str, storage_uri: str | None, working_dir: str, flags: Sequence[str] = ()) -> str:
+    """The command a job runs on the head node, with these `flags` of `sweeps run`.
+
+    InputError for a study file that the upload would not hold.
+    """
     if study not in shipped_studies():
         inside, folder = Path(study).resolve(), Path(working_dir).resolve()
         if not inside.is_relative_to(folder):
@@ -36,7 +39,7 @@ def entrypoint(study: str, storage_uri: str | None, working_dir: str, *, retry_f
     command = ["python", "-m", "sweeps", "run", study, "--address", "auto"]
     if storage_uri is not None:
         command += ["--storage", storage_uri]
-    return shlex.join(command + (["--retry-failed"] if retry_failed else []))
+    return shlex.join([*command, *flags])
 
 
 def check_shared(study: str, storage_uri: str | None) -> Study:

@@ -13,12 +13,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from circuit.search.config import SEARCH_VERSION
 from sparse_model.errors import InputError
 from sweeps.frontier.pareto import non_dominated
 from sweeps.frontier.rows import SCHEMA_VERSION
@@ -30,14 +31,32 @@ CIRCUIT_COLUMNS = ("study", "trial", "task", "target_loss", "method", "counted",
 """Columns of circuits that a comparison needs."""
 
 
+class Versions(NamedTuple):
+    """What rows must share to be compared: the schema, which says what counts, and the search that found circuits."""
+
+    schema: int
+    search: int
+
+    def told(self) -> str:
+        """A caution about rows that are not of today's; nothing for those that are."""
+        if self.schema != SCHEMA_VERSION:
+            return f" · rows of schema {self.schema}: other tasks, and another rule of what is solved"
+        if self.search != SEARCH_VERSION:
+            return f" · circuits of search {self.search or 'unknown'}; this version searches by {SEARCH_VERSION}"
+        return ""
+
+
+NOW = Versions(SCHEMA_VERSION, SEARCH_VERSION)
+
+
 @dataclass(frozen=True)
 class Comparison:
     """Trials (a `pyarrow.Table`) compared on their common `tasks` at a target loss.
 
     `log_edges` (N, K): natural logarithm of edges by trial and task, NaN where no circuit counts.
-    `compared` (N): which trials have a circuit that counts of all the tasks. `version` is the schema of their rows, and
-    `of_others` how many trials have rows of another one: these are never compared with the rest. Without any circuits
-    there are no tasks, and trials are compared by the means they recorded themselves.
+    `compared` (N): which trials have a circuit that counts of all the tasks. `versions` are those of their rows, and
+    `of_others` how many trials have rows of others: these are never compared with the rest. Without any circuits there
+    are no tasks, and trials are compared by the means they recorded themselves.
     """
 
     trials: Any
@@ -46,7 +65,7 @@ class Comparison:
     target: float | None
     log_edges: Array
     compared: Array
-    version: int = SCHEMA_VERSION
+    versions: Versions = NOW
     of_others: int = 0
 
     @cached_property
@@ -99,11 +118,12 @@ class Comparison:
 
     def _version_note(self) -> str:
         if not self.of_others:
-            earlier = f" · rows of schema {self.version}: other tasks, and another rule of what is solved"
-            return "" if self.version == SCHEMA_VERSION else earlier
+            return self.versions.told()
+        schema, search = self.versions
         return (
             f" · {self.of_others:,} trials are not compared with these, for their rows are of another schema than "
-            f'{self.version}: --where "schema_version <> {self.version}" compares them among themselves'
+            f"{schema}, or another search than {search}: "
+            f'--where "schema_version <> {schema} OR search_version <> {search}" compares them among themselves'
         )
 
     def _data_note(self) -> str:
@@ -129,13 +149,13 @@ def compare(
         raise InputError(f"tasks {tasks!r}; allowed: a list of names")
     eligible: Array = pc.fill_null(trials["eligible"], False).to_numpy()
     eligible &= np.isfinite(trials["val_loss"].to_numpy(zero_copy_only=False).astype(float))
-    version, same = _newest_version(trials, eligible)
+    versions, same = _newest(trials, eligible)
     of_others = int((eligible & ~same).sum())
     eligible = eligible & same
     circuits = circuits.filter(circuits["counted"])
     if len(circuits) == 0 and target is None and tasks is None and method is None:
         sized = eligible & _has_edges(trials)
-        return Comparison(trials, (), 0, None, np.empty((len(trials), 0)), sized, version, of_others)
+        return Comparison(trials, (), 0, None, np.empty((len(trials), 0)), sized, versions, of_others)
     target = _chosen_target(target, trials, circuits)
     circuits = _of_method(circuits.filter(_close(circuits["target_loss"], target)), method)
     names = _asked(tasks, circuits)
@@ -145,14 +165,18 @@ def compare(
     compared: Array = np.asarray(solved[:, common].all(axis=1)) if common else np.zeros(len(trials), dtype=bool)
     there = len(pc.unique(circuits["task"]))
     named = tuple(names[k] for k in common)
-    return Comparison(trials, named, there, target, logs[:, common], compared, version, of_others)
+    return Comparison(trials, named, there, target, logs[:, common], compared, versions, of_others)
 
 
-def _newest_version(trials: Any, eligible: Array) -> tuple[int, Array]:
-    """The newest schema of the rows of eligible trials (N), and which trials have rows of it."""
-    versions: Array = pc.fill_null(trials["schema_version"], SCHEMA_VERSION).to_numpy()
-    newest = int(versions[eligible].max()) if eligible.any() else SCHEMA_VERSION
-    return newest, versions == newest
+def _newest(trials: Any, eligible: Array) -> tuple[Versions, Array]:
+    """The newest versions of the rows of eligible trials (N), and which trials have rows of these."""
+    schema, search = (
+        pc.fill_null(trials[name], now).to_numpy()
+        for name, now in (("schema_version", SCHEMA_VERSION), ("search_version", SEARCH_VERSION))
+    )
+    found = set(zip(schema[eligible].tolist(), search[eligible].tolist(), strict=True))
+    newest = Versions(*max(found, default=NOW))
+    return newest, (schema == newest.schema) & (search == newest.search)
 
 
 def log_edge_matrix(trials: Any, circuits: Any, tasks: Sequence[str]) -> Array:

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from circuit.proofs.verdicts import HELDOUT_LIMIT
+from circuit.search.config import SEARCH_VERSION
 from sparse_model import storage
 from sparse_model.errors import InputError
 from sweeps.frontier.columns import converted, partition_values, without_nan
@@ -229,8 +230,10 @@ def winners(sources: Sequence[Source]) -> Mapping[str, Source]:
 
 
 _FILLED_FROM = {
-    "trials": ("attempt", "retried", "eligible", "status", "circuit_edges", "schema_version"),
-    "circuits": ("method", "counted", "status", "edges", "heldout_loss", "target_loss"),
+    "trials": ("attempt", "retried", "eligible", "status", "circuit_edges", "schema_version", "search_version"),
+    "circuits": (
+        *("method", "counted", "status", "edges", "heldout_loss", "target_loss", "schema_version", "search_version"),
+    ),
 }
 """Columns that `_filled` needs."""
 
@@ -240,10 +243,12 @@ def _filled(table: str, rows: Any) -> Any:
 
     Schema 1 had no attempt, a retried trial was at its second. A trial that is not said to be eligible is so where it
     is ok and has a circuit size; a circuit of no method is pruned by nodes, and counted by today's rule. Rows of no
-    schema are of today's.
+    schema are of today's, and of today's search; rows of a schema without that column, of search 0: nobody knows.
     """
     if table == "curves":
         return rows
+    own = pc.if_else(pc.is_valid(rows["schema_version"]), 0, SEARCH_VERSION).cast(pa.int64())
+    rows = _coalesced(rows, "search_version", own)
     if table == "circuits":
         return _coalesced(_coalesced(rows, "method", pa.scalar("node")), "counted", _counted(rows))
     rows = _coalesced(rows, "schema_version", pa.scalar(SCHEMA_VERSION, pa.int64()))

@@ -1,9 +1,9 @@
 """The frontier's tables: Arrow schemas, and rows written whole, one Parquet file per trial and table.
 
 A row's file is named after its trial and attempt: `<trial>.parquet`, and `<trial>+1.parquet` once the trial was run
-again after a failure. So no name ever gets other content, which is what makes compaction safe beside writers
-(`compaction.py`), and the highest attempt replaces the rows of lower ones. Circuits are written before the trial's
-own row, which is written last of all: where it exists, everything it speaks of exists.
+again, after a failure or for circuits of a newer search. So no name ever gets other content, which is what makes
+compaction safe beside writers (`compaction.py`), and the highest attempt replaces the rows of lower ones. Circuits are
+written before the trial's own row, which is written last of all: where it exists, everything it speaks of exists.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from circuit.search.config import SEARCH_VERSION
 from sparse_model import storage
 
 SCHEMA_VERSION = 3
@@ -42,8 +43,8 @@ TRIAL_SCHEMA = _schema(
         "kind": (TEXT, "sparse or dense"),
         "status": (TEXT, "ok, failed or diverged"),
         "reason": (TEXT, "why the status is not ok"),
-        "attempt": (INT, "0, or how often the trial was run again after a failure"),
-        "retried": (BOOL, "run again after a failure, whose penalty this row replaces"),
+        "attempt": (INT, "0, or how often the trial was run again: after a failure, or for circuits of a newer search"),
+        "retried": (BOOL, "run again, so that this row replaces another"),
         "eligible": (BOOL, "may stand on the frontier: ok, at least min_tasks_solved tasks solved, and one counted"),
         "seed": (INT, "of weights and data order"),
         "d_model": (INT, "width of the residual stream"),
@@ -79,6 +80,7 @@ TRIAL_SCHEMA = _schema(
         "finished": (TIME, "when the row was written"),
         "data": (TEXT, "key of the token dataset: it changes with the text it was made from"),
         "config": (TEXT, "the trial's configuration as JSON"),
+        "search_version": (INT, "of the search that found its circuits (circuit.search.SEARCH_VERSION)"),
         "schema_version": (INT, "of this table"),
     }
 )
@@ -130,6 +132,7 @@ CIRCUIT_SCHEMA = _schema(
         "stability": (FLOAT, "mean overlap of kept nodes between searches from other seeds, if made"),
         "summary": (TEXT, "which proofs the circuit passes, which it fails, which were not measured"),
         "seconds": (FLOAT, "spent on this circuit"),
+        "search_version": (INT, "of the search that found it (circuit.search.SEARCH_VERSION)"),
         "schema_version": (INT, "of this table"),
     }
 )
@@ -168,7 +171,8 @@ def row_uri(root: str, table: str, trial: str, attempt: int = 0) -> str:
 def write_trial_row(root: str, row: Mapping[str, Any]) -> bool:
     """Write a trial's row below the study's folder `root`, unless this attempt of it has one, which stays.
 
-    Columns left out are null; `finished` is now by default. Whether it was written.
+    Columns left out are null, but for `finished`, which is now by default, and `search_version`, today's.
+    Whether it was written.
     """
     return _write(root, "trials", row["trial"], [{"finished": datetime.now(UTC), **row}], row.get("attempt") or 0)
 
@@ -194,7 +198,9 @@ def _write(root: str, table: str, trial: str, rows: Sequence[Mapping[str, Any]],
     schema = TABLES[table]
     unknown = {name for row in rows for name in row} - set(schema.names)
     assert not unknown, unknown
-    content = pa.Table.from_pylist([{**row, "schema_version": SCHEMA_VERSION} for row in rows], schema=schema)
+    unless_told = {"search_version": SEARCH_VERSION} if "search_version" in schema.names else {}
+    stamped = [unless_told | {**row, "schema_version": SCHEMA_VERSION} for row in rows]
+    content = pa.Table.from_pylist(stamped, schema=schema)
     written = storage.create(row_uri(root, table, trial, attempt), parquet_bytes(content))
     for earlier in range(attempt):  # readers know better already, but other Parquet tools do not
         storage.remove(row_uri(root, table, trial, earlier))

@@ -1,8 +1,8 @@
 """Warm start: trials of earlier studies that the search of a new one learns from before it draws anything.
 
 A row counts if it could be one of the new study's: its configuration is in the space, with the same fixed fields, on
-the same tokens, with as many tasks at the same target loss, and its row counts circuits as rows do now. Figures of
-anything else are not comparable.
+the same tokens, with as many tasks at the same target loss, its circuits found by today's search and counted as rows
+count them now. Figures of anything else are not comparable.
 They are read once and kept in the new study's folder, so that the search stays a function of what lies there.
 """
 
@@ -13,6 +13,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
+from circuit.search.config import SEARCH_VERSION
 from sparse_model import storage
 from sweeps.frontier.queries import Frontier
 from sweeps.frontier.rows import SCHEMA_VERSION
@@ -38,15 +39,16 @@ def warm_trials(study: Study, data_key: str) -> list[FrozenTrial]:
 
 def _fitting(study: Study, data_key: str) -> list[dict[str, Any]]:
     kept = []
+    same = {
+        "data": data_key,
+        "tasks_tried": len(study.task_sources),
+        "target_loss": study.target_loss,
+        "schema_version": SCHEMA_VERSION,
+        "search_version": SEARCH_VERSION,
+    }
     for uri in study.search.warm_start:
         for row in Frontier(uri).trials().to_pylist():
-            same = (row["data"], row["tasks_tried"], row["target_loss"], row["schema_version"]) == (
-                data_key,
-                len(study.task_sources),
-                study.target_loss,
-                SCHEMA_VERSION,
-            )
-            if not same or row["status"] != "ok":
+            if row["status"] != "ok" or any(row[name] != value for name, value in same.items()):
                 continue
             config = TrialConfig.model_validate_json(row["config"])
             if study.space.params_of(config) is not None:

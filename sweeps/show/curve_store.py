@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from circuit.ablated.ablation import Means
 from circuit.graph.record import fingerprint
-from circuit.search.config import PruneConfig
-from circuit.search.targets import VERSION
+from circuit.search.config import SEARCH_VERSION, PruneConfig
 from circuit.tasks import TaskData
 from sparse_model import storage
 from sparse_model.model.transformer import SparseTransformer
@@ -35,7 +34,8 @@ class CurveStore:
         targets: Sequence[float],
     ) -> None:
         """`root` is a study's storage, `kind` the name of the search."""
-        said = json.dumps([kind, VERSION, COUNTED, fingerprint(model), config.model_dump(mode="json"), sorted(targets)])
+        asked = [fingerprint(model), config.model_dump(mode="json"), sorted(targets)]
+        said = json.dumps([kind, SEARCH_VERSION, COUNTED, *asked])
         self.search = hashlib.sha256(said.encode())
         for site, mean in sorted(means.items()):
             self.search.update(site.encode() + mean.cpu().numpy().tobytes())

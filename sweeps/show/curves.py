@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from circuit.search.config import SEARCH_VERSION
 from sparse_model import storage
 from sparse_model.errors import InputError
 from sweeps.frontier.counting import counted
@@ -89,13 +90,14 @@ def mean_curves(curves: Mapping[str, Sizes], targets: Sequence[float]) -> list[P
 
 def rows_of_model(model_uri: str, table: str = "circuits") -> list[dict[str, Any]]:
     """Rows of a trial whose model is at <study>/models/<trial>; none where it is not a trial's, or where they are of an
-    earlier schema, which had other tasks and other words for what is solved."""
+    earlier schema, which had other tasks and other words for what is solved, or of another search."""
     parts = model_uri.split("?")[0].rstrip("/").rsplit("/", 2)
     if len(parts) != 3 or parts[1] != "models" or "?" in model_uri:
         return []
     root, trial = parts[0], parts[2]
     rows: list[dict[str, Any]] = read_table(root, table).to_pylist()
-    return [row for row in rows if row["trial"] == trial and row["schema_version"] == SCHEMA_VERSION]
+    now = (SCHEMA_VERSION, SEARCH_VERSION)
+    return [row for row in rows if row["trial"] == trial and (row["schema_version"], row["search_version"]) == now]
 
 
 def model_names(uris: Sequence[str]) -> list[str]:

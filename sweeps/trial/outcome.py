@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from circuit.search.config import SEARCH_VERSION
 from sparse_model import storage
 from sparse_model.errors import InputError
 from sweeps.frontier.counting import counts
@@ -68,6 +69,8 @@ def trial_row(trial: Trial, trained: Trained, circuits: list[TableRow]) -> Table
             "circuit_edges": geometric_mean_edges(found.edges),
             "circuit_edges_low": interval[0],
             "circuit_edges_high": interval[1],
+            # All circuits that an earlier version of this program stored stay, and their version with them.
+            "search_version": circuits[0].get("search_version", SEARCH_VERSION) if circuits else SEARCH_VERSION,
         }
         | (_faithful(faithful.edges) if study.pruning.ablation == "subsets" else {})
     )

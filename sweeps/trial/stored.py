@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from circuit.search.config import PruneConfig
+from circuit.search.config import SEARCH_VERSION, PruneConfig
 from sparse_model import storage
 from sweeps.frontier.rows import SCHEMA_VERSION, read_rows, row_uri
 from sweeps.trial.outcome import TableRow, Trained
@@ -41,11 +41,12 @@ def stored_training(trial: Trial) -> Trained | None:
 
 
 def stored_circuits(trial: Trial) -> list[TableRow] | None:
-    """Rows of all circuits of this attempt, if they are written."""
+    """Rows of all circuits of this attempt, if they are written; `search_version` None where they do not tell."""
     uri = row_uri(trial.study.root, "circuits", trial.key, trial.attempt)
     if not storage.exists(uri):
         return None
-    return [{name: value for name, value in row.items() if name != "schema_version"} for row in read_rows(uri)]
+    rows = [{"search_version": None} | row for row in read_rows(uri)]
+    return [{name: value for name, value in row.items() if name != "schema_version"} for row in rows]
 
 
 def search_mark(
@@ -56,7 +57,7 @@ def search_mark(
     proofs: str,
     text: Tensor | None,
 ) -> str:
-    """Changes with whatever decides which circuits a task has: model, prompts, settings, text."""
+    """Changes with whatever decides which circuits a task has: model, prompts, settings, text, versions."""
     from circuit.graph.record import fingerprint
 
     digest = hashlib.sha256(fingerprint(model).encode())
@@ -65,7 +66,7 @@ def search_mark(
     for tensor in (*tensors, *([text] if text is not None else [])):
         digest.update(str(tuple(tensor.shape)).encode())
         digest.update(tensor.cpu().contiguous().numpy().tobytes())
-    asked = [config.model_dump(mode="json"), list(targets), proofs, task.name, SCHEMA_VERSION]
+    asked = [config.model_dump(mode="json"), list(targets), proofs, task.name, SCHEMA_VERSION, SEARCH_VERSION]
     digest.update(json.dumps(asked, sort_keys=True).encode())
     return digest.hexdigest()
 

@@ -15,7 +15,7 @@ from sparse_model.data.shards import prepare
 from sparse_model.model.config import ModelConfig
 from sparse_model.model.transformer import SparseTransformer
 from sparse_model.saved.pretrained import save_pretrained
-from sweeps.trial import task_circuits
+from sweeps.trial import stored, task_circuits
 from sweeps.trial.task_circuits import prune_task, summarise_published
 
 CONFIG = PruneConfig.model_validate({"pairs": 4, "steps": 3, "target_loss": 0.6})
@@ -47,7 +47,7 @@ def searches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_only_what_is_missing_is_searched(
-    published: tuple[str, Pretraining], searches: list[str], tmp_path: Path
+    published: tuple[str, Pretraining], searches: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, known = published
     uri = str(tmp_path / "circuits")
@@ -71,6 +71,11 @@ def test_only_what_is_missing_is_searched(
         changed()
         changed()
         assert len(searches) == before + 1
+    with monkeypatch.context() as later:
+        later.setattr(stored, "SEARCH_VERSION", stored.SEARCH_VERSION + 1)
+        before = len(searches)
+        rows()
+        assert len(searches) == before + 1, "circuits of an earlier search were taken for this one's"
     rows()
     count = len(searches)
     (tmp_path / "circuits" / "else_elif.json").unlink()

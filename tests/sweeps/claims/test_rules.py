@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from claim_rows import TASKS, found, plant, plant_ablations
 
+from circuit.search.config import SEARCH_VERSION
+from sparse_model.errors import InputError
 from sweeps.claims.claim import Rule
 from sweeps.claims.intervals import Measured, over_pairs, over_tasks, slope_over_tasks, slope_over_trials
 from sweeps.claims.table import CLAIMS
@@ -61,6 +63,14 @@ def plant_fronts(folder: Path, ratio: float, methods: tuple[str, ...] = METHODS,
             edges = {method: factor * math.exp(-loss) * 10 for method in methods}
             size = {"flops": 10.0**i, "l0": 1000 * 2**i, "d_model": 64, "fraction": 0.1}
             plant(folder, study, f"{kind}{i}", edges=edges, kind=kind, val_loss=loss + shift, suggestion=i, **size)
+
+
+def test_studies_of_several_searches_decide_nothing(tmp_path: Path) -> None:
+    plant_fronts(tmp_path, 4.0)
+    sizes = {"edges": {"node": 1.0}, "kind": "dense", "val_loss": 2.1}
+    plant(tmp_path, "headline-dense", "later", search_version=SEARCH_VERSION + 1, **sizes)
+    with pytest.raises(InputError, match="their sizes do not mix"):
+        found(tmp_path, 1, "more edges")
 
 
 @pytest.mark.parametrize(

@@ -83,8 +83,10 @@ def test_what_is_submitted(study_text: Text, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(submission, "JOB_POLL_SECONDS", 0)
     (tmp_path / "s.yaml").write_text(study_text({"storage": "s3://bucket/x"}))
     path = str(tmp_path / "s.yaml")
-    command = submission.entrypoint(path, "s3://b/a path", str(tmp_path), retry_failed=True)
-    assert command == "python -m sweeps run s.yaml --address auto --storage 's3://b/a path' --retry-failed"
+    command = submission.entrypoint(path, "s3://b/a path", str(tmp_path), ["--retry-failed", "--prune-again"])
+    assert (
+        command == "python -m sweeps run s.yaml --address auto --storage 's3://b/a path' --retry-failed --prune-again"
+    )
     assert submission.entrypoint("smoke", None, ".") == "python -m sweeps run smoke --address auto"
     with pytest.raises(InputError, match="is not below the working directory"):
         submission.entrypoint(path, None, str(tmp_path / "elsewhere"))

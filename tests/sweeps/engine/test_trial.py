@@ -12,13 +12,14 @@ from ray import tune
 from ray.train import TrainingFailedError
 from ray.train.v2.api.exceptions import WorkerGroupError
 
+from circuit.search.config import SEARCH_VERSION
 from sparse_model import storage
 from sparse_model.errors import InputError
 from sparse_model.storage.store_errors import StorageUnavailable
 from sweeps.engine import prune, train
 from sweeps.engine.interrupts import Interrupts
 from sweeps.engine.lease import Lease, StudyTaken
-from sweeps.engine.runner import TrialEvents, known_results
+from sweeps.engine.runner import Again, TrialEvents, known_results
 from sweeps.engine.trial import run_trial
 from sweeps.frontier.queries import Frontier
 from sweeps.frontier.rows import write_circuit_rows
@@ -200,13 +201,47 @@ def test_a_validation_loss_is_shown_with_the_step_it_is_of(study: Study) -> None
 def test_retrying_failed_trials(study: Study, monkeypatch: pytest.MonkeyPatch, reported: list[dict[str, Any]]) -> None:
     """A failed trial is run again when asked for, and what it comes to replaces the penalty."""
     key = play(study, monkeypatch, ValueError("once"), [])["trial"]
-    assert known_results(study, "data", retry_failed=False) == ({key: PENALTIES}, {})
-    known, again = known_results(study, "data", retry_failed=True)
+    assert known_results(study, "data", Again()) == ({key: PENALTIES}, {})
+    known, again = known_results(study, "data", Again(failed=True))
     assert (known, again) == ({}, {key: 1})
     row = play(study, monkeypatch, Trained("ok", "", FIGURES), [circuit("a", "ok", 4)] * 2, again)
     assert (row["trial"], row["status"], row["eligible"], row["retried"]) == (key, "ok", True, True)
-    assert known_results(study, "data", retry_failed=True) == ({key: objectives(row, study.unsolved_edges)}, {})
+    assert known_results(study, "data", Again(failed=True)) == ({key: objectives(row, study.unsolved_edges)}, {})
     assert Frontier(study.root).pareto().num_rows == 1
+
+
+def of_search(version: int, circuits: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row | {"search_version": version} for row in circuits]
+
+
+def test_circuits_of_another_search_are_refused_or_searched_again(
+    study: Study, monkeypatch: pytest.MonkeyPatch, reported: list[dict[str, Any]]
+) -> None:
+    trained, older = Trained("ok", "", FIGURES), of_search(SEARCH_VERSION - 1, [circuit("a", "ok", 9)] * 2)
+    key = play(study, monkeypatch, trained, older)["trial"]
+    said = rf"circuits of {key} are of search {SEARCH_VERSION - 1}, .*'s is {SEARCH_VERSION}: .* --prune-again"
+    for again in (Again(), Again(failed=True)):
+        with pytest.raises(InputError, match=said):
+            known_results(study, "data", again)
+    known, attempts = known_results(study, "data", Again(pruned=True))
+    assert (known, attempts) == ({}, {key: 1})
+    row = play(study, monkeypatch, trained, [circuit("a", "ok", 4)] * 2, attempts)
+    assert (row["circuit_edges"], row["search_version"]) == (pytest.approx(4), SEARCH_VERSION)
+    assert Frontier(study.root).circuits()["edges"].to_pylist() == [4, 4], "rows of both searches"
+    for again in (Again(), Again(pruned=True)):
+        assert known_results(study, "data", again) == ({key: objectives(row, study.unsolved_edges)}, {})
+
+
+@pytest.mark.parametrize("version", [SEARCH_VERSION - 1, None])
+def test_rows_of_circuits_that_an_earlier_version_left_make_a_row_of_its_search(
+    study: Study, monkeypatch: pytest.MonkeyPatch, reported: list[dict[str, Any]], version: int | None
+) -> None:
+    """It was stopped between the rows of circuits and that of the trial."""
+    key = suggestion(study)["key"]
+    found = [row | {"trial": key, "study": study.name} for row in of_search(0, [circuit("a", "ok", 9)] * 2)]
+    write_circuit_rows(study.root, key, [row | {"search_version": version} for row in found])
+    row = play(study, monkeypatch, Trained("ok", "", FIGURES), AssertionError("searched again"))
+    assert row["search_version"] == (version or 0)
 
 
 def test_results_on_other_text_are_not_continued(
@@ -214,7 +249,7 @@ def test_results_on_other_text_are_not_continued(
 ) -> None:
     play(study, monkeypatch, Trained("ok", "", FIGURES), [])
     with pytest.raises(InputError, match="dataset data, now other"):
-        known_results(study, "other", retry_failed=False)
+        known_results(study, "other", Again())
 
 
 def test_a_trial_whose_rows_cannot_be_written_has_not_finished(

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, strategies as st
 
+from circuit.search.config import SEARCH_VERSION
 from sparse_model import storage
 from sparse_model.errors import InputError
 from sweeps.frontier.pareto import dominated_area, growing_area, non_dominated
@@ -235,6 +236,28 @@ def test_rows_of_schema_1_are_migrated(root: str) -> None:
     assert "rows of schema 1" in old_ones.note()
 
 
+def test_circuits_of_several_searches_are_not_compared(root: str) -> None:
+    """What an earlier search found, and rows from before a search had a version, whose search nobody knows."""
+    for key, version in (("t0", SEARCH_VERSION - 1), ("t1", SEARCH_VERSION), ("t2", None)):
+        write_trial_row(root, trial(key, 2.0, 5.0, search_version=version))
+        edges = {"task": "a", "target_loss": 0.15, "method": "node", "status": "ok", "edges": 5, "counted": True}
+        write_circuit_rows(root, key, [edges | {"study": "s", "trial": key, "search_version": version}])
+    found = Frontier(root)
+    assert found.trials()["search_version"].to_pylist() == [SEARCH_VERSION - 1, SEARCH_VERSION, 0]
+    assert found.circuits()["search_version"].to_pylist() == [SEARCH_VERSION - 1, SEARCH_VERSION, 0]
+    assert found.compared().compared.tolist() == [False, True, False]
+    assert f"2 trials are not compared with these, for their rows are of {ANOTHER}" in found.compared().note()
+    others = found.compared(where=f"schema_version <> {SCHEMA_VERSION} OR search_version <> {SEARCH_VERSION}")
+    assert others.compared.tolist() == [True, False]
+    assert f"{SEARCH_VERSION - 1}: --where" in others.note()
+    unknown = found.compared(where="search_version = 0")
+    assert unknown.compared.tolist() == [True]
+    assert "circuits of search unknown" in unknown.note()
+
+
+ANOTHER = f"another schema than {SCHEMA_VERSION}, or another search than {SEARCH_VERSION}"
+
+
 def test_rows_of_another_program(tmp_path: Path) -> None:
     """One file of many trials, other integer and text types, columns of its own, no version."""
     (tmp_path / "frontier" / "trials").mkdir(parents=True)
@@ -244,6 +267,7 @@ def test_rows_of_another_program(tmp_path: Path) -> None:
     found = Frontier(str(tmp_path))
     assert found.trials()["l0"].to_pylist() == [10, 10, 10]
     assert found.pareto()["trial"].to_pylist() == ["x2", "x1", "x0"]
+    assert set(found.trials()["search_version"].to_pylist()) == {SEARCH_VERSION}
 
 
 def test_what_rows_of_another_program_lack_or_pretend_is_said(tmp_path: Path) -> None:

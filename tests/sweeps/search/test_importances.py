@@ -12,6 +12,7 @@ import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
+from circuit.search.config import SEARCH_VERSION
 from sparse_model.errors import InputError
 from sweeps.cli import status_of
 from sweeps.frontier.rows import write_trial_row
@@ -102,6 +103,7 @@ def test_warm_start(study_text: Text) -> None:
         ({}, {"data": "other"}),
         ({}, {"target_loss": 0.5}),
         ({}, {"tasks_tried": 7}),
+        ({}, {"search_version": SEARCH_VERSION - 1}),
         ({}, {"status": "failed"}),
     ],
 )

@@ -168,7 +168,7 @@ def _nothing_is_searched_twice(
     study.write_text(study.read_text().replace("steps: 30", "steps: 31"))
     assert status_of(both) == 0
     assert searched[2:] == ["else_elif", "with_as"]
-    monkeypatch.setattr("sweeps.show.curve_store.VERSION", 0)  # sizes of another search
+    monkeypatch.setattr("sweeps.show.curve_store.SEARCH_VERSION", 0)  # sizes of another search
     assert status_of(both) == 0
     assert searched[4:] == ["else_elif", "with_as"]
 
