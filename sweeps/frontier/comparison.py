@@ -42,7 +42,10 @@ class Versions(NamedTuple):
         if self.schema != SCHEMA_VERSION:
             return f" · rows of schema {self.schema}: other tasks, and another rule of what is solved"
         if self.search != SEARCH_VERSION:
-            return f" · circuits of search {self.search or 'unknown'}; this version searches by {SEARCH_VERSION}"
+            which = self.search or "unknown"
+            return (
+                f" · circuits of search {which}, not {SEARCH_VERSION}: `sweeps run` finds them anew with --prune-again"
+            )
         return ""
 
 
