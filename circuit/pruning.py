@@ -18,7 +18,7 @@ from circuit.graph.record import CIRCUIT_VERSION, Circuit, Edge, decimal_means, 
 from circuit.proofs.prove import Ground, prove, with_proofs
 from circuit.search.config import METHODS, Method, PruneConfig
 from circuit.search.evaluation import Judge
-from circuit.search.targets import Solution, edge_circuits, node_circuits
+from circuit.search.targets import Solution, edge_circuits, faithful_circuits, node_circuits
 from circuit.search.watch import Progress, Stopped, Watch
 from circuit.tasks import PairBatch, TaskData
 from sparse_model.errors import InputError
@@ -163,11 +163,11 @@ def _search(ground: Ground, solved: Sequence[float], methods: Sequence[Method]) 
     found = _Found({method: circuits.setdefault(method, {}) for method in METHODS}, False)
     try:
         if "node" in methods or "edge" in methods:
-            circuits["node"] |= node_circuits(ground.judge, config.against("all"), solved)
+            circuits["node"] |= node_circuits(ground.judge, config, solved)
         if "edge" in methods:
             circuits["edge"] |= edge_circuits(ground.judge, circuits["node"], config)
         if "faithful" in methods:
-            circuits["faithful"] |= node_circuits(ground.judge, config.against("subsets"), solved)
+            circuits["faithful"] |= faithful_circuits(ground.judge, config, solved)
     except Stopped:
         return found._replace(stopped=True)
     return found

@@ -63,17 +63,33 @@ def find(
 ) -> dict[float, Solution]:
     """The smallest circuits found by a method that reach each target, on what `judge` judges by; `among` (N,), if it is
     given, are the nodes to choose from. Targets that not even all of these reach are left out."""
-    nodes = node_circuits(judge, config.against("subsets" if method == "faithful" else "all"), targets, among)
+    if method == "faithful":
+        return faithful_circuits(judge, config, targets, among)
+    nodes = node_circuits(judge, config, targets, among)
     return edge_circuits(judge, nodes, config) if method == "edge" else nodes
 
 
 def node_circuits(
     judge: Judge, config: PruneConfig, targets: Iterable[float], among: Tensor | None = None
 ) -> dict[float, Solution]:
-    """Circuits pruned by nodes, held against `config.ablation`.
+    """Circuits pruned by nodes that reach each target with all other nodes ablated, whatever `config.ablation`.
 
     Masks of the whole model are learned for the strictest target and for `config.target_loss`.
     """
+    return _circuits(judge, config.against("all"), targets, among)
+
+
+def faithful_circuits(
+    judge: Judge, config: PruneConfig, targets: Iterable[float], among: Tensor | None = None
+) -> dict[float, Solution]:
+    """The same of circuits that reach it whatever subset of the others is ablated, whatever `config.ablation`."""
+    return _circuits(judge, config.against("subsets"), targets, among)
+
+
+def _circuits(
+    judge: Judge, config: PruneConfig, targets: Iterable[float], among: Tensor | None
+) -> dict[float, Solution]:
+    """Circuits pruned by nodes, held against `config.ablation`."""
     among = judge.everything() if among is None else among
     whole = judge.calibrated(among)[0]
     targets = sorted(target for target in targets if whole <= target)

@@ -242,7 +242,7 @@ def _by_task(
 ) -> dict[str, dict[str, Curve]]:
     """What a search gives for each task, by the task's name. What was found before is not searched again."""
     model, tokenizer, known = opened(uri, study)
-    config = settings(study)
+    config = settings(study).against("all")  # a study may look for faithful circuits as well
     store = CurveStore(study.storage, search.__name__, model, known.means, config, TARGETS)
     prompts = {task: task_data(task, tokenizer, pairs=config.pairs, seed=config.seed) for task in tasks}
     found = {task: curves for task in tasks if (curves := store.read(prompts[task])) is not None}

@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 
 from circuit.ablated.compact import AblatedModel
+from circuit.search.config import PruneConfig
 from circuit.search.evaluation import Judge
 from circuit.search.subsets import DRAWN_PAIRS, DRAWN_PROBABILITIES, Subsets, _Check, _Circuit, spared, worst_pairs
+from circuit.search.targets import faithful_circuits, node_circuits
 
 
 def subsets_of(planted: Any, seed: int = 0) -> Subsets:
@@ -118,3 +120,15 @@ def test_a_removal_is_checked_by_three_bounds(
     check = _Check(circuit)
     assert check.passed(keep) == passed
     assert check.rise == (pytest.approx(mean - 0.07) if passed else 0)
+
+
+def test_what_a_search_holds_circuits_against_is_its_own_not_the_studys(planted: Any) -> None:
+    """A study that looks for faithful circuits as well asks for both: curves and baselines are of plain ones all the
+    same."""
+    judge = Judge(planted.model, planted.means, planted.task.train)
+    config = PruneConfig(steps=30)
+    for search in (node_circuits, faithful_circuits):
+        found = [search(judge, config.against(ablation), [0.15])[0.15].nodes for ablation in ("all", "subsets")]
+        assert torch.equal(*found)
+    assert node_circuits(judge, config, [0.15])[0.15].calibration is None
+    assert faithful_circuits(judge, config, [0.15])[0.15].calibration is not None
