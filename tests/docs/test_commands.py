@@ -28,6 +28,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MODELS = "results/quickstart/models"
 PLACES = {
+    "docs/data/": f"{ROOT}/docs/data/",
     "OTHER_TRIAL": DENSE, "MODEL_A": f"{MODELS}/{SPARSE}", "MODEL_B": f"{MODELS}/{DENSE}", "TRIAL": SPARSE,
     "MODEL": f"{MODELS}/{SPARSE}", "my_study.yaml": "tiny.yaml", "<trial>": SPARSE, "<sparse trial>": SPARSE,
     "<dense trial>": DENSE, "s3://BUCKET/PATH/STUDY": "results/quickstart", "s3://bucket/a": "results/quickstart",
