@@ -37,7 +37,8 @@ class Show:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bars.stop()
+        if not self._bars.disable:  # rich before 14.3 ends bars that never were with an empty line
+            self._bars.stop()
 
     def line(self, text: str) -> None:
         """One lasting line."""
