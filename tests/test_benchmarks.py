@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -54,6 +55,14 @@ def test_what_is_timed_as_the_authors_step_keeps_what_ours_does(name: str) -> No
     expected = weight * keep_mask(weight, int(0.25 * weight.numel()), alive, by_column)
     project_as_released(name, weight, 0.25)
     assert torch.equal(weight, expected)
+
+
+def test_report_page(tmp_path: Path) -> None:
+    if shutil.which("chromium") is None:
+        pytest.skip("no chromium here")
+    figures = run("report_page.py", tmp_path / "figures.json", "--trials", "20", "40", "--rounds", "1")
+    assert figures["20"].keys() == {"megabytes", "open_s", "frame_ms"}
+    assert figures["20"]["megabytes"] < figures["40"]["megabytes"]
 
 
 def test_kernels(tmp_path: Path) -> None:

@@ -229,11 +229,10 @@ def winners(sources: Sequence[Source]) -> Mapping[str, Source]:
     return {trial: source for trial, (_, source) in best.items()}
 
 
+_VERSIONS = ("schema_version", "search_version")
 _FILLED_FROM = {
-    "trials": ("attempt", "retried", "eligible", "status", "circuit_edges", "schema_version", "search_version"),
-    "circuits": (
-        *("method", "counted", "status", "edges", "heldout_loss", "target_loss", "schema_version", "search_version"),
-    ),
+    "trials": ("attempt", "retried", "eligible", "status", "circuit_edges", *_VERSIONS),
+    "circuits": ("method", "counted", "status", "edges", "heldout_loss", "target_loss", *_VERSIONS),
 }
 """Columns that `_filled` needs."""
 

@@ -14,12 +14,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from circuit.search.config import SEARCH_VERSION
 from sparse_model import storage
 from sparse_model.errors import InputError
+from sweeps.frontier.comparison import NOW
 from sweeps.frontier.counting import counted
 from sweeps.frontier.parquet import read_table
-from sweeps.frontier.rows import SCHEMA_VERSION
 from sweeps.search.objectives import bootstrap_interval, geometric_mean_edges
 from sweeps.show.plot import FAINT, INK, image_format
 
@@ -96,8 +95,7 @@ def rows_of_model(model_uri: str, table: str = "circuits") -> list[dict[str, Any
         return []
     root, trial = parts[0], parts[2]
     rows: list[dict[str, Any]] = read_table(root, table).to_pylist()
-    now = (SCHEMA_VERSION, SEARCH_VERSION)
-    return [row for row in rows if row["trial"] == trial and (row["schema_version"], row["search_version"]) == now]
+    return [row for row in rows if row["trial"] == trial and (row["schema_version"], row["search_version"]) == NOW]
 
 
 def model_names(uris: Sequence[str]) -> list[str]:

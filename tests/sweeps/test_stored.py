@@ -71,11 +71,13 @@ def test_only_what_is_missing_is_searched(
         changed()
         changed()
         assert len(searches) == before + 1
-    with monkeypatch.context() as later:
-        later.setattr(stored, "SEARCH_VERSION", stored.SEARCH_VERSION + 1)
-        before = len(searches)
+    for version in ("SEARCH_VERSION", "SCHEMA_VERSION"):
         rows()
-        assert len(searches) == before + 1, "circuits of an earlier search were taken for this one's"
+        before = len(searches)
+        with monkeypatch.context() as later:
+            later.setattr(stored, version, getattr(stored, version) + 1)
+            rows()
+        assert len(searches) == before + 1, f"circuits of an earlier {version} were taken for this one's"
     rows()
     count = len(searches)
     (tmp_path / "circuits" / "else_elif.json").unlink()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -19,7 +20,16 @@ from sweeps.commands.curves import WAYS
 from sweeps.frontier.queries import Frontier
 from sweeps.frontier.rows import write_circuit_rows, write_trial_row
 from sweeps.search.objectives import bootstrap_interval
-from sweeps.show.curves import TARGETS, Point, draw_curves, mean_curves, model_names, plot_curves, sizes_of
+from sweeps.show.curves import (
+    TARGETS,
+    Point,
+    draw_curves,
+    mean_curves,
+    model_names,
+    plot_curves,
+    rows_of_model,
+    sizes_of,
+)
 from sweeps.show.plot import draw
 
 
@@ -97,6 +107,19 @@ def test_models_are_named_by_what_they_are(tmp_path: Path) -> None:
     assert model_names([a, b]) == ["sparse · 128 · 0.06", "dense · 32"]
     assert model_names([a, c]) == ["sparse · 128 · 0.06 · a", "sparse · 128 · 0.06 · c"]
     assert model_names(["x/one", "y/one", "y/two"]) == ["one · x/one", "one · y/one", "two"]
+
+
+@pytest.mark.parametrize("version", ["schema_version", "search_version"])
+def test_sizes_of_another_version_are_not_taken(version: str, tmp_path: Path) -> None:
+    write_circuit_rows(str(tmp_path), "t", [row("t", "else_elif", 0.15, 5)])
+    model = str(tmp_path / "models" / "t")
+    (kept,) = rows_of_model(model)
+    assert kept["edges"] == 5
+    (file,) = tmp_path.rglob("*.parquet")
+    rows = pq.read_table(file)
+    place = rows.schema.get_field_index(version)
+    pq.write_table(rows.set_column(place, rows.schema.field(place), pa.array([kept[version] - 1])), file)
+    assert rows_of_model(model) == []
 
 
 def test_nothing_to_draw_and_bad_endings_are_input_errors(tmp_path: Path) -> None:
