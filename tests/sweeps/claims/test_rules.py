@@ -102,6 +102,26 @@ def test_fronts_that_share_no_loss_or_lack_a_method_decide_nothing(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
+    ("gap", "verdicts", "words"),
+    [
+        (0.05, ["holds", "no rows yet", "does not hold"], ""),
+        (0.3, ["holds", "no rows yet", "not decided"], "not match"),
+    ],
+)
+def test_where_fronts_have_no_faithful_circuits_those_of_matched_models_are_taken(
+    gap: float, verdicts: list[str], words: str, tmp_path: Path
+) -> None:
+    plant_fronts(tmp_path, 20.0, methods=("node",))
+    for kind, factor, loss in (("sparse", 1.0, 2.0), ("dense", 0.5, 2.0 + gap)):
+        edges = {"node": factor, "faithful": factor}
+        plant(tmp_path, "headline-matched", kind, edges=edges, kind=kind, val_loss=loss)
+    parts = found(tmp_path, 1, "equal validation loss").parts
+    assert [part.verdict for part in parts] == verdicts
+    assert parts[2].what == "faithful, of headline-matched"
+    assert words in str(parts[2].found)
+
+
+@pytest.mark.parametrize(
     ("ratio", "gap", "verdict"), [(8.0, 0.05, "holds"), (0.5, 0.05, "does not hold"), (8.0, 0.3, "not decided")]
 )
 def test_every_target_of_models_matched_in_loss(tmp_path: Path, ratio: float, gap: float, verdict: str) -> None:
