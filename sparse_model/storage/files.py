@@ -313,7 +313,13 @@ def download(uri: str, target: Path) -> None:
 def upload(source: Path, uri: str) -> None:
     """Copy a local file to a place in any store; raises InputError if it cannot be written."""
     fs, path = filesystem(uri)
-    _tried("write", uri, fs, lambda: fs.put_file(str(source), path))
+
+    def copy() -> None:
+        if is_local(uri):
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+        fs.put_file(str(source), path)
+
+    _tried("write", uri, fs, copy)
 
 
 CHECK_PATIENCE = 10.0

@@ -27,7 +27,7 @@ from sweeps.frontier.rows import write_curve
 from sweeps.study.space import TrialConfig
 from sweeps.trial.outcome import Trained
 from sweeps.trial.places import Trial
-from sweeps.trial.stored import keep_training, stored_training
+from sweeps.trial.stored import keep_training, stored_training, take_training
 
 POLL_SECONDS = "0.5"
 """Ray Train's controller fetches one progress report per poll, and the next one blocks till then (2 s by default)."""
@@ -45,10 +45,10 @@ WORKER_RETRIES = 3
 def train_model(trial: Trial) -> Trained:
     """Train and publish the model; a run of the same key that was interrupted continues from its last checkpoint.
 
-    Nothing is trained again of a model that is published. Machines may vanish as often as they like, as long as
-    training gets to a later whole checkpoint in between.
+    A model that is published, here or in a study of `models_from`, is not trained again. Machines may vanish as often
+    as they like, as long as training gets to a later whole checkpoint in between.
     """
-    if (trained := stored_training(trial)) is not None:
+    if (trained := stored_training(trial) or take_training(trial)) is not None:
         return trained
     for name, value in _TRAIN_SETTINGS.items():
         os.environ.setdefault(name, value)

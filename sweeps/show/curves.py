@@ -25,8 +25,8 @@ from sweeps.show.plot import FAINT, INK, image_format
 TARGETS = (0.5, 0.3, 0.15, 0.08, 0.04, 0.02, 0.01, 0.005, 0.002)
 """Task losses of the paper's figure 2, in nats."""
 
-COLORS = ("#0b6e99", "#c8553d", "#6b8e23", "#7d5ba6", "#8c8c8c")
-MARKERS = ("o", "s", "^", "D", "v")
+COLORS = ("#0b6e99", "#c8553d", "#6b8e23", "#7d5ba6", "#d4a017", "#8c8c8c")
+MARKERS = ("o", "s", "^", "D", "P", "v")
 
 Interval = tuple[float, float] | None
 

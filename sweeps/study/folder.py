@@ -92,6 +92,7 @@ def _identity(study: Study) -> dict[str, Any]:
         mode="json",
         exclude={
             "storage": True,
+            "models_from": True,
             "resources": True,
             "report": True,
             "callbacks": True,

@@ -178,6 +178,11 @@ class Study(Config):
     trial: dict[str, Any] = Field(description="template of a trial: kind, model, training, sparse, dense")
     search: SearchConfig = Field(description="how configurations are picked")
     seeds: tuple[int, ...] = Field((0,), min_length=1, description="every configuration is trained with each seed")
+    models_from: tuple[str, ...] = Field(
+        (),
+        description="names of studies below the same storage: a model that one of them has trained, of the same text "
+        "and configuration, is copied, not trained again",
+    )
     resources: ResourceConfig = Field(
         default_factory=lambda: ResourceConfig.model_validate({}), description="what a trial takes"
     )
@@ -209,6 +214,11 @@ class Study(Config):
     @classmethod
     def _check_name(cls, name: str) -> str:
         return storage.safe_name(name)
+
+    @field_validator("models_from")
+    @classmethod
+    def _check_models_from(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(storage.safe_name, names))
 
     @field_validator("storage")
     @classmethod

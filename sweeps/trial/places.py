@@ -10,6 +10,9 @@ from sparse_model import storage
 from sweeps.study.space import TrialConfig
 from sweeps.study.study import Study
 
+TRAINED = "trained.json"
+"""File beside a published model: what it was made from, and how its training went."""
+
 
 @dataclass(frozen=True)
 class StudyRun:
@@ -54,7 +57,7 @@ class Trial:
     @property
     def trained_uri(self) -> str:
         """The record that the model is published, and how its training went."""
-        return storage.join(self.model_uri, "trained.json")
+        return storage.join(self.model_uri, TRAINED)
 
     @property
     def trained_from(self) -> dict[str, Any]:

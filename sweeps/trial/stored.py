@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from circuit.search.config import SEARCH_VERSION, PruneConfig
 from sparse_model import storage
-from sweeps.frontier.rows import SCHEMA_VERSION, read_rows, row_uri
+from sweeps.frontier.parquet import read_table
+from sweeps.frontier.rows import SCHEMA_VERSION, read_rows, row_uri, write_curve
 from sweeps.trial.outcome import TableRow, Trained
-from sweeps.trial.places import Trial
+from sweeps.trial.places import TRAINED, Trial
 
 if TYPE_CHECKING:  # a trial's own process holds no model: torch would be most of its memory
     from torch import Tensor
@@ -34,10 +37,46 @@ def keep_training(uri: str, made_from: Mapping[str, Any], summary: Mapping[str, 
 
 def stored_training(trial: Trial) -> Trained | None:
     """How the trial's training ended, if its model is published."""
-    content = _json(trial.trained_uri)
-    if content is None or content.get("from") != trial.trained_from:
-        return None
-    return Trained(**content["trained"])
+    content = _trained(trial, trial.model_uri)
+    return None if content is None else Trained(**content["trained"])
+
+
+def take_training(trial: Trial) -> Trained | None:
+    """How training of the same model ended in a study of `models_from`, after its files and its learning curve are
+    copied to where this trial's belong; None where no such study has it."""
+    for name in trial.study.models_from:
+        root = storage.join(trial.study.storage, name)
+        for key in storage.listdir(storage.join(root, "models")):
+            if key.split("-")[-1] != trial.key.split("-")[-1]:
+                continue
+            model_uri = storage.join(root, "models", key)
+            if (content := _trained(trial, model_uri)) is not None:
+                _copy_model(model_uri, trial.model_uri)
+                _copy_curve(root, key, trial)
+                keep_training(trial.trained_uri, content["from"], content["trained"])
+                return Trained(**content["trained"])
+    return None
+
+
+def _trained(trial: Trial, model_uri: str) -> dict[str, Any] | None:
+    """The record of a published model, if it is the trial's: of its text and its configuration."""
+    content = _json(storage.join(model_uri, TRAINED))
+    return content if content is not None and content.get("from") == trial.trained_from else None
+
+
+def _copy_model(source: str, target: str) -> None:
+    with tempfile.TemporaryDirectory(prefix="circuit-sweeps-") as scratch:
+        for name in storage.listdir(source):
+            if name != TRAINED:
+                storage.download(storage.join(source, name), Path(scratch, name))
+                storage.upload(Path(scratch, name), storage.join(target, name))
+
+
+def _copy_curve(root: str, key: str, trial: Trial) -> None:
+    own = ("study", "trial", "schema_version")
+    rows = [row for row in read_table(root, "curves").to_pylist() if row["trial"] == key]
+    points = [{name: value for name, value in row.items() if name not in own} for row in rows]
+    write_curve(trial.study.root, trial.study.name, trial.key, points, trial.attempt)
 
 
 def stored_circuits(trial: Trial) -> list[TableRow] | None:

@@ -107,6 +107,9 @@ class TestEveryStore:
         storage.write_bytes_atomic(storage.join(root_uri, "big"), content)
         storage.download(storage.join(root_uri, "big"), tmp_path / "copy")
         assert (tmp_path / "copy").read_bytes() == content == storage.read_bytes(storage.join(root_uri, "big"))
+        again = storage.join(root_uri, "a new folder", "again")
+        storage.upload(tmp_path / "copy", again)
+        assert storage.read_bytes(again) == content
 
     def test_two_writers_of_one_name_leave_one_whole_file(self, root_uri: str) -> None:
         uri, versions = storage.join(root_uri, "a"), [bytes([i]) * 50_000 for i in range(8)]

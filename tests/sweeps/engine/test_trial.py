@@ -21,8 +21,9 @@ from sweeps.engine.interrupts import Interrupts
 from sweeps.engine.lease import Lease, StudyTaken
 from sweeps.engine.runner import Again, TrialEvents, known_results
 from sweeps.engine.trial import run_trial
+from sweeps.frontier.parquet import read_table
 from sweeps.frontier.queries import Frontier
-from sweeps.frontier.rows import write_circuit_rows
+from sweeps.frontier.rows import write_circuit_rows, write_curve
 from sweeps.search.draws import Assignment, StudySearch
 from sweeps.search.objectives import PENALTIES, TOLD, charged_edges, objectives
 from sweeps.show.progress import StudyProgress
@@ -332,6 +333,41 @@ def test_a_model_that_is_published_is_not_trained_again(study: Study, monkeypatc
     other_text = Trial.of(suggestion(study), StudyRun(study, "data/other"))
     with pytest.raises(AssertionError, match="trained again"):
         train.train_model(other_text)
+
+
+def test_a_model_of_a_study_of_models_from_is_copied_with_its_curve(
+    study: Study, study_text: Text, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under whatever number it was drawn there; not one of another text, and not one that is not whole."""
+    other = read_study(study_text({"name": "other", "min_tasks_solved": 2}), "s")
+    asked = suggestion(study)
+    theirs = Trial.of(asked | {"key": asked["key"].replace("t00000-", "t00007-")}, StudyRun(other, "data/key"))
+    assert theirs.key != asked["key"]
+    storage.write_bytes_atomic(storage.join(theirs.model_uri, "model.safetensors"), b"weights")
+    points = [{"step": 1, "train_loss": 3.0}, {"step": 2, "train_loss": 2.0}]
+    write_curve(other.root, other.name, theirs.key, points)
+
+    def fit(trial: Trial, scratch: str) -> Trained:
+        raise InterruptedError("trained again")
+
+    monkeypatch.setattr(train, "_fit", fit)
+    taking = study.model_copy(update={"models_from": ("missing", "other")})
+    trial = Trial.of(asked, StudyRun(taking, "data/key"))
+    with pytest.raises(InterruptedError):
+        train.train_model(trial)
+    summary = {"status": "ok", "reason": "", "metrics": {"val_loss": 2.0}, "dtype": "float32"}
+    keep_training(theirs.trained_uri, theirs.trained_from, summary)
+    for stranger in (Trial.of(asked, StudyRun(taking, "data/text")), Trial.of(asked, StudyRun(study, "data/key"))):
+        with pytest.raises(InterruptedError):
+            train.train_model(stranger)
+    assert train.train_model(trial) == Trained("ok", "", {"val_loss": 2.0}, "float32")
+    assert storage.read_bytes(storage.join(trial.model_uri, "model.safetensors")) == b"weights"
+    curve = read_table(taking.root, "curves").to_pylist()
+    assert [(row["study"], row["trial"], row["train_loss"]) for row in curve] == [
+        (study.name, trial.key, point["train_loss"]) for point in points
+    ]
+    storage.remove(theirs.trained_uri)
+    assert train.train_model(trial).status == "ok", "it is this study's own now"
 
 
 def test_circuits_that_have_rows_are_not_searched_again(

@@ -85,7 +85,7 @@ def test_a_studys_rows_are_compared_without_a_search_of_their_tasks(
 
 @pytest.mark.parametrize("methods", [["node"], ["node", "edge"]])
 def test_the_names_of_the_curves_hide_none_and_no_word_leaves_the_picture(methods: list[str]) -> None:
-    names = ("learned + eliminated", "learned", "attribution", "integrated", "random")
+    names = WAYS
     points = [Point(target, dict.fromkeys(names, (10, 4000))) for target in TARGETS]
     figure = draw_curves(dict.fromkeys(methods, points), "Learned masks against baselines: t00000-33693f6c")
     figure.draw_without_rendering()
