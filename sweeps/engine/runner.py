@@ -232,6 +232,8 @@ class TrialEvents(tune.Callback):  # type: ignore[misc]
         key, stage = _trial_key(trial), result.get("stage")
         if stage == "training" and "step" in result:
             self.progress.training(key, result)
+        elif stage == "taken":
+            self.progress.taken(key, result["model"])
         elif stage == "warning":
             self.progress.warned(key, result["warning"])
         elif stage == "pruning":

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray.train
+from ray import tune
 from ray.train import TrainingFailedError
 from ray.train._internal.utils import get_address_and_port
 from ray.train.backend import Backend, BackendConfig
@@ -48,7 +49,11 @@ def train_model(trial: Trial) -> Trained:
     A model that is published, here or in a study of `models_from`, is not trained again. Machines may vanish as often
     as they like, as long as training gets to a later whole checkpoint in between.
     """
-    if (trained := stored_training(trial) or take_training(trial)) is not None:
+    if (trained := stored_training(trial)) is not None:
+        return trained
+    if (taken := take_training(trial)) is not None:
+        model_uri, trained = taken
+        tune.report({"stage": "taken", "model": model_uri})
         return trained
     for name, value in _TRAIN_SETTINGS.items():
         os.environ.setdefault(name, value)

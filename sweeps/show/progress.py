@@ -104,6 +104,10 @@ class StudyProgress:
         note = f"step {metrics['step']}/{metrics['steps']} · {loss} · L0 {metrics['l0']:,.0f}"
         self.show.stage(f"{key} training", metrics["step"] / metrics["steps"], note)
 
+    def taken(self, key: str, model_uri: str) -> None:
+        """Another study has trained the model."""
+        self.show.line(f"{key} not trained again: a copy of {model_uri}")
+
     def warned(self, key: str, text: str) -> None:
         """Something went wrong, and the trial goes on."""
         self.show.line(f"{key} warning: {text}")

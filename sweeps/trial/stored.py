@@ -41,9 +41,9 @@ def stored_training(trial: Trial) -> Trained | None:
     return None if content is None else Trained(**content["trained"])
 
 
-def take_training(trial: Trial) -> Trained | None:
-    """How training of the same model ended in a study of `models_from`, after its files and its learning curve are
-    copied to where this trial's belong; None where no such study has it."""
+def take_training(trial: Trial) -> tuple[str, Trained] | None:
+    """URI of the same model in a study of `models_from`, and how its training ended, after its files and its learning
+    curve are copied to where this trial's belong; None where no such study has it."""
     for name in trial.study.models_from:
         root = storage.join(trial.study.storage, name)
         for key in storage.listdir(storage.join(root, "models")):
@@ -54,7 +54,7 @@ def take_training(trial: Trial) -> Trained | None:
                 _copy_model(model_uri, trial.model_uri)
                 _copy_curve(root, key, trial)
                 keep_training(trial.trained_uri, content["from"], content["trained"])
-                return Trained(**content["trained"])
+                return model_uri, Trained(**content["trained"])
     return None
 
 

@@ -22,7 +22,7 @@ from circuit.tasks import source_name
 from sparse_model import storage
 from sparse_model.saved.pretrained import from_pretrained
 from sweeps.frontier.queries import Frontier
-from sweeps.study.study import load_study
+from sweeps.study.study import load_study, study_text
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
@@ -144,6 +144,19 @@ def test_interrupted_and_killed_is_the_same_in_the_end(undisturbed: tuple[Path, 
     again = finish("smoke", root, log)
     assert "3 of 3 trials are finished already" in again
     assert "started" not in again
+
+
+def test_models_of_another_study_give_its_rows_and_are_not_trained_again(
+    undisturbed: tuple[Path, str], tmp_path: Path
+) -> None:
+    folder, _ = undisturbed
+    study = yaml.safe_load(study_text("smoke")) | {"name": "again", "models_from": ["smoke"], "report": "none"}
+    (tmp_path / "again.yaml").write_text(yaml.safe_dump(study))
+    said = finish("again.yaml", str(folder.parent), tmp_path / "log")
+    assert "training: " not in said
+    assert said.count(f"not trained again: a copy of {folder}/models/") == 3
+    named = [[row | {"study": "smoke"} for row in table] for table in rows(str(folder.parent / "again"))]
+    assert named == list(rows(str(folder)))
 
 
 SHARDED = {

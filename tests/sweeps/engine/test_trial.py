@@ -336,7 +336,7 @@ def test_a_model_that_is_published_is_not_trained_again(study: Study, monkeypatc
 
 
 def test_a_model_of_a_study_of_models_from_is_copied_with_its_curve(
-    study: Study, study_text: Text, monkeypatch: pytest.MonkeyPatch
+    study: Study, study_text: Text, monkeypatch: pytest.MonkeyPatch, reported: list[dict[str, Any]]
 ) -> None:
     """Under whatever number it was drawn there; not one of another text, and not one that is not whole."""
     other = read_study(study_text({"name": "other", "min_tasks_solved": 2}), "s")
@@ -361,6 +361,7 @@ def test_a_model_of_a_study_of_models_from_is_copied_with_its_curve(
         with pytest.raises(InterruptedError):
             train.train_model(stranger)
     assert train.train_model(trial) == Trained("ok", "", {"val_loss": 2.0}, "float32")
+    assert reported == [{"stage": "taken", "model": theirs.model_uri}]
     assert storage.read_bytes(storage.join(trial.model_uri, "model.safetensors")) == b"weights"
     curve = read_table(taking.root, "curves").to_pylist()
     assert [(row["study"], row["trial"], row["train_loss"]) for row in curve] == [
