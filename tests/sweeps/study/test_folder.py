@@ -21,6 +21,21 @@ def test_differences_are_named_by_path() -> None:
     assert differences(before, {"a": {"b": 2, "c": [1]}, "d": None, "e": 5}) == [("a.b", 1, 2), ("e", None, 5)]
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"models_from": ["other"]},
+        {"resources.concurrency": 1},
+        {"report": "all"},
+        {"pause_after": 1},
+        {"callbacks": ["mlflow"]},
+    ],
+)
+def test_what_results_do_not_depend_on_may_change(change: dict[str, object], study_text: Text) -> None:
+    keep_study(read_study(study_text(), "s"))
+    check_storage(read_study(study_text(change), "s"))
+
+
 def task_file(folder: Path, word: str = "x") -> Path:
     folder.mkdir(exist_ok=True)
     pair = {"prompt_a": f"({word}", "answer_a": ")", "prompt_b": f"[{word}", "answer_b": "]"}
