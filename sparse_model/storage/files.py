@@ -10,6 +10,7 @@ import errno
 import glob
 import os
 import re
+import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -311,15 +312,22 @@ def download(uri: str, target: Path) -> None:
 
 
 def upload(source: Path, uri: str) -> None:
-    """Copy a local file to a place in any store; raises InputError if it cannot be written."""
+    """Copy a local file to a place in any store, whole or not at all; raises InputError if it cannot be written."""
     fs, path = filesystem(uri)
+    if not is_local(uri):
+        _tried("write", uri, fs, lambda: fs.put_file(str(source), path))
+        return
+    partial = _partial_name(Path(path))
 
     def copy() -> None:
-        if is_local(uri):
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-        fs.put_file(str(source), path)
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, partial)
+        os.replace(partial, path)
 
-    _tried("write", uri, fs, copy)
+    try:
+        _tried("write", uri, fs, copy)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 CHECK_PATIENCE = 10.0

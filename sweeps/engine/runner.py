@@ -80,6 +80,9 @@ def _run_held(study: Study, progress: StudyProgress, lease: Lease, address: str 
     progress.replayed(len(known))
     warm = warm_trials(study, data.manifest.key)
     progress.learnt(len(warm))
+    for name in study.models_from:
+        if not storage.listdir(storage.join(study.storage, name, "models")):
+            progress.note(f"models_from: no models of {name} below {study.storage}: what it would have is trained")
     search = StudySearch(study, known, warm, Suggestions(study))
     if not search.is_finished():
         with ray_session(study.resources, address) as capacity, remembered_interrupts() as interrupts:

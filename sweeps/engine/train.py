@@ -87,6 +87,7 @@ def _fit(trial: Trial, scratch: str) -> Trained:
             "checkpoints_uri": trial.checkpoints_uri,
             "parallel": resources.parallel,
             "threads": resources.cpus_per_worker,
+            "devices": resources.devices,
             "trained": (trial.trained_uri, trial.trained_from),
             "curve": (trial.study.root, trial.study.name, trial.key, trial.attempt),
         },
@@ -139,7 +140,8 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     )
     if result.status == "ok":
         save_pretrained(result.model, data.tokenizer, config["model_uri"])
-    summary = {"status": result.status, "reason": result.reason, "metrics": result.metrics, "dtype": result.dtype}
+    metrics = {**result.metrics, "devices": config["devices"]}
+    summary = {"status": result.status, "reason": result.reason, "metrics": metrics, "dtype": result.dtype}
     if ray.train.get_context().get_world_rank() == 0:
         root, study, key, attempt = config["curve"]
         write_curve(root, study, key, result.curve, attempt)

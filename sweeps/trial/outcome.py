@@ -51,7 +51,7 @@ def trial_row(trial: Trial, trained: Trained, circuits: list[TableRow]) -> Table
     interval = bootstrap_interval(found.edges) or (None, None)
     enough = found.solved >= study.min_tasks_solved and len(found.edges) > 0
     figures = ("train_loss", "val_loss", "dead_neurons", "kurtosis", "active", "flops", "train_seconds")
-    whole = ("l0", "total_params", "tokens")
+    whole = ("l0", "total_params", "tokens", "devices")  # devices: of the study that trained the model
     return (
         _described(trial)
         | {name: metrics.get(name) for name in figures}

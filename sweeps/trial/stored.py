@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow.compute as pc
+
 from circuit.search.config import SEARCH_VERSION, PruneConfig
 from sparse_model import storage
 from sweeps.frontier.parquet import read_table
@@ -26,6 +28,8 @@ if TYPE_CHECKING:  # a trial's own process holds no model: torch would be most o
     from circuit.tasks import TaskData
     from sparse_model.model.transformer import SparseTransformer
 
+LAST_WRITTEN = "model.safetensors"
+"""Of a model's files: a folder with weights is whole."""
 ROWS = ".rows"
 """Folder beside a trial's circuits of the rows of finished tasks."""
 
@@ -66,17 +70,17 @@ def _trained(trial: Trial, model_uri: str) -> dict[str, Any] | None:
 
 def _copy_model(source: str, target: str) -> None:
     with tempfile.TemporaryDirectory(prefix="circuit-sweeps-") as scratch:
-        for name in storage.listdir(source):
+        for name in sorted(storage.listdir(source), key=LAST_WRITTEN.__eq__):
             if name != TRAINED:
                 storage.download(storage.join(source, name), Path(scratch, name))
                 storage.upload(Path(scratch, name), storage.join(target, name))
 
 
 def _copy_curve(root: str, key: str, trial: Trial) -> None:
-    own = ("study", "trial", "schema_version")
-    rows = [row for row in read_table(root, "curves").to_pylist() if row["trial"] == key]
-    points = [{name: value for name, value in row.items() if name not in own} for row in rows]
-    write_curve(trial.study.root, trial.study.name, trial.key, points, trial.attempt)
+    own = ["study", "trial", "schema_version"]
+    table = read_table(root, "curves")
+    rows = table.filter(pc.equal(table["trial"], key)).drop_columns(own).to_pylist()
+    write_curve(trial.study.root, trial.study.name, trial.key, rows, trial.attempt)
 
 
 def stored_circuits(trial: Trial) -> list[TableRow] | None:

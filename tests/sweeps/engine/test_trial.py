@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import boto3
 import pytest
 import ray
 from ray import tune
@@ -335,17 +337,33 @@ def test_a_model_that_is_published_is_not_trained_again(study: Study, monkeypatc
         train.train_model(other_text)
 
 
+@pytest.mark.parametrize("store", ["folder", "s3"])
 def test_a_model_of_a_study_of_models_from_is_copied_with_its_curve(
-    study: Study, study_text: Text, monkeypatch: pytest.MonkeyPatch, reported: list[dict[str, Any]]
+    store: str,
+    study_text: Text,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    reported: list[dict[str, Any]],
+    request: pytest.FixtureRequest,
 ) -> None:
-    """Under whatever number it was drawn there; not one of another text, and not one that is not whole."""
-    other = read_study(study_text({"name": "other", "min_tasks_solved": 2}), "s")
+    """Under whatever number it was drawn there; not one of another text, nor one that is not whole."""
+    root = str(tmp_path)
+    if store == "s3":
+        server = request.getfixturevalue("s3_server")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        boto3.client("s3", endpoint_url=server).create_bucket(Bucket="models-from")
+        root = f"s3://models-from/below?endpoint_override={server}"
+    study, other = (read_study(study_text({"name": name, "storage": root}), "s") for name in ("tiny", "other"))
     asked = suggestion(study)
     theirs = Trial.of(asked | {"key": asked["key"].replace("t00000-", "t00007-")}, StudyRun(other, "data/key"))
     assert theirs.key != asked["key"]
-    storage.write_bytes_atomic(storage.join(theirs.model_uri, "model.safetensors"), b"weights")
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        storage.write_bytes_atomic(storage.join(theirs.model_uri, name), name.encode())
     points = [{"step": 1, "train_loss": 3.0}, {"step": 2, "train_loss": 2.0}]
     write_curve(other.root, other.name, theirs.key, points)
+    write_curve(other.root, other.name, "t00008-another", points)
 
     def fit(trial: Trial, scratch: str) -> Trained:
         raise InterruptedError("trained again")
@@ -360,9 +378,20 @@ def test_a_model_of_a_study_of_models_from_is_copied_with_its_curve(
     for stranger in (Trial.of(asked, StudyRun(taking, "data/text")), Trial.of(asked, StudyRun(study, "data/key"))):
         with pytest.raises(InterruptedError):
             train.train_model(stranger)
+
+    def copied(source: Path, uri: str) -> None:
+        if source.name == "model.safetensors":
+            raise KeyboardInterrupt
+        storage.write_bytes_atomic(uri, source.read_bytes())
+
+    with monkeypatch.context() as broken:
+        broken.setattr(storage, "upload", copied)
+        with pytest.raises(KeyboardInterrupt):
+            train.train_model(trial)
+    assert storage.listdir(trial.model_uri) == ["config.json", "tokenizer.json"], "a folder with weights is whole"
     assert train.train_model(trial) == Trained("ok", "", {"val_loss": 2.0}, "float32")
     assert reported == [{"stage": "taken", "model": theirs.model_uri}]
-    assert storage.read_bytes(storage.join(trial.model_uri, "model.safetensors")) == b"weights"
+    assert storage.read_bytes(storage.join(trial.model_uri, "model.safetensors")) == b"model.safetensors"
     curve = read_table(taking.root, "curves").to_pylist()
     assert [(row["study"], row["trial"], row["train_loss"]) for row in curve] == [
         (study.name, trial.key, point["train_loss"]) for point in points
