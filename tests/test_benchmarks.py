@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -58,8 +59,8 @@ def test_what_is_timed_as_the_authors_step_keeps_what_ours_does(name: str) -> No
 
 
 def test_report_page(tmp_path: Path) -> None:
-    if shutil.which("chromium") is None:
-        pytest.skip("no chromium here")
+    if not os.environ.get("CI") and not (shutil.which("chromium") or shutil.which("chromium-browser")):
+        pytest.skip("no chromium here; in CI the benchmark itself refuses")
     figures = run("report_page.py", tmp_path / "figures.json", "--trials", "20", "40", "--rounds", "1")
     assert figures["20"].keys() == {"megabytes", "open_s", "frame_ms"}
     assert figures["20"]["megabytes"] < figures["40"]["megabytes"]

@@ -31,7 +31,7 @@ from sweeps.search.objectives import PENALTIES, TOLD, charged_edges, objectives
 from sweeps.show.progress import StudyProgress
 from sweeps.study.study import Study, read_study
 from sweeps.trial.failures import StudyPaused
-from sweeps.trial.outcome import Trained
+from sweeps.trial.outcome import Trained, trial_row
 from sweeps.trial.places import StudyRun, Trial
 from sweeps.trial.stored import keep_training
 from sweeps.trial.task_circuits import prune_task
@@ -396,6 +396,8 @@ def test_a_model_of_a_study_of_models_from_is_copied_with_its_curve(
     assert [(row["study"], row["trial"], row["train_loss"]) for row in curve] == [
         (study.name, trial.key, point["train_loss"]) for point in points
     ]
+    elsewhere = Trained("ok", "", FIGURES | {"devices": 3})
+    assert trial_row(trial, elsewhere, [])["devices"] == 3, "train_seconds are of the machines that trained it"
     storage.remove(theirs.trained_uri)
     assert train.train_model(trial).status == "ok", "it is this study's own now"
 
