@@ -16,26 +16,29 @@ from sparse_model.model.transformer import SparseTransformer
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
-from stories import FOLDER, TASKS, hits, nodes_told, only_token, prompts_of  # noqa: E402
+from stories import FOLDER, STORIES, TASKS, controls, hits, nodes_told, only_token, prompts_of  # noqa: E402
 
 PAGE = (ROOT / "docs" / "stories.md").read_text()
+Model = tuple[SparseTransformer, Tokenizer]
 each_task = pytest.mark.parametrize("task", TASKS)
+each_story = pytest.mark.parametrize("story", STORIES)
 
 
 @pytest.fixture(scope="module")
-def landed() -> Iterator[tuple[SparseTransformer, Tokenizer]]:
+def models() -> Iterator[dict[str, Model]]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield from_pretrained(FOLDER / "model")
+    yield {story: from_pretrained(FOLDER / story / "model") for story in STORIES}
     torch.set_num_threads(threads)
 
 
+@each_story
 @each_task
 def test_there_are_twenty_prompts_of_each_kind_with_answers_of_one_token(
-    task: str, landed: tuple[SparseTransformer, Tokenizer]
+    story: str, task: str, models: dict[str, Model]
 ) -> None:
-    model, tokenizer = landed
-    prompts = prompts_of(task)
+    model, tokenizer = models[story]
+    prompts = prompts_of(FOLDER / story, task)
     assert len({prompt.prompt for prompt in prompts}) == len(prompts) == 40
     assert sum(prompt.control for prompt in prompts) == 20
     for prompt in prompts:
@@ -44,15 +47,22 @@ def test_there_are_twenty_prompts_of_each_kind_with_answers_of_one_token(
 
 
 @each_task
-def test_the_page_tells_the_hits(task: str, landed: tuple[SparseTransformer, Tokenizer]) -> None:
-    (row,) = re.findall(rf"^\| `{task}` \|.*$", PAGE, flags=re.M)
+def test_controls_are_made_as_told(task: str, models: dict[str, Model]) -> None:
+    made = controls(*models["best"], FOLDER / "best", task)
+    assert made == [prompt for prompt in prompts_of(FOLDER / "best", task) if prompt.control]
+
+
+@each_story
+@each_task
+def test_the_page_tells_the_hits(story: str, task: str, models: dict[str, Model]) -> None:
+    (row,) = re.findall(rf"^\| {story} \| `{task}` \|.*$", PAGE, flags=re.M)
     told = [int(count) for count in re.findall(r"(\d+) of 20", row)]
-    adversarial, control = hits(*landed, task)
-    assert told == [adversarial.model, control.model, adversarial.circuit, control.circuit]
+    found = hits(*models[story], FOLDER / story, task)
+    assert told == [row.model for row in found] + [row.circuit for row in found]
 
 
 def test_the_page_tells_what_set_values_do(
-    landed: tuple[SparseTransformer, Tokenizer], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(ROOT)
     (block,) = re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.S | re.M)
@@ -64,8 +74,8 @@ def test_the_page_tells_what_set_values_do(
     assert told - held == margins
 
 
-def test_nodes_are_told(landed: tuple[SparseTransformer, Tokenizer]) -> None:
-    told = list(nodes_told(*landed, "bracket_counting"))
+def test_nodes_are_told(models: dict[str, Model]) -> None:
+    told = list(nodes_told(*models["first"], FOLDER / "first", "bracket_counting"))
     (line,) = (line for line in told if line.startswith("layers.0.attn.v.37"))
     assert len(told) == 10
     assert "' [[' 1.7" in line
