@@ -168,10 +168,10 @@ def nodes_told(model: SparseTransformer, tokenizer: Tokenizer, story: Path, task
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("story", type=Path, help="folder of a model, its circuits and prompts: docs/stories/first or best")
+    parser.add_argument("story", type=Path, help="folder of a model, its circuits and prompts")
     parser.add_argument("--prompts", action="store_true", help="print every prompt with its two margins")
     parser.add_argument("--nodes", action="store_true", help="print what every node does on the task's prompts")
-    parser.add_argument("--controls", action="store_true", help="print the controls, as they are made, and nothing else")
+    parser.add_argument("--controls", action="store_true", help="print the controls, as they are made, only")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     story: Path = arguments.story
