@@ -89,7 +89,7 @@ def prune_command(
         typer.Option(help="prune nodes; or edges as well; or nodes, to hold whatever subset of the rest is ablated"),
     ] = "node",
     proofs: Annotated[
-        Level, typer.Option(help="basic ones, or full: all of them, which takes about ten times the search")
+        Level, typer.Option(help="basic ones, or full: all of them, which takes some forty times the search")
     ] = "basic",
     target: Annotated[float | None, typer.Option(help="task loss in nats, instead of the study's target")] = None,
     solved_loss: Annotated[

@@ -25,8 +25,9 @@ SAMPLE = 200
 CPU_CORE_FLOPS, GPU_FLOPS = 4e10, 3e13
 """Sustained training FLOP/s assumed of a device unless stated: a CPU core of a server, and a tenth of what an A100
 promises in bfloat16 (small models do not fill it)."""
-PRUNE_SECONDS = 4.0
-"""Seconds per circuit (task, target loss and method) assumed unless stated; they grow with the model."""
+PRUNE_SECONDS = {"basic": 4.0, "full": 150.0}
+"""Seconds per circuit (task, target loss and method) and its proofs assumed unless stated; they grow with the model. Full
+proofs hold ten more searches, of controls that rarely end early."""
 BYTES_PER_WEIGHT = {"model": 4, "checkpoint": 12}
 """Float32 weights; with two Adam moments."""
 CIRCUIT_BYTES = 60_000
@@ -79,7 +80,7 @@ def assumed_throughput(study: Study, flops: float | None, prune_seconds: float |
     source = (
         "stated" if flops is not None else f"assumed of a {'GPU' if gpu else 'CPU core'}: --flops or --like replace it"
     )
-    return Throughput(flops or (GPU_FLOPS if gpu else CPU_CORE_FLOPS), prune_seconds or PRUNE_SECONDS, source)
+    return Throughput(flops or (GPU_FLOPS if gpu else CPU_CORE_FLOPS), prune_seconds or PRUNE_SECONDS[study.proofs], source)
 
 
 def measured_throughput(uri: str) -> Throughput:
@@ -92,7 +93,7 @@ def measured_throughput(uri: str) -> Throughput:
         raise InputError(f"like {uri}: no finished trial has its FLOPs and seconds")
     seconds = [row["seconds"] for row in found.circuits(["trial", "seconds"]).to_pylist() if row["seconds"]]
     flops = sum(row["flops"] for row in rows) / sum(row["train_seconds"] * (row["devices"] or 1) for row in rows)
-    return Throughput(flops, fmean(seconds) if seconds else PRUNE_SECONDS, f"measured over {len(rows)} trials of {uri}")
+    return Throughput(flops, fmean(seconds) if seconds else PRUNE_SECONDS["basic"], f"measured over {len(rows)} trials of {uri}")
 
 
 def plan_study(study: Study, throughput: Throughput) -> Plan:

@@ -190,7 +190,7 @@ class Study(Config):
         default_factory=lambda: PruneConfig.model_validate({}), description="the search of a circuit"
     )
     proofs: Level = Field(
-        "basic", description="made of every circuit: basic ones, or full, which take about ten times the search"
+        "basic", description="made of every circuit: basic ones, or full, which take some forty times the search"
     )
     target_losses: tuple[float, ...] = Field(
         (0.15,), min_length=1, description="task losses to find circuits at, in nats; the first is the study's target"

@@ -82,6 +82,14 @@ def test_plan_like_a_finished_study(study_text: Text, tmp_path: Path, capsys: py
     assert not (tmp_path / "results").exists(), "planning writes nothing"
 
 
+def test_full_proofs_are_counted(study_text: Text) -> None:
+    hours = {}
+    for level in ("basic", "full"):
+        study = read_study(study_text({"proofs": level}), "s")
+        hours[level] = plan_study(study, assumed_throughput(study, None, None)).prune_core_hours
+    assert hours["full"] > 30 * hours["basic"]
+
+
 def test_the_study_of_the_scale_plan_is_sound_and_costs_what_the_plan_says() -> None:
     root = Path(__file__).parents[3]
     study = read_study((root / "deploy" / "paper.yaml").read_text(), "paper")
