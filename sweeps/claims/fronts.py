@@ -41,7 +41,7 @@ def at_equal_loss(limit: float, landed: Landed, studies: Sequence[str]) -> list[
         name, found = str(method), _matched_ratio(landed, studies, method)
         if found == NO_ROWS and landed.has(*MATCHED_PART) and _there(landed, MATCHED_PART, method, TARGET):
             name = f"{method}, of {' and '.join(MATCHED_PART)}"
-            found = _mismatch(landed, MATCHED_PART) or _ratio(task_edges(landed, MATCHED_PART), method, TARGET)
+            found = _mismatch(landed, MATCHED_PART) or ratio_of_kinds(task_edges(landed, MATCHED_PART), method, TARGET)
         parts.append(ClaimPart(name, found, Rule("above", limit)))
     return parts
 
@@ -103,7 +103,7 @@ def at_every_target(limit: float, landed: Landed, studies: Sequence[str]) -> lis
         return [ClaimPart("all", problem, Rule("above", limit))]
     edges = task_edges(landed, studies)
     return [
-        ClaimPart(f"{method} at {target:g}", _ratio(edges, method, target), Rule("above", limit))
+        ClaimPart(f"{method} at {target:g}", ratio_of_kinds(edges, method, target), Rule("above", limit))
         for method in METHODS
         for target in ALL_TARGETS
     ]
@@ -137,7 +137,8 @@ def task_edges(landed: Landed, studies: Sequence[str]) -> TaskEdges:
     return found
 
 
-def _ratio(edges: TaskEdges, method: str, target: float) -> Measured | str:
+def ratio_of_kinds(edges: TaskEdges, method: str, target: float) -> Measured | str:
+    """Dense edges over sparse ones, a geometric mean over the tasks common to both."""
     sparse, dense = (edges.get((kind, method, target), {}) for kind in ("sparse", "dense"))
     common = sorted(sparse.keys() & dense.keys())
     if not common:

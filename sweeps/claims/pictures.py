@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 from matplotlib.figure import Figure
 
+from circuit.search.config import METHODS
 from sweeps.claims.ablation import CONTRASTS, FEWER, FRACTION, Ablations, Contrast
+from sweeps.claims.fronts import ALL_TARGETS, task_edges
 from sweeps.claims.intervals import Measured
 from sweeps.claims.landed import Landed
-from sweeps.claims.table import HEADLINE, WITHOUT_NONZEROS
+from sweeps.claims.table import FAITHFUL_PART, HEADLINE, TARGETS_PART, WITHOUT_NONZEROS
+from sweeps.show.curves import Point, plot_curves
 from sweeps.show.plot import FAINT, INK, plot_frontier
 
 
@@ -24,7 +29,23 @@ def draw_pictures(landed: Landed, folder: Path) -> list[Path]:
     if landed.has("ablations"):
         drawn.append(folder / "ablations.png")
         draw_ablations(Ablations(landed, ["ablations"])).savefig(drawn[-1], dpi=160, facecolor="white")
+    targets = [study for study in TARGETS_PART + FAITHFUL_PART if landed.has(study)]
+    if points := {str(method): found for method in METHODS if (found := curve_of_kinds(landed, targets, method))}:
+        drawn.append(folder / "targets.png")
+        plot_curves(points, str(drawn[-1]), "Circuit size against task loss, models matched in loss")
     return drawn
+
+
+def curve_of_kinds(landed: Landed, studies: Sequence[str], method: str) -> list[Point]:
+    """Edges of sparse and of dense models at every task loss, over the tasks that both reach; seeds are averaged."""
+    edges = task_edges(landed, studies) if studies else {}
+    points = []
+    for target in ALL_TARGETS:
+        of_kind = [edges.get((kind, method, target), {}) for kind in ("sparse", "dense")]
+        if common := sorted(of_kind[0].keys() & of_kind[1].keys()):
+            means = [tuple(round(math.exp(fmean(found[task]))) for task in common) for found in of_kind]
+            points.append(Point(target, dict(zip(("sparse", "dense"), means, strict=True))))
+    return points
 
 
 def draw_ablations(rows: Ablations) -> Figure:

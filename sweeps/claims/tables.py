@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from statistics import fmean
+from statistics import fmean, geometric_mean, median
 from typing import Any
 
+from circuit.search.config import METHODS
 from sparse_model.errors import InputError
 from sweeps.claims.ablation import CONTRASTS, FEWER, FRACTION, Ablations, Contrast
 from sweeps.claims.claim import ClaimPart, Finding
-from sweeps.claims.landed import Landed
+from sweeps.claims.fronts import ALL_TARGETS, TARGET, TaskEdges, ratio_of_kinds, task_edges
+from sweeps.claims.landed import Landed, LandedRow
 from sweeps.claims.table import CLAIMS
 
 MARKED = re.compile(r"(<!-- rows: ([^\n]+?) -->\n)(.*?)(<!-- end of rows -->)", re.DOTALL)
@@ -101,6 +104,64 @@ def studies_table(landed: Landed, arguments: Sequence[str]) -> str:
     return markdown(("study", "models", "tokens each", "circuits that count", "core hours"), rows)
 
 
+def targets_table(landed: Landed, arguments: Sequence[str]) -> str:
+    """Of models matched in loss: edges of both kinds at every task loss by each method, over common tasks."""
+    studies = [study for study in arguments if landed.has(study)]
+    if not studies:
+        return "No rows yet."
+    edges = task_edges(landed, studies)
+    methods = [method for method in METHODS if any(method == key[1] for key in edges)]
+    heads = [f"{method}: {what}" for method in methods for what in ("sparse", "dense", "ratio")]
+    rows = [
+        (f"{target:g}", *(cell for method in methods for cell in _at_target(edges, method, target)))
+        for target in ALL_TARGETS
+    ]
+    return markdown(("task loss", *heads), rows)
+
+
+def _at_target(edges: TaskEdges, method: str, target: float) -> tuple[str, str, str]:
+    sparse, dense = (edges.get((kind, method, target), {}) for kind in ("sparse", "dense"))
+    common = sorted(sparse.keys() & dense.keys())
+    if not common:
+        return "–", "–", "–"
+    means = [math.exp(fmean(fmean(kind[task]) for task in common)) for kind in (sparse, dense)]
+    return _edges(means[0]), _edges(means[1]), str(ratio_of_kinds(edges, method, target))
+
+
+def proofs_table(landed: Landed, arguments: Sequence[str]) -> str:
+    """What full proofs say of the circuits that count, by kind of model and method."""
+    made = [
+        row
+        for row in (landed.circuits(arguments) if landed.has(*arguments) else ())
+        if row["counted"] and row["proofs"] == "full" and row["target_loss"] == TARGET
+    ]
+    groups = [(kind, method) for kind in ("sparse", "dense") for method in METHODS]
+    heads = ("", "circuits", "edges", "nonsense found", "its edges over the circuit's", "in shuffled weights")
+    more = ("have backups", "fresh subsets: mean", "worst of 200", "adversary")
+    rows = []
+    for kind, method in groups:
+        here = [row for row in made if (row["kind"], row["method"]) == (kind, method)]
+        if here:
+            rows.append((f"{kind}, {method}", len(here), *_proved(here)))
+    return markdown((*heads, *more), rows) if rows else "No rows yet."
+
+
+def _proved(rows: Sequence[LandedRow]) -> tuple[str, ...]:
+    """Shares of circuits, geometric means of edges, medians of losses."""
+    nonsense = [row["nonsense_edges"] / row["edges"] for row in rows if row["nonsense_edges"] is not None]
+    return (
+        _edges(geometric_mean(row["edges"] for row in rows)),
+        f"{fmean(row['nonsense_found'] for row in rows):.1f} of 5",
+        f"{geometric_mean(nonsense):.1f} ×, of {len(nonsense)}" if nonsense else "–",
+        f"{sum(row['shuffled_weights_edges'] is not None for row in rows)}",
+        f"{sum(bool(row['backups']) for row in rows)}",
+        *(
+            f"{median(row[name] for row in rows):.2f}"
+            for name in ("subset_loss", "subset_worst_loss", "adversary_loss")
+        ),
+    )
+
+
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """A table in Markdown."""
     lines = [heads, ["---"] * len(heads), *rows]
@@ -152,5 +213,7 @@ TABLES_WRITTEN: dict[str, Callable[[Landed, Sequence[str]], str]] = {
     "models": models_table,
     "ablations": ablations_table,
     "studies": studies_table,
+    "targets": targets_table,
+    "proofs": proofs_table,
 }
 """Tables by the names that markers call them by."""

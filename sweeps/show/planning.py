@@ -26,8 +26,8 @@ CPU_CORE_FLOPS, GPU_FLOPS = 4e10, 3e13
 """Sustained training FLOP/s assumed of a device unless stated: a CPU core of a server, and a tenth of what an A100
 promises in bfloat16 (small models do not fill it)."""
 PRUNE_SECONDS = {"basic": 4.0, "full": 150.0}
-"""Seconds per circuit (task, target loss and method) and its proofs assumed unless stated; they grow with the model. Full
-proofs hold ten more searches, of controls that rarely end early."""
+"""Seconds per circuit (task, target loss and method) and its proofs assumed unless stated; they grow with the model.
+Full proofs hold six more searches, of controls, and an adversary."""
 BYTES_PER_WEIGHT = {"model": 4, "checkpoint": 12}
 """Float32 weights; with two Adam moments."""
 CIRCUIT_BYTES = 60_000
@@ -80,7 +80,8 @@ def assumed_throughput(study: Study, flops: float | None, prune_seconds: float |
     source = (
         "stated" if flops is not None else f"assumed of a {'GPU' if gpu else 'CPU core'}: --flops or --like replace it"
     )
-    return Throughput(flops or (GPU_FLOPS if gpu else CPU_CORE_FLOPS), prune_seconds or PRUNE_SECONDS[study.proofs], source)
+    flops = flops or (GPU_FLOPS if gpu else CPU_CORE_FLOPS)
+    return Throughput(flops, prune_seconds or PRUNE_SECONDS[study.proofs], source)
 
 
 def measured_throughput(uri: str) -> Throughput:
@@ -93,7 +94,8 @@ def measured_throughput(uri: str) -> Throughput:
         raise InputError(f"like {uri}: no finished trial has its FLOPs and seconds")
     seconds = [row["seconds"] for row in found.circuits(["trial", "seconds"]).to_pylist() if row["seconds"]]
     flops = sum(row["flops"] for row in rows) / sum(row["train_seconds"] * (row["devices"] or 1) for row in rows)
-    return Throughput(flops, fmean(seconds) if seconds else PRUNE_SECONDS["basic"], f"measured over {len(rows)} trials of {uri}")
+    prune_seconds = fmean(seconds) if seconds else PRUNE_SECONDS["basic"]
+    return Throughput(flops, prune_seconds, f"measured over {len(rows)} trials of {uri}")
 
 
 def plan_study(study: Study, throughput: Throughput) -> Plan:

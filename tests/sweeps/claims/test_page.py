@@ -14,7 +14,7 @@ from claim_rows import plant, plant_ablations
 
 from sparse_model.errors import InputError
 from sweeps.claims import Landed, land_study, written_page
-from sweeps.claims.pictures import draw_pictures
+from sweeps.claims.pictures import curve_of_kinds, draw_pictures
 from sweeps.claims.tables import MARKED
 from sweeps.frontier.queries import Frontier
 from sweeps.study.study import load_study
@@ -113,3 +113,28 @@ def test_ablations_as_a_table(tmp_path: Path) -> None:
     assert "| – | 3 of 3 seeds diverged |" in lines["gradients as they are"]
     assert "3.00 × (3.00 × to 3.00 ×), 5 tasks" in lines["AbsTopK keeps all"]
     assert "| no rows yet | no rows yet |" in lines["4 alive"]
+
+
+def planted_targets(folder: Path) -> Landed:
+    """Dense circuits of three times the edges at two losses, with full proofs."""
+    proofs = {"proofs": "full", "nonsense_found": 3, "nonsense_edges": 4000.0, "shuffled_weights_edges": None}
+    proofs |= {"backups": 1, "subset_loss": 0.1, "subset_worst_loss": 0.5, "adversary_loss": 7.0}
+    for kind, n in (("sparse", 1), ("dense", 3)):
+        row = {"kind": kind, "circuit": proofs, "targets": (0.15, 0.01)}
+        plant(folder, "headline-targets", kind, edges={"node": n, "faithful": 2 * n}, **row)
+    return Landed(str(folder))
+
+
+def test_targets_and_proofs_as_tables_and_a_picture(tmp_path: Path) -> None:
+    landed = planted_targets(tmp_path)
+    page = "<!-- rows: {} headline-targets -->\n<!-- end of rows -->"
+    lines = written_page(page.format("targets"), landed).splitlines()
+    assert "| node: sparse | node: dense | node: ratio | faithful: sparse |" in lines[1]
+    assert "| 0.01 | 997 | 2,992 | 3.00 × (3.00 × to 3.00 ×), 5 tasks | 1,995 | 5,985 | 3.00 ×" in "\n".join(lines)
+    assert "| 0.5 | – | – | – | – | – | – |" in lines
+    told = written_page(page.format("proofs"), landed)
+    assert "| sparse, node | 5 | 997 | 3.0 of 5 | 4.0 ×, of 5 | 0 | 5 | 0.10 | 0.50 | 7.00 |" in told
+    assert "| dense, faithful | 5 | 5,985 | 3.0 of 5 | 0.7 ×, of 5 | 0 | 5 |" in told
+    assert [path.name for path in draw_pictures(landed, tmp_path)] == ["targets.png"]
+    (strict,) = [point for point in curve_of_kinds(landed, ["headline-targets"], "node") if point.target == 0.01]
+    assert (strict.tasks, round(strict.ratio[0], 3)) == (5, 3.0)
