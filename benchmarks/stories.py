@@ -116,6 +116,8 @@ def controls(model: SparseTransformer, tokenizer: Tokenizer, story: Path, task: 
     for prompt in prompts_of(story, task):
         if prompt.control:
             continue
+        if not prompt.odd or prompt.prompt.count(prompt.odd) != 1:
+            raise InputError(f"{story.name}, {task}: {prompt.prompt!r} does not say once which lines of it are odd")
         name = free[int(torch.randint(len(free), (1,), generator=generator))]
         weights = read_from_embedding(model, name)[words].abs()
         best = [tokenizer.decode([words[i]]).strip() for i in weights.topk(3).indices.tolist()]

@@ -41,7 +41,7 @@ def at_equal_loss(limit: float, landed: Landed, studies: Sequence[str]) -> list[
         name, found = str(method), _matched_ratio(landed, studies, method)
         if found == NO_ROWS and landed.has(*MATCHED_PART) and _there(landed, MATCHED_PART, method, TARGET):
             name = f"{method}, of {' and '.join(MATCHED_PART)}"
-            found = _mismatch(landed, MATCHED_PART) or ratio_of_kinds(task_edges(landed, MATCHED_PART), method, TARGET)
+            found = mismatch(landed, MATCHED_PART) or ratio_of_kinds(task_edges(landed, MATCHED_PART), method, TARGET)
         parts.append(ClaimPart(name, found, Rule("above", limit)))
     return parts
 
@@ -99,7 +99,7 @@ def _curve(comparison: Comparison, kind: str, column: str) -> tuple[Array, Array
 
 def at_every_target(limit: float, landed: Landed, studies: Sequence[str]) -> list[ClaimPart]:
     """Of models matched in loss, by method and target: geometric mean over the common tasks of the kinds' ratio."""
-    if (problem := _mismatch(landed, studies)) is not None:
+    if (problem := mismatch(landed, studies)) is not None:
         return [ClaimPart("all", problem, Rule("above", limit))]
     edges = task_edges(landed, studies)
     return [
@@ -109,7 +109,7 @@ def at_every_target(limit: float, landed: Landed, studies: Sequence[str]) -> lis
     ]
 
 
-def _mismatch(landed: Landed, studies: Sequence[str]) -> str | None:
+def mismatch(landed: Landed, studies: Sequence[str]) -> str | None:
     """Why the models of two kinds cannot be compared as models matched in loss."""
     losses = {
         kind: [row["val_loss"] for row in landed.trials(studies) if row["kind"] == kind and row["status"] == "ok"]
@@ -128,10 +128,18 @@ TaskEdges = dict[tuple[str, str, float], dict[str, list[float]]]
 
 
 def task_edges(landed: Landed, studies: Sequence[str]) -> TaskEdges:
-    """Log edges of every counted circuit."""
+    """Log edges of every counted circuit; of one that two studies found in the same model, once."""
     found: TaskEdges = {}
+    seen = set()
     for row in landed.circuits(studies):
-        if row["counted"]:
+        of = (
+            row["trial"].split("-")[-1],
+            row["method"],
+            row["target_loss"],
+            row["task"],
+        )  # a key ends in what is trained
+        if row["counted"] and of not in seen:
+            seen.add(of)
             by_task = found.setdefault((row["kind"], row["method"], row["target_loss"]), {})
             by_task.setdefault(row["task"], []).append(float(np.log(row["edges"])))
     return found

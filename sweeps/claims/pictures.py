@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from circuit.search.config import METHODS
 from sweeps.claims.ablation import CONTRASTS, FEWER, FRACTION, Ablations, Contrast
-from sweeps.claims.fronts import ALL_TARGETS, task_edges
+from sweeps.claims.fronts import ALL_TARGETS, mismatch, task_edges
 from sweeps.claims.intervals import Measured
 from sweeps.claims.landed import Landed
 from sweeps.claims.table import FAITHFUL_PART, HEADLINE, TARGETS_PART, WITHOUT_NONZEROS
@@ -38,12 +38,12 @@ def draw_pictures(landed: Landed, folder: Path) -> list[Path]:
 
 def curve_of_kinds(landed: Landed, studies: Sequence[str], method: str) -> list[Point]:
     """Edges of sparse and of dense models at every task loss, over the tasks that both reach; seeds are averaged."""
-    edges = task_edges(landed, studies) if studies else {}
+    edges = task_edges(landed, studies) if studies and mismatch(landed, studies) is None else {}
     points = []
     for target in ALL_TARGETS:
         of_kind = [edges.get((kind, method, target), {}) for kind in ("sparse", "dense")]
         if common := sorted(of_kind[0].keys() & of_kind[1].keys()):
-            means = [tuple(round(math.exp(fmean(found[task]))) for task in common) for found in of_kind]
+            means = [tuple(math.exp(fmean(found[task])) for task in common) for found in of_kind]
             points.append(Point(target, dict(zip(("sparse", "dense"), means, strict=True))))
     return points
 

@@ -12,7 +12,7 @@ from circuit.search.config import METHODS
 from sparse_model.errors import InputError
 from sweeps.claims.ablation import CONTRASTS, FEWER, FRACTION, Ablations, Contrast
 from sweeps.claims.claim import ClaimPart, Finding
-from sweeps.claims.fronts import ALL_TARGETS, TARGET, TaskEdges, ratio_of_kinds, task_edges
+from sweeps.claims.fronts import ALL_TARGETS, TARGET, TaskEdges, mismatch, ratio_of_kinds, task_edges
 from sweeps.claims.landed import Landed, LandedRow
 from sweeps.claims.table import CLAIMS
 
@@ -109,6 +109,8 @@ def targets_table(landed: Landed, arguments: Sequence[str]) -> str:
     studies = [study for study in arguments if landed.has(study)]
     if not studies:
         return "No rows yet."
+    if (problem := mismatch(landed, studies)) is not None:
+        return f"{problem}."
     edges = task_edges(landed, studies)
     methods = [method for method in METHODS if any(method == key[1] for key in edges)]
     heads = [f"{method}: {what}" for method in methods for what in ("sparse", "dense", "ratio")]
@@ -149,17 +151,20 @@ def proofs_table(landed: Landed, arguments: Sequence[str]) -> str:
 def _proved(rows: Sequence[LandedRow]) -> tuple[str, ...]:
     """Shares of circuits, geometric means of edges, medians of losses."""
     nonsense = [row["nonsense_edges"] / row["edges"] for row in rows if row["nonsense_edges"] is not None]
+    there = {name: [row[name] for row in rows if row[name] is not None] for name in FIGURES}
+    tried, shuffled = there["nonsense_found"], [row["shuffled_weights_edges"] is not None for row in rows]
     return (
         _edges(geometric_mean(row["edges"] for row in rows)),
-        f"{fmean(row['nonsense_found'] for row in rows):.1f} of 5",
+        f"{fmean(tried):.1f} of 5" if tried else "–",
         f"{geometric_mean(nonsense):.1f} ×, of {len(nonsense)}" if nonsense else "–",
-        f"{sum(row['shuffled_weights_edges'] is not None for row in rows)}",
-        f"{sum(bool(row['backups']) for row in rows)}",
-        *(
-            f"{median(row[name] for row in rows):.2f}"
-            for name in ("subset_loss", "subset_worst_loss", "adversary_loss")
-        ),
+        f"{sum(shuffled)} of {len(tried)}" if tried else "–",  # both controls are of the same text, or neither is
+        f"{sum(map(bool, there['backups']))} of {len(there['backups'])}" if there["backups"] else "–",
+        *(f"{median(there[name]):.2f}" if there[name] else "–" for name in FIGURES[2:]),
     )
+
+
+FIGURES = ("nonsense_found", "backups", "subset_loss", "subset_worst_loss", "adversary_loss")
+"""Columns of full proofs that are null where a proof was not made."""
 
 
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -141,7 +141,7 @@ def prove_command(
     """Every proof that a circuit can pass or fail. Searches are those of the study. Exits 1 if it fails any.
 
     Full proofs search again: for five kinds of nonsense, in the model with its weights shuffled, and for other circuits
-    of the task. They take about ten times as long as the circuit's own search.
+    of the task. They take some forty times as long as the circuit's own search.
     """
     circuit = Circuit.load(file)
     if circuit.status != "ok":

@@ -45,7 +45,7 @@ def plan_command(
         raise InputError("--like and --flops or --prune-seconds: one of them")
     asked = load_study(study, storage_uri)
     speed = (
-        planning.measured_throughput(like)
+        planning.measured_throughput(like, asked)
         if like is not None
         else planning.assumed_throughput(asked, flops, prune_seconds)
     )

@@ -30,7 +30,7 @@ FINAL = ("ok", "diverged", "failed")
 """Statuses of a trial that will not be run again."""
 
 
-def geometric_mean_edges(edges: Sequence[int]) -> float | None:
+def geometric_mean_edges(edges: Sequence[float]) -> float | None:
     """Geometric mean of numbers of edges, all of them above 0; None of no circuit."""
     if not edges:
         return None

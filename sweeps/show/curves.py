@@ -41,7 +41,7 @@ class Point(NamedTuple):
     """Of one target loss: by curve, the edges of each task that all curves reach there."""
 
     target: float
-    edges: dict[str, tuple[int, ...]]
+    edges: dict[str, tuple[float, ...]]
 
     @property
     def tasks(self) -> int:

@@ -27,7 +27,7 @@ CPU_CORE_FLOPS, GPU_FLOPS = 4e10, 3e13
 promises in bfloat16 (small models do not fill it)."""
 PRUNE_SECONDS = {"basic": 4.0, "full": 150.0}
 """Seconds per circuit (task, target loss and method) and its proofs assumed unless stated; they grow with the model.
-Full proofs hold six more searches, of controls, and an adversary."""
+Full proofs hold six more searches, of controls, some of backups, and an adversary."""
 BYTES_PER_WEIGHT = {"model": 4, "checkpoint": 12}
 """Float32 weights; with two Adam moments."""
 CIRCUIT_BYTES = 60_000
@@ -84,18 +84,25 @@ def assumed_throughput(study: Study, flops: float | None, prune_seconds: float |
     return Throughput(flops, prune_seconds or PRUNE_SECONDS[study.proofs], source)
 
 
-def measured_throughput(uri: str) -> Throughput:
-    """The throughput of the study at `uri` from its rows; InputError where none of them tells."""
+def measured_throughput(uri: str, study: Study) -> Throughput:
+    """The throughput a study may expect, from the rows of the study at `uri`; InputError where none of them tells.
+    Seconds of a circuit are of those with as many proofs; where there are none, they are assumed."""
     found = Frontier(uri)
     rows = [
         row for row in found.trials().to_pylist() if row["status"] == "ok" and row["flops"] and row["train_seconds"]
     ]
     if not rows:
         raise InputError(f"like {uri}: no finished trial has its FLOPs and seconds")
-    seconds = [row["seconds"] for row in found.circuits(["trial", "seconds"]).to_pylist() if row["seconds"]]
+    circuits = found.circuits(["trial", "seconds", "proofs"]).to_pylist()
+    alike = [row for row in circuits if (row["proofs"] or "basic") == study.proofs]
+    seconds = [row["seconds"] for row in alike if row["seconds"]]
     flops = sum(row["flops"] for row in rows) / sum(row["train_seconds"] * (row["devices"] or 1) for row in rows)
-    prune_seconds = fmean(seconds) if seconds else PRUNE_SECONDS["basic"]
-    return Throughput(flops, prune_seconds, f"measured over {len(rows)} trials of {uri}")
+    source = f"measured over {len(rows)} trials of {uri}"
+    if seconds:
+        return Throughput(flops, fmean(seconds), source)
+    return Throughput(
+        flops, PRUNE_SECONDS[study.proofs], f"{source}; its circuits have no {study.proofs} proofs: assumed"
+    )
 
 
 def plan_study(study: Study, throughput: Throughput) -> Plan:

@@ -12,6 +12,7 @@ import torch
 
 from sparse_model import from_pretrained
 from sparse_model.data.tokenizer import Tokenizer
+from sparse_model.errors import InputError
 from sparse_model.model.transformer import SparseTransformer
 
 ROOT = Path(__file__).parents[2]
@@ -65,11 +66,35 @@ def test_the_page_tells_what_set_values_do(monkeypatch: pytest.MonkeyPatch, caps
     monkeypatch.chdir(ROOT)
     (block,) = re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.S | re.M)
     exec(compile(block, "stories.md", "exec"), {})
-    margins = {figure.replace("-", "−") for figure in capsys.readouterr().out.split()}
-    sets = " ".join(re.findall(r"^\*\*Set\.\*\*.*?\n\n", PAGE, flags=re.S | re.M))
-    told = set(re.findall(r"−?\d+\.\d", sets))
-    held = {"1.8", "−1.9", "−2.4", "0.3", "2.9"}
-    assert told - held == margins
+    margins = [figure.replace("-", "−") for figure in capsys.readouterr().out.split()]
+    of = {task: margins[8 * i : 8 * i + 8] for i, task in enumerate(("brackets", "sets", "quotes"))}
+    first, best = ({task: m[a : a + 2] + m[a + 4 : a + 6] for task, m in of.items()} for a in (0, 2))
+    paragraphs = re.findall(r"^\*\*Set\.\*\*.*?\n\n", PAGE, flags=re.S | re.M)
+    told = [re.findall(r"−?\d+\.\d", re.sub(r"held\s+at\s+−?[\d.]*\d", "", text)) for text in paragraphs]
+    in_order = [first[task] for task in ("brackets", "sets", "quotes")]
+    assert told == in_order + [best[task] for task in ("sets", "brackets", "quotes")]
+
+
+@pytest.mark.parametrize(
+    ("task", "node", "figures"),
+    [
+        ("set_or_string_fixedvarname", "layers.2.attn.k.113", ["' set' -1.1"]),
+        ("set_or_string_fixedvarname", "layers.2.attn.k.122", ["' set' -5.0"]),
+        ("bracket_counting", "layers.1.attn.k.41", ["'],' 1.8", "' [[' 1.0", "' [' 0.7"]),
+        ("bracket_counting", "layers.1.attn.v.41", ["' [' 2.1"]),
+        ("single_double_quote", "layers.1.attn.k.74", ["')\\n' 3.0", "'.add' 3.0", '"(\'" 3.2']),
+    ],
+)
+def test_nodes_of_the_best_model_do_what_the_page_says(
+    task: str, node: str, figures: list[str], models: dict[str, Model]
+) -> None:
+    (line,) = [told for told in nodes_told(*models["best"], FOLDER / "best", task) if told.startswith(node)]
+    assert all(figure in line for figure in figures)
+
+
+def test_controls_need_to_know_which_lines_are_odd(models: dict[str, Model]) -> None:
+    with pytest.raises(InputError, match="does not say once which lines of it are odd"):
+        controls(*models["first"], FOLDER / "first", "bracket_counting")
 
 
 def test_nodes_are_told(models: dict[str, Model]) -> None:

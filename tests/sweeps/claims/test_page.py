@@ -6,7 +6,9 @@ import math
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -14,6 +16,7 @@ from claim_rows import plant, plant_ablations
 
 from sparse_model.errors import InputError
 from sweeps.claims import Landed, land_study, written_page
+from sweeps.claims.fronts import task_edges
 from sweeps.claims.pictures import curve_of_kinds, draw_pictures
 from sweeps.claims.tables import MARKED
 from sweeps.frontier.queries import Frontier
@@ -115,12 +118,18 @@ def test_ablations_as_a_table(tmp_path: Path) -> None:
     assert "| no rows yet | no rows yet |" in lines["4 alive"]
 
 
-def planted_targets(folder: Path) -> Landed:
+def planted_targets(folder: Path, val_loss: Mapping[str, float] | None = None, **circuit: float | None) -> Landed:
     """Dense circuits of three times the edges at two losses, with full proofs."""
-    proofs = {"proofs": "full", "nonsense_found": 3, "nonsense_edges": 4000.0, "shuffled_weights_edges": None}
+    proofs: dict[str, object] = {
+        "proofs": "full",
+        "nonsense_found": 3,
+        "nonsense_edges": 4000.0,
+        "shuffled_weights_edges": None,
+    }
     proofs |= {"backups": 1, "subset_loss": 0.1, "subset_worst_loss": 0.5, "adversary_loss": 7.0}
     for kind, n in (("sparse", 1), ("dense", 3)):
-        row = {"kind": kind, "circuit": proofs, "targets": (0.15, 0.01)}
+        row: dict[str, Any] = {"kind": kind, "circuit": proofs | circuit, "targets": (0.15, 0.01)}
+        row |= {"val_loss": (val_loss or {}).get(kind, 2.0)}
         plant(folder, "headline-targets", kind, edges={"node": n, "faithful": 2 * n}, **row)
     return Landed(str(folder))
 
@@ -133,8 +142,27 @@ def test_targets_and_proofs_as_tables_and_a_picture(tmp_path: Path) -> None:
     assert "| 0.01 | 997 | 2,992 | 3.00 × (3.00 × to 3.00 ×), 5 tasks | 1,995 | 5,985 | 3.00 ×" in "\n".join(lines)
     assert "| 0.5 | – | – | – | – | – | – |" in lines
     told = written_page(page.format("proofs"), landed)
-    assert "| sparse, node | 5 | 997 | 3.0 of 5 | 4.0 ×, of 5 | 0 | 5 | 0.10 | 0.50 | 7.00 |" in told
-    assert "| dense, faithful | 5 | 5,985 | 3.0 of 5 | 0.7 ×, of 5 | 0 | 5 |" in told
+    assert "| sparse, node | 5 | 997 | 3.0 of 5 | 4.0 ×, of 5 | 0 of 5 | 5 of 5 | 0.10 | 0.50 | 7.00 |" in told
+    assert "| dense, faithful | 5 | 5,985 | 3.0 of 5 | 0.7 ×, of 5 | 0 of 5 | 5 of 5 |" in told
     assert [path.name for path in draw_pictures(landed, tmp_path)] == ["targets.png"]
     (strict,) = [point for point in curve_of_kinds(landed, ["headline-targets"], "node") if point.target == 0.01]
     assert (strict.tasks, round(strict.ratio[0], 3)) == (5, 3.0)
+
+
+def test_models_that_are_not_matched_and_proofs_that_were_not_made(tmp_path: Path) -> None:
+    landed = planted_targets(tmp_path, val_loss={"sparse": 2.0, "dense": 2.2}, adversary_loss=None, nonsense_found=None)
+    page = "<!-- rows: {} headline-targets -->\n<!-- end of rows -->"
+    assert "validation losses are not matched: sparse 2.000, dense 2.200" in written_page(
+        page.format("targets"), landed
+    )
+    told = written_page(page.format("proofs"), landed)
+    assert "| sparse, node | 5 | 997 | – | 4.0 ×, of 5 | – | 5 of 5 | 0.10 | 0.50 | – |" in told
+    assert draw_pictures(landed, tmp_path) == []
+
+
+def test_a_circuit_of_one_model_in_two_studies_counts_once(tmp_path: Path) -> None:
+    for study in ("headline-targets", "headline-faithful"):
+        plant(tmp_path, study, "t00000-same", edges={"node": 1})
+    plant(tmp_path, "headline-targets", "t00000-other", edges={"node": 2})
+    edges = task_edges(Landed(str(tmp_path)), ["headline-targets", "headline-faithful"])
+    assert {len(logs) for logs in edges["sparse", "node", 0.15].values()} == {2}

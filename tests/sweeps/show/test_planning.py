@@ -14,7 +14,14 @@ from sparse_model.training.measures import flops_per_token
 from sparse_model.training.memory import activation_bytes
 from sweeps.cli import status_of
 from sweeps.frontier.rows import write_circuit_rows, write_trial_row
-from sweeps.show.planning import assumed_throughput, count_parameters, measured_throughput, plan_study, sample
+from sweeps.show.planning import (
+    PRUNE_SECONDS,
+    assumed_throughput,
+    count_parameters,
+    measured_throughput,
+    plan_study,
+    sample,
+)
 from sweeps.study.study import read_study
 
 Text = Callable[..., str]
@@ -70,8 +77,11 @@ def test_plan_like_a_finished_study(study_text: Text, tmp_path: Path, capsys: py
         row = {"trial": f"t{i}", "status": "ok", "flops": flops, "train_seconds": seconds, "devices": 2}
         write_trial_row(str(tmp_path / "done"), row)
         write_circuit_rows(str(tmp_path / "done"), f"t{i}", [{"trial": f"t{i}", "seconds": 3.0 + i}])
-    speed = measured_throughput(str(tmp_path / "done"))
+    speed = measured_throughput(str(tmp_path / "done"), read_study(study_text(), "s"))
     assert (speed.flops, speed.prune_seconds) == (pytest.approx(5e10), pytest.approx(3.5))
+    fuller = measured_throughput(str(tmp_path / "done"), read_study(study_text({"proofs": "full"}), "s"))
+    assert fuller.prune_seconds == PRUNE_SECONDS["full"]
+    assert "its circuits have no full proofs: assumed" in fuller.source
     path = tmp_path / "s.yaml"
     path.write_text(study_text())
     assert status_of(["plan", str(path), "--like", str(tmp_path / "done"), "--price", "2", "--format", "json"]) == 0
