@@ -102,7 +102,7 @@ def test_the_command_lands_and_shows_and_refuses(tmp_path: Path) -> None:
 def test_pictures_are_drawn_of_what_is_there(tmp_path: Path) -> None:
     assert draw_pictures(Landed(str(tmp_path)), tmp_path) == []
     drawn = draw_pictures(Landed(str(DATA)), tmp_path)
-    assert [path.name for path in drawn] == ["headline.png", "ablations.png"]
+    assert [path.name for path in drawn] == ["headline.png", "ablations.png", "targets.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
 
 
