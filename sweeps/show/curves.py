@@ -159,7 +159,8 @@ def _panel(axes: Axes, method: str, points: Sequence[Point]) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("task loss (nats)", color=INK)
-    axes.set_title(f"{method}-pruned", loc="left", fontsize=10, color=INK)
+    title = "faithful" if method == "faithful" else f"{method}-pruned"
+    axes.set_title(title, loc="left", fontsize=10, color=INK)
     axes.grid(True, which="major", color="#e6e6e6", linewidth=0.8)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
