@@ -132,12 +132,8 @@ def task_edges(landed: Landed, studies: Sequence[str]) -> TaskEdges:
     found: TaskEdges = {}
     seen = set()
     for row in landed.circuits(studies):
-        of = (
-            row["trial"].split("-")[-1],
-            row["method"],
-            row["target_loss"],
-            row["task"],
-        )  # a key ends in what is trained
+        model = row["trial"].split("-")[-1]  # a key ends in what is trained
+        of = model, row["method"], row["target_loss"], row["task"]
         if row["counted"] and of not in seen:
             seen.add(of)
             by_task = found.setdefault((row["kind"], row["method"], row["target_loss"]), {})

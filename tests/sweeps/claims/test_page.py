@@ -18,6 +18,7 @@ from sparse_model.errors import InputError
 from sweeps.claims import Landed, land_study, written_page
 from sweeps.claims.fronts import task_edges
 from sweeps.claims.pictures import curve_of_kinds, draw_pictures
+from sweeps.claims.table import HEADLINE
 from sweeps.claims.tables import MARKED
 from sweeps.frontier.queries import Frontier
 from sweeps.study.study import load_study
@@ -116,6 +117,13 @@ def test_ablations_as_a_table(tmp_path: Path) -> None:
     assert "| – | 3 of 3 seeds diverged |" in lines["gradients as they are"]
     assert "3.00 × (3.00 × to 3.00 ×), 5 tasks" in lines["AbsTopK keeps all"]
     assert "| no rows yet | no rows yet |" in lines["4 alive"]
+
+
+@pytest.mark.parametrize("study", ["headline-matched", "headline-targets"])
+def test_matched_models_have_the_tasks_that_half_of_the_other_models_do(study: str) -> None:
+    made = [row for row in Landed(str(DATA)).circuits(HEADLINE) if row["method"] == "node"]
+    counted = {task: [row["counted"] for row in made if row["task"] == task] for task in {row["task"] for row in made}}
+    assert set(load_study(study).tasks) == {task for task, of in counted.items() if 2 * sum(of) >= len(of)}
 
 
 def planted_targets(folder: Path, val_loss: Mapping[str, float] | None = None, **circuit: float | None) -> Landed:
